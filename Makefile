@@ -1,0 +1,51 @@
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+VENV ?= .venv
+PYTHON ?= python3
+RUN ?= default
+PY := $(VENV)/bin/python
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(VENV)/.edgeopt  ## make the virtual environment and install the pinned packages
+
+$(VENV)/.edgeopt: pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --editable '.[executorch,openvino,dev]'
+	touch $@
+
+report: setup  ## run params/$(RUN).yaml into reports/$(RUN)/index.html
+	$(PY) -m edgeopt.reports --params params/$(RUN).yaml
+
+test: setup  ## run everything CI runs
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pytest -n 2
+	EDGEOPT_REPORTS=$$(mktemp -d) $(PY) -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg -p no:xdist notebooks/0[1-5]*.ipynb
+
+test-slow: setup  ## run the simulations and long trainings too
+	$(PY) -m pytest -m slow
+
+bench: setup  ## measure speed, memory and quality, as ratios
+	$(PY) -m benchmarks
+
+lab: setup  ## open the notebooks in JupyterLab
+	$(PY) -m jupyterlab notebooks
+
+lint: setup  ## format and lint the code
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+notebooks: setup  ## execute the quick run in place, so that the committed outputs are fresh
+	$(PY) -m edgeopt.reports --params params/quick.yaml --write-back
+
+verify: setup  ## recompute the checksums of reports/$(RUN)
+	$(PY) -m edgeopt.manifest verify --run $(RUN)
+
+clean:  ## remove the reports
+	git clean -fdX reports
+
+.PHONY: help setup report test test-slow bench lab lint notebooks verify clean

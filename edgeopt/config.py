@@ -1,0 +1,203 @@
+"""One run's parameters: a flat YAML file, validated as a whole before anything runs."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from edgeopt.schema import CRITERIA, DATASETS, PRECISIONS, RUNTIMES, require_known
+
+Spec = TypeVar("Spec")
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Level = Annotated[float, Field(ge=0, lt=1)]
+SMALL_CNN_NOTEBOOKS = (
+    "01_baseline_training",
+    "02_pruning",
+    "03_quantization",
+    "04_sweep",
+    "05_hardware_analysis",
+)
+NOTEBOOKS = (*SMALL_CNN_NOTEBOOKS, "06_backbone_sweep")
+
+
+class ConfigError(ValueError):
+    """A parameter is unknown, of the wrong type or out of range."""
+
+
+class ExperimentConfig(BaseModel):
+    """Every parameter of a run, with its default and its allowed range.
+
+    The defaults are those of ``params/quick.yaml``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    run: str = Field("quick", pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    notebooks: tuple[str, ...] = Field(SMALL_CNN_NOTEBOOKS, min_length=1)
+
+    dataset: str = "fashion-mnist-20k"
+    data_dir: str = "data"
+    train_subset: Positive | None = 4000
+    calibration_subset: Positive = 640
+    val_subset: Positive | None = None
+    test_subset: Positive | None = None
+    batch_size: Positive = 64
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
+
+    conv1_channels: Positive = 16
+    conv2_channels: Positive = 32
+    epochs: Positive = 3
+    learning_rate: PositiveFloat = 1e-3
+    finetune_epochs: Annotated[int, Field(ge=0)] = 1
+    pruning_levels: tuple[Level, ...] = Field((0.0, 0.25, 0.5, 0.7), min_length=1)
+
+    precisions: tuple[str, ...] = Field(PRECISIONS, min_length=1)
+    runtimes: tuple[str, ...] = Field(RUNTIMES, min_length=1)
+    calibration_batches: Positive = 10
+
+    threads: Positive = 1
+    benchmark_batch_size: Positive = 1
+    benchmark_repeats: Positive = 10
+    calls_per_round: Positive = 30
+    latency_multiplier: PositiveFloat = 1.0
+    power_watts: PositiveFloat = 5.0
+
+    memory_budgets_mb: tuple[PositiveFloat, ...] = Field((0.015, 0.03, 0.06), min_length=1)
+    active_memory_budget_mb: PositiveFloat = 0.03
+    memory_bandwidth_gbps: PositiveFloat | None = None
+    peak_compute_gmacs: PositiveFloat | None = None
+
+    accuracy_drop_good: Share = 0.02
+    accuracy_drop_bad: Share = 0.05
+    size_reduction_good: Share = 0.5
+    latency_reduction_good: Share = 0.3
+    max_recall_drop: Share = 0.1
+    max_latency_p95_ms: PositiveFloat | None = None
+    max_int8_drop: Share = 0.01
+
+    backbones: tuple[str, ...] = ("mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0")
+    backbone_weights: str | None = None
+    image_size: Positive = 64
+    backbone_epochs: Positive = 2
+    pruning_criteria: tuple[Literal[CRITERIA], ...] = Field(CRITERIA, min_length=1)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("notebooks", "precisions", "runtimes")
+    @classmethod
+    def _known_names(cls, values: tuple[str, ...], info: Any) -> tuple[str, ...]:
+        allowed = {"notebooks": NOTEBOOKS, "precisions": PRECISIONS, "runtimes": RUNTIMES}
+        for value in values:
+            require_known(value, allowed=allowed[info.field_name], what=info.field_name)
+        return values
+
+    @field_validator("dataset")
+    @classmethod
+    def _known_dataset(cls, value: str) -> str:
+        if value.startswith("folder:") and len(value) > len("folder:"):
+            return value
+        return require_known(value, allowed=(*DATASETS, "folder:<path>"), what="dataset")
+
+    @field_validator("seeds", "pruning_levels", "precisions", "runtimes", "notebooks", "backbones")
+    @classmethod
+    def _no_repeats(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(values)) < len(values):
+            raise ValueError(f"{list(values)} repeats a value; allowed: each value once")
+        return values
+
+    @model_validator(mode="after")
+    def _agree(self) -> "ExperimentConfig":
+        if self.accuracy_drop_good > self.accuracy_drop_bad:
+            raise ValueError(
+                f"accuracy_drop_good {self.accuracy_drop_good} is above accuracy_drop_bad "
+                f"{self.accuracy_drop_bad}; allowed: at most accuracy_drop_bad"
+            )
+        if 0.0 not in self.pruning_levels:
+            raise ValueError(
+                f"pruning_levels is {list(self.pruning_levels)}; allowed: a list that holds 0.0, "
+                "the unpruned model that all others are compared with"
+            )
+        return self
+
+    @classmethod
+    def from_namespace(cls, names: Mapping[str, Any]) -> "ExperimentConfig":
+        """Validate the parameters found among ``names``, a notebook's ``globals()``.
+
+        A notebook declares only the parameters that it uses; the others keep their defaults.
+        """
+        return cls(**{key: names[key] for key in cls.model_fields if key in names})
+
+    def part(self, spec: type[Spec]) -> Spec:
+        """Build a dataclass from the parameters that share its fields' names."""
+        names = [field.name for field in fields(spec) if field.name in type(self).model_fields]
+        return spec(**{name: getattr(self, name) for name in names})
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(_explain(error)) from error
+
+
+def load_config(path: str | Path, **overrides: Any) -> ExperimentConfig:
+    """Read a flat YAML file into a validated configuration.
+
+    Keys that the file leaves out keep the defaults of :class:`ExperimentConfig`; ``run`` is the
+    file's name without its ending. Keyword arguments replace the file's values.
+
+    Raises
+    ------
+    ConfigError
+        Naming each bad key, its value and what is allowed.
+    FileNotFoundError
+        When there is no such file, naming those that are there.
+    """
+    path = Path(path)
+    if not path.is_file():
+        known = sorted(p.stem for p in path.parent.glob("*.yaml"))
+        raise FileNotFoundError(
+            f"no parameter file {path}; there are: {', '.join(known) or 'none'}"
+        )
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds a {type(values).__name__}; allowed: key: value lines")
+    if values.setdefault("run", path.stem) != path.stem:
+        raise ConfigError(
+            f"{path}: run is {values['run']!r}; allowed: the file's name {path.stem!r}"
+        )
+    try:
+        return ExperimentConfig(**{**values, **overrides})
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _explain(error: ValidationError) -> str:
+    """One line per bad key: its name, its value, what is allowed."""
+    lines = []
+    for problem in error.errors():
+        if problem["type"] == "too_short" and problem["input"]:
+            continue  # pydantic counts an item that was refused for its own reason
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = ", ".join(ExperimentConfig.model_fields)
+            lines.append(f"unknown parameter {key!r}; allowed: {known}")
+        elif not key:
+            lines.append(_reason(problem))
+        else:
+            lines.append(f"parameter {key} is {problem['input']!r}: {_reason(problem)}")
+    return "; ".join(lines)
+
+
+def _reason(problem: Any) -> str:
+    return problem["msg"].removeprefix("Value error, ")

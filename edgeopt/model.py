@@ -1,0 +1,165 @@
+"""Classifiers by name: SmallCNN, any torchvision classifier, or the user's own factory."""
+
+import importlib
+import io
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class SmallCNN(nn.Module):
+    """Two 3x3 convolutions and one linear layer for 28x28 grey images.
+
+    Parameters
+    ----------
+    conv1_channels, conv2_channels : int
+        Output channels of the two convolutions, at least 1 each.
+    num_classes : int
+        Width of the ``classifier`` layer.
+    """
+
+    def __init__(
+        self, conv1_channels: int = 16, conv2_channels: int = 32, num_classes: int = 10
+    ) -> None:
+        super().__init__()
+        sizes = {"conv1_channels": conv1_channels, "conv2_channels": conv2_channels}
+        for name, value in {**sizes, "num_classes": num_classes}.items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}; allowed: 1 or more")
+        self.conv1 = nn.Conv2d(1, conv1_channels, kernel_size=3, padding=1)
+        self.relu1 = nn.ReLU()
+        self.pool1 = nn.MaxPool2d(2)
+        self.conv2 = nn.Conv2d(conv1_channels, conv2_channels, kernel_size=3, padding=1)
+        self.relu2 = nn.ReLU()
+        self.pool2 = nn.MaxPool2d(2)
+        self.classifier = nn.Linear(conv2_channels * 7 * 7, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, num_classes] of images [B, 1, 28, 28]."""
+        hidden = self.pool1(self.relu1(self.conv1(images)))  # [B, C1, 14, 14]
+        hidden = self.pool2(self.relu2(self.conv2(hidden)))  # [B, C2, 7, 7]
+        return self.classifier(torch.flatten(hidden, 1))
+
+
+def build_model(
+    name: str,
+    *,
+    num_classes: int = 10,
+    conv1_channels: int = 16,
+    conv2_channels: int = 32,
+    weights: str | None = None,
+) -> nn.Module:
+    """Build a classifier by name.
+
+    Parameters
+    ----------
+    name : str
+        ``small_cnn``, a torchvision classifier such as ``mobilenet_v3_small``, or
+        ``package.module:factory``, called with ``num_classes``.
+    weights : str, optional
+        Path of a local state dict, or ``torchvision`` for its own pretrained weights, whose
+        final layer is replaced when ``num_classes`` differs. Random weights when omitted.
+
+    Raises
+    ------
+    ValueError
+        When the name is unknown, or the factory does not return an ``nn.Module``.
+    """
+    if name == "small_cnn":
+        model = SmallCNN(conv1_channels, conv2_channels, num_classes)
+    elif ":" in name:
+        model = _from_factory(name, num_classes=num_classes)
+    else:
+        model = _from_torchvision(name, num_classes=num_classes, weights=weights)
+    if weights not in (None, "torchvision"):
+        load_weights(model, weights)
+    return model
+
+
+def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
+    """Load a local state dict into ``model`` and return it; shapes and names must fit."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the weights in {path} do not fit {type(model).__name__}: {error}"
+        ) from error
+    return model
+
+
+def dump_weights(model: nn.Module) -> bytes:
+    """Return the state dict as the bytes of a file that :func:`load_weights` reads."""
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    return buffer.getvalue()
+
+
+def load_small_cnn(path: str | Path) -> SmallCNN:
+    """Build the SmallCNN, pruned or not, whose weights are in a file, in eval mode."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        sizes = [len(state[f"{layer}.bias"]) for layer in ("conv1", "conv2", "classifier")]
+    except KeyError as error:
+        raise ValueError(f"the weights in {path} are no SmallCNN's: {error} is missing") from error
+    return load_weights(SmallCNN(*sizes), path).eval()
+
+
+def _from_factory(name: str, *, num_classes: int) -> nn.Module:
+    module_name, _, factory_name = name.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module_name), factory_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"model {name!r} cannot be imported: {error}") from error
+    model = factory(num_classes=num_classes)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model {name!r} returned {type(model).__name__}; allowed: nn.Module")
+    return model
+
+
+def _from_torchvision(name: str, *, num_classes: int, weights: str | None) -> nn.Module:
+    from edgeopt._torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        raise ValueError(
+            f"unknown model {name!r}; allowed: small_cnn, package.module:factory, "
+            f"or one of torchvision's {', '.join(known)}"
+        )
+    if weights != "torchvision":
+        return models.get_model(name, num_classes=num_classes)
+    return _with_new_head(models.get_model(name, weights="DEFAULT"), num_classes=num_classes)
+
+
+def _with_new_head(model: nn.Module, *, num_classes: int) -> nn.Module:
+    name, head = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
+    if head.out_features != num_classes:
+        parent = model.get_submodule(name.rpartition(".")[0])
+        setattr(parent, name.rpartition(".")[2], nn.Linear(head.in_features, num_classes))
+    return model
+
+
+def set_deterministic(seed: int) -> None:
+    """Seed Python, NumPy and torch, so that the same seed trains the same weights."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002, libraries draw from the legacy generator
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def deterministic_algorithms() -> Iterator[None]:
+    """Hold torch to deterministic kernels inside the block only.
+
+    The switch is global and makes FX int8 conversion raise, so it is undone on the way out.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

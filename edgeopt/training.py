@@ -1,0 +1,125 @@
+"""Train, fine-tune and predict."""
+
+import copy
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from edgeopt.model import deterministic_algorithms
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A trained model and one row per epoch: epoch, train_loss, train_accuracy, val_accuracy."""
+
+    model: nn.Module
+    history: pd.DataFrame
+
+
+def train_model(
+    model: nn.Module,
+    train_loader: DataLoader,
+    epochs: int,
+    learning_rate: float,
+    device: str | torch.device = "cpu",
+) -> nn.Module:
+    """Train a copy of ``model`` with Adam and cross-entropy and return it in eval mode.
+
+    Raises
+    ------
+    ValueError
+        When ``epochs`` is negative or ``learning_rate`` is not positive.
+    """
+    return fit(model, train_loader, epochs=epochs, learning_rate=learning_rate, device=device).model
+
+
+def fit(
+    model: nn.Module,
+    train_loader: DataLoader,
+    *,
+    epochs: int,
+    learning_rate: float,
+    device: str | torch.device = "cpu",
+    val_loader: DataLoader | None = None,
+    progress: bool = True,
+    cosine: bool = False,
+) -> TrainingRun:
+    """Train as :func:`train_model` does and keep the per-epoch history.
+
+    Parameters
+    ----------
+    val_loader : DataLoader, optional
+        Scored after every epoch; ``val_accuracy`` is NaN without it.
+    cosine : bool
+        Anneal the learning rate to zero over all steps (Loshchilov and Hutter, 2017,
+        arXiv:1608.03983). Constant when false.
+    """
+    if epochs < 0:
+        raise ValueError(f"epochs is {epochs}; allowed: 0 or more")
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate is {learning_rate}; allowed: above 0")
+    trained = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(trained.parameters(), lr=learning_rate)
+    steps = max(1, epochs * len(train_loader))
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) if cosine else None
+    rows = []
+    with deterministic_algorithms():
+        for epoch in tqdm(range(1, epochs + 1), desc="epochs", disable=not progress, leave=False):
+            loss, accuracy = _train_epoch(trained, train_loader, optimizer, scheduler, device)
+            val_accuracy = evaluate(trained, val_loader) if val_loader else float("nan")
+            rows.append((epoch, loss, accuracy, val_accuracy))
+    columns = ["epoch", "train_loss", "train_accuracy", "val_accuracy"]
+    trained = trained.to(memory_format=torch.contiguous_format).eval()
+    return TrainingRun(trained, pd.DataFrame(rows, columns=columns))
+
+
+def _train_epoch(
+    model: nn.Module,
+    loader: DataLoader,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None,
+    device: str | torch.device,
+) -> tuple[float, float]:
+    model.train()
+    seen, loss_sum, correct = 0, 0.0, 0
+    for images, labels in loader:
+        images = images.to(device, memory_format=torch.channels_last)
+        labels = labels.to(device)
+        optimizer.zero_grad(set_to_none=True)
+        logits = model(images)
+        loss = nn.functional.cross_entropy(logits, labels)
+        loss.backward()
+        optimizer.step()
+        if scheduler:
+            scheduler.step()
+        seen += len(labels)
+        loss_sum += loss.item() * len(labels)
+        correct += (logits.argmax(1) == labels).sum().item()
+    return loss_sum / seen, correct / seen
+
+
+@torch.no_grad()
+def predict_logits(
+    model: nn.Module, images: Tensor, *, batch_size: int = 256, device: str | torch.device = "cpu"
+) -> Tensor:
+    """Logits [N, classes] in float32 of images [N, C, H, W]; the model is put in eval mode."""
+    model.eval()
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
+    batches = images.to(device, dtype).split(batch_size)
+    return torch.cat([model(batch).float().cpu() for batch in batches])
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loader: DataLoader) -> float:
+    """Top-1 accuracy of ``model`` over a loader; raises ``ValueError`` when it is empty."""
+    seen, correct = 0, 0
+    for images, labels in loader:
+        correct += (predict_logits(model, images).argmax(1) == labels.cpu()).sum().item()
+        seen += len(labels)
+    if not seen:
+        raise ValueError("the loader holds no images; allowed: 1 or more")
+    return correct / seen

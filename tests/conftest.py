@@ -1,0 +1,27 @@
+import numpy as np
+import pytest
+import torch
+
+from edgeopt.data import Split
+from edgeopt.model import SmallCNN, set_deterministic
+
+
+def striped_split(count: int, *, seed: int, classes: int = 4) -> Split:
+    """Images whose class is the row of a bright stripe, under noise: quick to learn, never trivial."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.arange(count) % classes)
+    images = rng.uniform(0, 0.4, (count, 1, 28, 28)).astype(np.float32)
+    for image, label in zip(images, labels, strict=True):
+        image[0, 3 + 6 * label : 6 + 6 * label] += 0.5
+    return Split(torch.from_numpy(images), torch.from_numpy(labels).long())
+
+
+@pytest.fixture(scope="session")
+def striped() -> Split:
+    return striped_split(256, seed=1)
+
+
+@pytest.fixture
+def small_cnn() -> SmallCNN:
+    set_deterministic(0)
+    return SmallCNN(6, 8, 4).eval()

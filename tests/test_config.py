@@ -1,0 +1,72 @@
+import pytest
+
+from edgeopt.config import ConfigError, ExperimentConfig, load_config
+
+
+def test_from_namespace_takes_what_is_a_parameter_and_leaves_the_rest():
+    config = ExperimentConfig.from_namespace({"epochs": 7, "np": object(), "seeds": [4, 2]})
+    assert config.epochs == 7
+    assert config.seeds == (4, 2)
+    assert config.batch_size == ExperimentConfig().batch_size
+
+
+def test_overrides_replace_the_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("epochs: 4\nbatch_size: 32\n")
+    config = load_config(path, epochs=9)
+    assert (config.run, config.epochs, config.batch_size) == ("mine", 9, 32)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epoch": 3}, r"unknown parameter 'epoch'; allowed: run, .*epochs"),
+        ({"epochs": "3"}, r"parameter epochs is '3': .*valid integer"),
+        ({"epochs": True}, r"parameter epochs is True: .*valid integer"),
+        ({"epochs": 0}, r"parameter epochs is 0: .*greater than or equal to 1"),
+        ({"pruning_levels": [0.0, 1.0]}, r"parameter pruning_levels.1 is 1.0: .*less than 1"),
+        ({"pruning_levels": []}, r"parameter pruning_levels is \(\): .*at least 1 item"),
+        ({"pruning_levels": [0.5]}, r"pruning_levels is \[0.5\]; allowed: a list that holds 0.0"),
+        ({"precisions": []}, r"parameter precisions is \(\): .*at least 1 item"),
+        ({"precisions": ["int4"]}, r"unknown precisions 'int4'; allowed: fp32, fp16"),
+        ({"runtimes": ["tflite"]}, r"unknown runtimes 'tflite'; allowed: torch, onnxruntime"),
+        ({"dataset": "cifar"}, r"unknown dataset 'cifar'; allowed: .*mnist, folder:<path>"),
+        ({"dataset": "folder:"}, r"unknown dataset 'folder:'"),
+        ({"notebooks": ["07_magic"]}, r"unknown notebooks '07_magic'; allowed: 01_baseline"),
+        ({"seeds": [1, 1]}, r"repeats a value"),
+        ({"learning_rate": float("nan")}, r"parameter learning_rate is nan"),
+        ({"learning_rate": -0.1}, r"parameter learning_rate is -0.1: .*greater than 0"),
+        ({"accuracy_drop_good": 0.9}, r"accuracy_drop_good 0.9 is above accuracy_drop_bad 0.05"),
+        ({"pruning_criteria": ["luck"]}, r"parameter pruning_criteria.0 is 'luck': .*'l1'"),
+    ],
+)
+def test_bad_values_are_named_with_what_is_allowed(values, message):
+    with pytest.raises(ConfigError, match=message):
+        ExperimentConfig(**values)
+
+
+def test_every_bad_key_is_named_at_once():
+    with pytest.raises(ConfigError, match=r"parameter epochs is -1.*unknown parameter 'oops'"):
+        ExperimentConfig(epochs=-1, oops=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs: [", "not valid YAML"),
+        ("- epochs", "holds a list; allowed: key: value"),
+        ("run: other", "run is 'other'; allowed: the file's name 'mine'"),
+        ("nope: 1", r"mine.yaml: unknown parameter 'nope'"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(path)
+
+
+def test_missing_file_names_those_that_are_there(tmp_path):
+    (tmp_path / "quick.yaml").write_text("")
+    with pytest.raises(FileNotFoundError, match=r"no parameter file .*slow.yaml; there are: quick"):
+        load_config(tmp_path / "slow.yaml")
