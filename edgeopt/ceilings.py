@@ -1,0 +1,158 @@
+"""What this machine can do at best: multiply-accumulate rates and copy bandwidths."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import numpy as np
+import onnx
+import onnxruntime
+import pandas as pd
+import torch
+from torch.utils.benchmark import Timer
+
+from edgeopt.schema import require_known
+
+CEILING_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+FLOAT_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+MATRIX_SIZES = (256, 512, 1024)
+SLOW_CALL_S = 0.05
+DRAM_BUFFER_BYTES = 64 * 2**20
+COLUMNS = ("name", "precision", "value", "unit", "kind", "how")
+
+
+def measure_ceilings(
+    *,
+    precisions: Iterable[str] = CEILING_PRECISIONS,
+    threads: int = 1,
+    cache_bytes: int | None = None,
+    seconds: float = 0.2,
+) -> pd.DataFrame:
+    """Measure the best matrix-multiply rate per precision and the best copy bandwidth.
+
+    Rows: ``compute`` (GMAC/s) per precision, ``memory`` (GB/s, buffers of 64 MiB each) and, where
+    ``cache_bytes`` (of the last private level, usually L2) is given, ``cache`` (GB/s, source and
+    target together half of it). A copied byte is read once and written once and counts twice, as
+    in STREAM (https://www.cs.virginia.edu/stream/ref.html). Each value is the best of all timings
+    taken in about ``seconds``: a ceiling is what was reached, not what is usual.
+    """
+    rows = []
+    for precision in precisions:
+        require_known(precision, allowed=CEILING_PRECISIONS, what="ceiling precision")
+        rows.append(_compute_row(precision, threads=threads, seconds=seconds))
+    rows.append(_copy_row("memory", DRAM_BUFFER_BYTES, threads=threads, seconds=seconds))
+    if cache_bytes is not None:
+        rows.append(_copy_row("cache", cache_bytes // 4, threads=threads, seconds=seconds))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def configure_ceilings(
+    ceilings: pd.DataFrame,
+    *,
+    memory_bandwidth_gbps: float | None = None,
+    peak_compute_gmacs: float | Mapping[str, float] | None = None,
+) -> pd.DataFrame:
+    """Put configured ceilings in the place of measured ones, labelled ``kind='configured'``.
+
+    A single ``peak_compute_gmacs`` holds for every precision listed. A configured bandwidth
+    stands for every memory level, so a ``cache`` row goes.
+    """
+    result = ceilings.copy()
+    if memory_bandwidth_gbps is not None:
+        result = result[result["name"] != "cache"]
+        rows = result["name"] == "memory"
+        result = _override(result, rows, memory_bandwidth_gbps, what="memory_bandwidth_gbps")
+    if peak_compute_gmacs is not None:
+        compute = result.loc[result["name"] == "compute", "precision"]
+        given = peak_compute_gmacs
+        peaks = given if isinstance(given, Mapping) else dict.fromkeys(compute, given)
+        for precision, value in peaks.items():
+            require_known(precision, allowed=tuple(compute), what="ceiling precision")
+            rows = (result["name"] == "compute") & (result["precision"] == precision)
+            result = _override(result, rows, value, what="peak_compute_gmacs")
+    return result.reset_index(drop=True)
+
+
+def _override(frame: pd.DataFrame, rows: pd.Series, value: float, *, what: str) -> pd.DataFrame:
+    if not value > 0:
+        raise ValueError(f"{what} is {value!r}; it must be above 0")
+    changes = {"value": float(value), "kind": "configured", "how": what}
+    return frame.assign(**{key: frame[key].mask(rows, new) for key, new in changes.items()})
+
+
+def _compute_row(precision: str, *, threads: int, seconds: float) -> dict[str, object]:
+    kernels = _int8_kernels(threads) if precision == "int8" else _float_kernels(precision)
+    rates = [(rate, how) for kernel in kernels for rate, how in _rates(kernel, threads, seconds)]
+    value, how = max(rates)
+    how = f"{how}, {threads} thread(s), best"
+    return _row("compute", precision, value, "GMAC/s", how)
+
+
+Kernel = tuple[str, Callable[[int], Callable[[], object]]]
+
+
+def _rates(kernel: Kernel, threads: int, seconds: float) -> Iterator[tuple[float, str]]:
+    """Rate per matrix size, growing until a call is slow: emulated types take seconds at 1024."""
+    name, make = kernel
+    for size in MATRIX_SIZES:
+        best = _best_seconds(make(size), threads=threads, seconds=seconds)
+        yield size**3 / best / 1e9, f"{name} {size}x{size}"
+        if best > SLOW_CALL_S:
+            return
+
+
+def _float_kernels(precision: str) -> list[Kernel]:
+    def make(size: int) -> Callable[[], object]:
+        left, right = (torch.rand(size, size).to(FLOAT_TYPES[precision]) for _ in range(2))
+        return lambda: torch.mm(left, right)
+
+    return [("torch.mm", make)]
+
+
+def _int8_kernels(threads: int) -> list[Kernel]:
+    def make_torch(size: int) -> Callable[[], object]:
+        left, right = (torch.randint(-128, 128, (size, size), dtype=torch.int8) for _ in "ab")
+        return lambda: torch._int_mm(left, right)
+
+    def make_onnxruntime(size: int) -> Callable[[], object]:
+        session = _matmul_integer_session(size, threads=threads)
+        left = np.random.default_rng(0).integers(0, 256, (size, size), dtype=np.uint8)
+        return lambda: session.run(None, {"a": left})
+
+    return [
+        ("torch._int_mm (S8S8)", make_torch),
+        ("onnxruntime MatMulInteger (U8S8)", make_onnxruntime),
+    ]
+
+
+def _matmul_integer_session(size: int, *, threads: int) -> onnxruntime.InferenceSession:
+    weights = np.random.default_rng(1).integers(-127, 128, (size, size), dtype=np.int8)
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMulInteger", ["a", "b"], ["c"])],
+        "matmul",
+        [onnx.helper.make_tensor_value_info("a", onnx.TensorProto.UINT8, [size, size])],
+        [onnx.helper.make_tensor_value_info("c", onnx.TensorProto.INT32, [size, size])],
+        [onnx.numpy_helper.from_array(weights, "b")],
+    )
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def _copy_row(name: str, buffer_bytes: int, *, threads: int, seconds: float) -> dict[str, object]:
+    source = torch.ones(buffer_bytes, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    best = _best_seconds(lambda: target.copy_(source), threads=threads, seconds=seconds)
+    how = f"torch copy of {buffer_bytes:,} bytes, read + write, {threads} thread(s), best"
+    return _row(name, "", 2 * buffer_bytes / best / 1e9, "GB/s", how)
+
+
+def _best_seconds(call: Callable[[], object], *, threads: int, seconds: float) -> float:
+    timer = Timer("call()", globals={"call": call}, num_threads=threads)
+    return min(timer.blocked_autorange(min_run_time=seconds).times)
+
+
+def _row(name: str, precision: str, value: float, unit: str, how: str) -> dict[str, object]:
+    return dict(zip(COLUMNS, (name, precision, value, unit, "measured", how), strict=True))

@@ -1,0 +1,102 @@
+"""A model on a machine: measured latency against the roofline of its ceilings.
+
+The rest of the hardware analysis is offered here as well: layer tables, ceilings, devices and
+counters.
+"""
+
+import numpy as np
+import pandas as pd
+
+from edgeopt.ceilings import configure_ceilings, measure_ceilings
+from edgeopt.counters import read_counters
+from edgeopt.devices import estimate_on_devices, load_devices
+from edgeopt.layers import layerwise_breakdown, measure_layers
+from edgeopt.schema import PRECISIONS, require_known
+
+__all__ = [
+    "configure_ceilings",
+    "estimate_on_devices",
+    "hardware_summary",
+    "layerwise_breakdown",
+    "load_devices",
+    "measure_ceilings",
+    "measure_layers",
+    "read_counters",
+]
+
+CEILING_OF_PRECISION = {name: name for name in PRECISIONS} | {"int8-dynamic": "int8"}
+
+
+def hardware_summary(
+    breakdown: pd.DataFrame,
+    *,
+    candidate: str,
+    precision: str,
+    latency_ms: float,
+    ceilings: pd.DataFrame,
+    cache_bytes: int | None = None,
+) -> pd.DataFrame:
+    """Place one candidate on the roofline of a machine: a table of one row.
+
+    ``breakdown`` is counted at ``precision``; ``latency_ms`` is the measured latency of the same
+    input shape; ``ceilings`` come from `measure_ceilings`, perhaps through `configure_ceilings`.
+    Bandwidths are GB/s, rates GMAC/s, intensities MACs per byte.
+
+    ``bound`` is ``memory`` left of the ridge point, else ``compute``. When weights and the widest
+    layer fit into ``cache_bytes`` and a ``cache`` ceiling is there, ``memory_level`` is ``cache``:
+    the memory in question is then the cache and not DRAM, which a warm model of this size never
+    touches. A low utilisation of both ceilings means that neither binds and overhead does.
+
+    Source: Williams et al., Roofline, doi:10.1145/1498765.1498785
+    """
+    require_known(precision, allowed=PRECISIONS, what="precision")
+    if not latency_ms > 0:
+        raise ValueError(f"latency_ms of {candidate!r} is {latency_ms!r}; it must be above 0")
+    totals = breakdown[["parameters", "parameter_bytes", "activation_bytes", "macs"]].sum()
+    memory_bytes = totals["parameter_bytes"] + totals["activation_bytes"]
+    level = _memory_level(breakdown, ceilings=ceilings, cache_bytes=cache_bytes)
+    bandwidth = _ceiling(ceilings, name="cache" if level == "cache" else "memory")
+    compute = _ceiling(ceilings, name="compute", precision=CEILING_OF_PRECISION[precision])
+    row = {
+        "candidate": candidate,
+        "precision": precision,
+        **totals,
+        "memory_bytes": memory_bytes,
+        "latency_ms": latency_ms,
+        "achieved_bandwidth_gbps": memory_bytes / latency_ms / 1e6,
+        "achieved_gmacs": totals["macs"] / latency_ms / 1e6,
+        "memory_level": level,
+        "bandwidth_ceiling_gbps": bandwidth["value"],
+        "bandwidth_ceiling_kind": bandwidth["kind"],
+        "compute_ceiling_gmacs": compute["value"],
+        "compute_ceiling_kind": compute["kind"],
+        "arithmetic_intensity": totals["macs"] / memory_bytes,
+        "ridge_point": compute["value"] / bandwidth["value"],
+    }
+    return pd.DataFrame([row]).pipe(_add_utilization)
+
+
+def _add_utilization(row: pd.DataFrame) -> pd.DataFrame:
+    left_of_ridge = row["arithmetic_intensity"] < row["ridge_point"]
+    return row.assign(
+        bandwidth_utilization=row["achieved_bandwidth_gbps"] / row["bandwidth_ceiling_gbps"],
+        compute_utilization=row["achieved_gmacs"] / row["compute_ceiling_gmacs"],
+        bound=np.where(left_of_ridge, "memory", "compute"),
+    )
+
+
+def _memory_level(
+    breakdown: pd.DataFrame, *, ceilings: pd.DataFrame, cache_bytes: int | None
+) -> str:
+    """Where the working set lives: all weights, and the input and output of the widest layer."""
+    working_set = breakdown["parameter_bytes"].sum() + breakdown["activation_bytes"].max()
+    fits = cache_bytes is not None and working_set <= cache_bytes
+    return "cache" if fits and "cache" in set(ceilings["name"]) else "DRAM"
+
+
+def _ceiling(ceilings: pd.DataFrame, *, name: str, precision: str = "") -> pd.Series:
+    rows = ceilings[(ceilings["name"] == name) & (ceilings["precision"] == precision)]
+    if len(rows) != 1:
+        known = ", ".join((ceilings["name"] + " " + ceilings["precision"]).str.strip())
+        raise ValueError(f"{len(rows)} ceilings are '{name} {precision}'; there are: {known}")
+    return rows.iloc[0]
