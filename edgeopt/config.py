@@ -51,9 +51,9 @@ class ExperimentConfig(BaseModel):
 
     conv1_channels: Positive = 16
     conv2_channels: Positive = 32
-    epochs: Positive = 3
-    learning_rate: PositiveFloat = 1e-3
-    finetune_epochs: Annotated[int, Field(ge=0)] = 1
+    epochs: Positive = 6
+    learning_rate: PositiveFloat = 3e-3
+    finetune_epochs: Annotated[int, Field(ge=0)] = 2
     pruning_levels: tuple[Level, ...] = Field((0.0, 0.25, 0.5, 0.7), min_length=1)
 
     precisions: tuple[str, ...] = Field(PRECISIONS, min_length=1)
@@ -77,7 +77,13 @@ class ExperimentConfig(BaseModel):
     size_reduction_good: Share = 0.5
     latency_reduction_good: Share = 0.3
     max_recall_drop: Share = 0.1
+    min_recall: Share = 0.2
     max_latency_p95_ms: PositiveFloat | None = None
+    max_memory_mb: PositiveFloat | None = None
+    memory: Literal["weights", "artifact", "peak_activation", "peak_rss"] = "weights"
+    max_energy_j: PositiveFloat | None = None
+    energy: Literal["proxy", "model"] = "proxy"
+    min_accuracy: Share | None = None
     max_int8_drop: Share = 0.01
 
     backbones: tuple[str, ...] = ("mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0")

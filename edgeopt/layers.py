@@ -11,16 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.benchmark.utils.common import set_torch_threads
 
-from edgeopt.schema import PRECISIONS, require_known
+from edgeopt.schema import ELEMENT_BYTES, PRECISIONS, require_known
 
-# (weight, activation) bytes of an element; int8 keeps its 1-D parameters (biases) in 32 bits.
-ELEMENT_BYTES = {
-    "fp32": (4, 4),
-    "fp16": (2, 2),
-    "bf16": (2, 2),
-    "int8": (1, 1),
-    "int8-dynamic": (1, 4),
-}
 # Layers that compute and move nothing at inference.
 PASSIVE = ("Dropout", "Flatten", "Identity", "StochasticDepth")
 

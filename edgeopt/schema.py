@@ -11,6 +11,14 @@ PRECISIONS_OF_RUNTIME = {
     "executorch": ("fp32", "int8"),
     "openvino": ("fp32", "bf16", "int8"),
 }
+# (weight, activation) bytes of an element; int8 keeps its 1-D parameters (biases) in 32 bits.
+ELEMENT_BYTES = {
+    "fp32": (4, 4),
+    "fp16": (2, 2),
+    "bf16": (2, 2),
+    "int8": (1, 1),
+    "int8-dynamic": (1, 4),
+}
 RECIPES = ("baseline", "one-shot", "fine-tuned", "scratch")
 CRITERIA = ("l1", "l2", "taylor", "random")
 DATASETS = ("fashion-mnist-20k", "fashion-mnist", "mnist")

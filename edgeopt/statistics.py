@@ -1,0 +1,168 @@
+"""How sure the numbers are: intervals over seeds and images, odds of the frontier."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import t
+
+from edgeopt.benchmark import check_samples, resampled_medians, round_weights
+from edgeopt.paired import (
+    Correct,
+    accuracy_ties,
+    check_share,
+    correctness_table,
+    detectable_difference,
+    paired_comparison,
+)
+
+__all__ = [
+    "Interval",
+    "detectable_difference",
+    "frontier_probability",
+    "hypervolume",
+    "mean_interval_over_seeds",
+    "paired_comparison",
+    "two_level_interval",
+]
+
+
+class Interval(NamedTuple):
+    """An estimate with the low and high end of its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def mean_interval_over_seeds(values: ArrayLike, *, confidence: float = 0.95) -> Interval:
+    """Mean over seeds and its Student t interval.
+
+    One seed says nothing about the spread between seeds: ``low`` and ``high`` are then NaN.
+    """
+    check_share(confidence=confidence)
+    values = np.asarray(values, dtype=float)
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(f"values have shape {values.shape}; allowed: (seeds,) with 1 or more")
+    if not np.isfinite(values).all():
+        raise ValueError("values hold a number that is not finite; leave failed seeds out")
+    mean, seeds = float(values.mean()), len(values)
+    if seeds == 1:
+        return Interval(mean, np.nan, np.nan)
+    half = t.ppf((1 + confidence) / 2, seeds - 1) * values.std(ddof=1) / np.sqrt(seeds)
+    return Interval(mean, mean - half, mean + half)
+
+
+def two_level_interval(correct: ArrayLike, *, confidence: float = 0.95) -> Interval:
+    """Interval of the accuracy over both other seeds and other test images.
+
+    ``correct`` [seeds, images] says which image each seed's model gets right, the same images for
+    all. Two crossed random effects: the variance of the mean is ``(MS_seed + MS_image -
+    MS_rest) / (seeds * images)``, the mean squares of the two-way layout, with Satterthwaite's
+    degrees of freedom (doi:10.2307/3002019). ``low`` and ``high`` are NaN with one seed or one
+    image, and when nothing varies (all right or all wrong).
+    """
+    check_share(confidence=confidence)
+    table = np.asarray(correct, dtype=float)
+    if table.ndim != 2 or table.size == 0:
+        raise ValueError(f"correct has shape {table.shape}; allowed: (seeds, images), none empty")
+    (seeds, images), mean = table.shape, float(table.mean())
+    if min(seeds, images) == 1 or np.ptp(table) == 0:
+        return Interval(mean, np.nan, np.nan)
+    by_seed, by_image = table.mean(axis=1), table.mean(axis=0)
+    rest = table - by_seed[:, None] - by_image + mean
+    freedom = np.array([seeds - 1, images - 1, (seeds - 1) * (images - 1)])
+    squares = images * np.sum((by_seed - mean) ** 2), seeds * np.sum((by_image - mean) ** 2)
+    seed, image, noise = np.array([*squares, np.sum(rest**2)]) / freedom
+    terms = np.array([max(seed, noise), image, -noise])  # a seed variance is never negative
+    total = terms.sum()
+    quantile = t.ppf((1 + confidence) / 2, total**2 / np.sum(terms**2 / freedom))
+    half = quantile * np.sqrt(total / (seeds * images))
+    return Interval(mean, mean - half, mean + half)
+
+
+def frontier_probability(
+    correct: Correct,
+    samples: pd.DataFrame,
+    *,
+    replicates: int = 1000,
+    seed: int = 0,
+    alpha: float = 0.05,
+) -> pd.DataFrame:
+    """How likely each candidate is on the accuracy/median-latency frontier.
+
+    Each bootstrap replicate draws the images anew, the same for all candidates, and the
+    measurement's rounds anew, the same for all, and takes the frontier of that draw. One row per
+    candidate of ``correct``: ``accuracy, latency_p50_ms, frontier_probability, tied_with``; the
+    last names, joined by commas, the candidates whose accuracy the Holm-adjusted exact McNemar
+    test over all pairs cannot tell from this one's.
+    """
+    table = correctness_table(correct)
+    own_samples = _samples_of(table.columns, samples)
+    if replicates < 1:
+        raise ValueError(f"replicates is {replicates}; allowed: 1 or more")
+    rounds = next(iter(own_samples.values()))["round"].nunique()
+    weights = round_weights(rounds, replicates=replicates, seed=seed)
+    latencies = [resampled_medians(own, weights) for own in own_samples.values()]
+    right = _resampled_counts(table.to_numpy(), replicates=replicates, seed=seed)
+    on_frontier = _frontier_masks(np.column_stack(latencies), right)
+    return pd.DataFrame(
+        {
+            "candidate": table.columns,
+            "accuracy": table.mean().to_numpy(),
+            "latency_p50_ms": [own["latency_ms"].median() for own in own_samples.values()],
+            "frontier_probability": on_frontier.mean(axis=0),
+            "tied_with": accuracy_ties(table, alpha=alpha),
+        }
+    )
+
+
+def hypervolume(df: pd.DataFrame, *, x_col: str, reference: tuple[float, float]) -> float:
+    """Area between the rows' frontier and a reference point (worst ``x_col``, worst accuracy).
+
+    Smaller ``x_col`` and larger ``accuracy`` are better; rows not better than the reference in
+    both add nothing. Unit: that of ``x_col`` times accuracy. Only compare areas with the same
+    reference. Source: Zitzler and Thiele 1998, doi:10.1007/BFb0056872.
+    """
+    if missing := [column for column in (x_col, "accuracy") if column not in df]:
+        raise ValueError(f"hypervolume needs the column(s) {', '.join(missing)}")
+    worst_x, worst_accuracy = reference
+    if not np.isfinite(reference).all():
+        raise ValueError(f"reference is {reference}; allowed: two finite numbers")
+    inside = df[(df[x_col] < worst_x) & (df["accuracy"] > worst_accuracy)].sort_values(x_col)
+    steps = np.diff(inside[x_col], append=worst_x)
+    return float(np.sum(steps * (inside["accuracy"].cummax() - worst_accuracy)))
+
+
+def _samples_of(candidates: pd.Index, samples: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    check_samples(samples)
+    groups = dict(list(samples.groupby("candidate")))
+    failed = [name for name, own in groups.items() if own["latency_ms"].isna().any()]
+    lacking = [name for name in candidates if name not in groups or name in failed]
+    if lacking:
+        raise ValueError(f"no latency samples of {', '.join(lacking)}: not measured, or failed")
+    own_samples = {name: groups[name] for name in candidates}
+    rounds = {name: own["round"].nunique() for name, own in own_samples.items()}
+    if len(set(rounds.values())) > 1:
+        raise ValueError(f"latency samples have different numbers of rounds: {rounds}")
+    return own_samples
+
+
+def _resampled_counts(right: NDArray[np.bool_], *, replicates: int, seed: int) -> NDArray:
+    """Right answers [replicates, candidates] on images drawn anew."""
+    images = len(right)
+    draws = np.random.default_rng((seed, 1)).integers(images, size=(replicates, images))
+    weights = np.stack([np.bincount(draw, minlength=images) for draw in draws])
+    return weights.astype(float) @ right.astype(float)
+
+
+def _frontier_masks(latencies: NDArray, right: NDArray) -> NDArray[np.bool_]:
+    """Which candidates are on the frontier, row by row of two [replicates, candidates] arrays."""
+    order = np.lexsort((-right, latencies), axis=-1)
+    ranked = np.take_along_axis(right, order, axis=1)
+    best = np.maximum.accumulate(ranked, axis=1)
+    rises = np.hstack([np.ones((len(best), 1), dtype=bool), ranked[:, 1:] > best[:, :-1]])
+    masks = np.empty_like(rises)
+    np.put_along_axis(masks, order, rises, axis=1)
+    return masks

@@ -1,0 +1,240 @@
+"""Bytes derived by hand, shape by shape."""
+
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from edgeopt._upstream import known_noise_silenced
+from edgeopt.export import export_artifact
+from edgeopt.footprint import (
+    ResidentMemory,
+    artifact_weight_bytes,
+    peak_activation_bytes,
+    peak_rss_bytes,
+    resident_memory,
+    weight_bytes,
+)
+from edgeopt.model import SmallCNN
+from edgeopt.quantization import to_int8
+
+WEIGHTS = 16 * 1 * 9 + 32 * 16 * 9 + 10 * 32 * 7 * 7  # conv1, conv2, classifier: 20,432
+BIASES = CHANNELS = 16 + 32 + 10
+IMAGE = (1, 1, 28, 28)
+
+
+@dataclass(frozen=True)
+class FakeArtifact:
+    path: Path
+    runtime: str
+    input_shape: tuple[int, ...] = IMAGE
+
+
+def int8_small_cnn() -> nn.Module:
+    images = torch.rand(4, *IMAGE[1:], generator=torch.Generator().manual_seed(0))
+    return to_int8(SmallCNN().eval(), [(images, torch.arange(4))])
+
+
+def saved_torchscript(model: nn.Module, path: Path, *, frozen: bool) -> FakeArtifact:
+    with known_noise_silenced():
+        traced = torch.jit.trace(model.eval(), torch.zeros(IMAGE)).eval()
+        traced = torch.jit.freeze(traced) if frozen else traced
+        traced.save(path)
+    return FakeArtifact(path, "torch")
+
+
+def int8_bytes() -> int:
+    # per channel a double scale and an int64 zero point; float32 bias; the buffers are the scale
+    # (float32) and zero point (int64) with which the input is quantized
+    return WEIGHTS + 4 * BIASES + (8 + 8) * CHANNELS + (4 + 8)
+
+
+def test_float_weights_are_four_or_two_bytes_each():
+    assert weight_bytes(SmallCNN()) == 4 * (WEIGHTS + BIASES)
+    assert weight_bytes(SmallCNN().half()) == 2 * (WEIGHTS + BIASES)
+
+
+def test_packed_int8_weights_are_counted():
+    counted = weight_bytes(int8_small_cnn())
+    assert counted == int8_bytes()
+    assert counted / 2**20 == pytest.approx(0.0206, abs=5e-5)
+
+
+def test_per_tensor_packed_weights_hold_one_scale_and_zero_point():
+    layer = torch.ao.nn.quantized.Linear(8, 3, bias_=False)
+    with known_noise_silenced():
+        weight = torch.quantize_per_tensor(torch.rand(3, 8), 0.1, 0, torch.qint8)
+    layer.set_weight_bias(weight, None)
+    assert weight_bytes(layer) == 3 * 8 + 8 + 8
+
+
+def test_shared_tensors_count_once():
+    first, second = nn.Linear(5, 5, bias=False), nn.Linear(5, 5, bias=False)
+    second.weight = first.weight
+    third = nn.Linear(5, 5, bias=False)
+    third.weight = nn.Parameter(first.weight.detach())
+    assert weight_bytes(nn.Sequential(first, second, third)) == 4 * 25
+
+
+def test_buffers_count():
+    assert weight_bytes(nn.BatchNorm2d(6)) == 4 * 4 * 6 + 8  # and one int64 batch counter
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_torchscript_artifact_counts_like_its_model(tmp_path, frozen):
+    float_artifact = saved_torchscript(SmallCNN(), tmp_path / "float.pt", frozen=frozen)
+    int8_artifact = saved_torchscript(int8_small_cnn(), tmp_path / "int8.pt", frozen=frozen)
+    assert artifact_weight_bytes(float_artifact) == 4 * (WEIGHTS + BIASES)
+    assert artifact_weight_bytes(int8_artifact) == int8_bytes()
+
+
+def test_onnx_artifact_counts_initializers_and_constants_as_stored(tmp_path):
+    tensors = {
+        "weight": np.ones((10, 4), np.int8),
+        "scale": np.ones(10, np.float32),
+        "zero_point": np.zeros(10, np.int8),
+        "bias": np.zeros(10, np.int32),
+    }
+    constant = helper.make_node(
+        "Constant", [], ["shape"], value=numpy_helper.from_array(np.array([1, 4], np.int64))
+    )
+    reshape = helper.make_node("Reshape", ["x", "shape"], ["y"])
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in "xy"]
+    initializers = [numpy_helper.from_array(array, name) for name, array in tensors.items()]
+    graph = helper.make_graph([constant, reshape], "g", infos[:1], infos[1:], initializers)
+    onnx.save(helper.make_model(graph), tmp_path / "model.onnx")
+    for runtime in ("onnxruntime", "openvino"):
+        artifact = FakeArtifact(tmp_path / "model.onnx", runtime)
+        assert artifact_weight_bytes(artifact) == 40 + 40 + 10 + 40 + 2 * 8
+
+
+def test_executorch_artifact_counts_the_delegates_weights(tmp_path):
+    pytest.importorskip("executorch")
+    artifact = export_artifact(
+        SmallCNN().eval(),
+        tmp_path / "model.pte",
+        runtime="executorch",
+        precision="fp32",
+        input_shape=IMAGE,
+    )
+    assert artifact_weight_bytes(artifact) == 4 * (WEIGHTS + BIASES)
+
+
+def test_unknown_runtime_is_refused():
+    with pytest.raises(ValueError, match="unknown runtime 'tflite'; allowed: torch, onnxruntime"):
+        artifact_weight_bytes(FakeArtifact(Path("model.tflite"), "tflite"))
+
+
+def test_peak_activations_of_small_cnn_by_hand():
+    # input 784, conv1 = relu1 = 16*28*28, pool1 16*14*14, conv2 = relu2 = 32*14*14, ...: the
+    # largest moment is relu1, which reads one 16x28x28 tensor and writes another
+    assert peak_activation_bytes(SmallCNN(), input_shape=IMAGE) == 4 * 2 * 16 * 28 * 28
+    assert peak_activation_bytes(SmallCNN(), input_shape=(3, *IMAGE[1:])) == 3 * 4 * 2 * 12544
+    assert peak_activation_bytes(SmallCNN().half(), input_shape=IMAGE) == 2 * 2 * 16 * 28 * 28
+
+
+def test_in_place_results_count_once():
+    model = SmallCNN()
+    model.relu1, model.relu2 = nn.ReLU(inplace=True), nn.ReLU(inplace=True)
+    # now the largest moment is pool1: it reads 16x28x28 and writes 16x14x14
+    assert peak_activation_bytes(model, input_shape=IMAGE) == 4 * (16 * 28 * 28 + 16 * 14 * 14)
+
+
+def test_peak_activations_of_int8_small_cnn_are_bytes():
+    # conv1 and relu1 are one operator: input float32 and uint8, then 784 + 16*28*28 bytes, and
+    # at pool1 16*28*28 + 16*14*14 bytes
+    assert peak_activation_bytes(int8_small_cnn(), input_shape=IMAGE) == 16 * 28 * 28 + 16 * 14 * 14
+
+
+class Residual(nn.Module):
+    def forward(self, x):
+        a = x + 1  # x, a
+        b = a.view(-1) * 2  # a and its view are one storage: a, b
+        c = b + 1  # a, b, c
+        return c.view_as(a) + a  # a, c, output
+
+
+def test_a_skipped_tensor_lives_until_it_is_read_and_a_view_is_free():
+    assert peak_activation_bytes(Residual(), input_shape=(1, 10)) == 3 * 40
+
+
+class Branches(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def test_untraceable_model_is_named():
+    with pytest.raises(ValueError, match=r"Branches cannot be traced by torch.fx: .*control flow"):
+        peak_activation_bytes(Branches(), input_shape=(1, 2))
+
+
+def test_peak_activations_leave_the_model_alone():
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.ReLU()).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    peak_activation_bytes(model, input_shape=(2, 1, 3, 3))
+    assert model.training
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+@pytest.fixture
+def fake_runtime(tmp_path, monkeypatch):
+    """Stands in for edgeopt.export and edgeopt.runtimes inside the child process."""
+    source = """
+        import dataclasses, sys, types
+
+        @dataclasses.dataclass
+        class Artifact:
+            path: object
+            runtime: str
+            input_shape: tuple
+
+        def load_session(artifact, *, threads):
+            if threads == 99:
+                raise ValueError("threads is 99; allowed: fewer")
+            held = bytearray(b"1") * (artifact.path.stat().st_size * 2**20)
+            print("a runtime that talks")
+            return lambda batch: (held, batch.shape == artifact.input_shape or 1 / 0)
+
+        names = {"edgeopt.export": Artifact, "edgeopt.runtimes": load_session}
+        for name, content in names.items():
+            sys.modules[name] = types.ModuleType(name)
+            setattr(sys.modules[name], content.__name__, content)
+    """
+    (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(source))
+    root = str(Path(__file__).parents[1])
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{root}")
+    path = tmp_path / "artifact.bin"
+    path.write_bytes(bytes(64))
+    return FakeArtifact(path, "torch")
+
+
+def test_resident_memory_is_that_of_the_fresh_process(fake_runtime):
+    ballast = np.ones(2**26)  # 512 MiB here must not show in the child
+    memory = resident_memory(fake_runtime)
+    assert 64 * 2**20 <= memory.peak_bytes - memory.baseline_bytes < 80 * 2**20
+    assert memory.peak_bytes < ballast.nbytes
+
+
+def test_resident_memory_of_a_real_artifact(tmp_path):
+    artifact = export_artifact(
+        SmallCNN().eval(), tmp_path / "m", runtime="torch", precision="fp32", input_shape=IMAGE
+    )
+    memory = resident_memory(artifact)
+    assert memory.peak_bytes > memory.baseline_bytes
+    assert memory.peak_bytes < 2**31
+
+
+def test_peak_rss_names_the_artifact_and_the_cause_of_a_failure(fake_runtime):
+    with pytest.raises(RuntimeError, match=r"artifact.bin failed: ValueError: threads is 99"):
+        peak_rss_bytes(fake_runtime, threads=99)
+
+
+def test_resident_memory_refuses_a_peak_below_the_baseline():
+    with pytest.raises(ValueError, match="baseline_bytes is 2 and peak_bytes 1"):
+        ResidentMemory(baseline_bytes=2, peak_bytes=1)
