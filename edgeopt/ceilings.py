@@ -79,7 +79,8 @@ def _override(frame: pd.DataFrame, rows: pd.Series, value: float, *, what: str) 
 
 
 def _compute_row(precision: str, *, threads: int, seconds: float) -> dict[str, object]:
-    kernels = _int8_kernels(threads) if precision == "int8" else _float_kernels(precision)
+    is_int8 = precision == "int8"
+    kernels = _int8_kernels(threads) if is_int8 else _float_kernels(precision, threads)
     rates = [(rate, how) for kernel in kernels for rate, how in _rates(kernel, threads, seconds)]
     value, how = max(rates)
     how = f"{how}, {threads} thread(s), best"
@@ -99,12 +100,18 @@ def _rates(kernel: Kernel, threads: int, seconds: float) -> Iterator[tuple[float
             return
 
 
-def _float_kernels(precision: str) -> list[Kernel]:
-    def make(size: int) -> Callable[[], object]:
+def _float_kernels(precision: str, threads: int) -> list[Kernel]:
+    def make_torch(size: int) -> Callable[[], object]:
         left, right = (torch.rand(size, size).to(FLOAT_TYPES[precision]) for _ in range(2))
         return lambda: torch.mm(left, right)
 
-    return [("torch.mm", make)]
+    def make_onnxruntime(size: int) -> Callable[[], object]:
+        left, right = np.random.default_rng(0).random((2, size, size), dtype=np.float32)
+        return _onnxruntime_matmul("MatMul", left, right, threads=threads)
+
+    kernels = [("torch.mm", make_torch)]
+    # torch's library may not use all that the CPU has, so a second one has its say.
+    return [*kernels, ("onnxruntime MatMul", make_onnxruntime)] if precision == "fp32" else kernels
 
 
 def _int8_kernels(threads: int) -> list[Kernel]:
@@ -113,9 +120,10 @@ def _int8_kernels(threads: int) -> list[Kernel]:
         return lambda: torch._int_mm(left, right)
 
     def make_onnxruntime(size: int) -> Callable[[], object]:
-        session = _matmul_integer_session(size, threads=threads)
-        left = np.random.default_rng(0).integers(0, 256, (size, size), dtype=np.uint8)
-        return lambda: session.run(None, {"a": left})
+        rng = np.random.default_rng(0)
+        left = rng.integers(0, 256, (size, size), dtype=np.uint8)
+        right = rng.integers(-127, 128, (size, size), dtype=np.int8)
+        return _onnxruntime_matmul("MatMulInteger", left, right, threads=threads)
 
     return [
         ("torch._int_mm (S8S8)", make_torch),
@@ -123,22 +131,26 @@ def _int8_kernels(threads: int) -> list[Kernel]:
     ]
 
 
-def _matmul_integer_session(size: int, *, threads: int) -> onnxruntime.InferenceSession:
-    weights = np.random.default_rng(1).integers(-127, 128, (size, size), dtype=np.int8)
+def _onnxruntime_matmul(
+    operator: str, left: np.ndarray, right: np.ndarray, *, threads: int
+) -> Callable[[], object]:
+    kinds = onnx.helper.np_dtype_to_tensor_dtype
+    result = np.dtype(np.int32 if operator == "MatMulInteger" else np.float32)
     graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("MatMulInteger", ["a", "b"], ["c"])],
+        [onnx.helper.make_node(operator, ["a", "b"], ["c"])],
         "matmul",
-        [onnx.helper.make_tensor_value_info("a", onnx.TensorProto.UINT8, [size, size])],
-        [onnx.helper.make_tensor_value_info("c", onnx.TensorProto.INT32, [size, size])],
-        [onnx.numpy_helper.from_array(weights, "b")],
+        [onnx.helper.make_tensor_value_info("a", kinds(left.dtype), left.shape)],
+        [onnx.helper.make_tensor_value_info("c", kinds(result), left.shape)],
+        [onnx.numpy_helper.from_array(right, "b")],
     )
     opsets = [onnx.helper.make_opsetid("", 17)]
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(
+    session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
+    return lambda: session.run(None, {"a": left})
 
 
 def _copy_row(name: str, buffer_bytes: int, *, threads: int, seconds: float) -> dict[str, object]:

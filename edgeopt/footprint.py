@@ -1,18 +1,12 @@
-"""What a model or artifact occupies: weights, peak activations, peak process memory."""
+"""What a model or artifact occupies: bytes of weights and of peak activations."""
 
 import copy
-import dataclasses
-import json
-import re
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
@@ -22,17 +16,14 @@ from edgeopt.energy import energy_model_j, energy_proxy_j, measured_energy_unava
 from edgeopt.schema import RUNTIMES, require_known
 
 if TYPE_CHECKING:
-    from edgeopt.export import Artifact
+    from edgeopt.artifact import Artifact
 
 __all__ = [
-    "ResidentMemory",
     "artifact_weight_bytes",
     "energy_model_j",
     "energy_proxy_j",
     "measured_energy_unavailable",
     "peak_activation_bytes",
-    "peak_rss_bytes",
-    "resident_memory",
     "weight_bytes",
 ]
 
@@ -82,50 +73,6 @@ def peak_activation_bytes(model: nn.Module, *, input_shape: tuple[int, ...]) -> 
     with torch.no_grad():
         recorder.run(torch.zeros(input_shape, dtype=_float_dtype(model)))
     return _peak_of_lifetimes(recorder.storages)
-
-
-@dataclasses.dataclass(frozen=True)
-class ResidentMemory:
-    """Resident bytes of a process: before an artifact is loaded, and at the peak of using it."""
-
-    baseline_bytes: int
-    peak_bytes: int
-
-    def __post_init__(self) -> None:
-        if not 0 < self.baseline_bytes <= self.peak_bytes:
-            raise ValueError(
-                f"baseline_bytes is {self.baseline_bytes} and peak_bytes {self.peak_bytes}; "
-                "allowed: 0 < baseline_bytes <= peak_bytes"
-            )
-
-
-def peak_rss_bytes(artifact: "Artifact", *, threads: int = 1) -> int:
-    """Peak resident bytes of a fresh process that loads and runs the artifact."""
-    return resident_memory(artifact, threads=threads).peak_bytes
-
-
-def resident_memory(
-    artifact: "Artifact", *, threads: int = 1, calls: int = 3, timeout_seconds: float = 300
-) -> ResidentMemory:
-    """Load and run the artifact in a fresh Python process and read that process's memory.
-
-    The baseline is taken after importing Python, torch and ``edgeopt.runtimes``, so the
-    difference is the runtime's library, the weights and its buffers. Read from
-    ``/proc/self/status`` (Linux only), because ``ru_maxrss`` of a child starts at the memory of
-    the process that spawned it. Raises ``RuntimeError`` with the child's last line when it fails.
-    """
-    spec = {**dataclasses.asdict(artifact), "path": str(Path(artifact.path).resolve())}
-    request = json.dumps({"artifact": spec, "threads": threads, "calls": calls})
-    child = subprocess.run(
-        [sys.executable, "-m", "edgeopt.footprint", request],
-        capture_output=True,
-        text=True,
-        timeout=timeout_seconds,
-    )
-    if child.returncode != 0:
-        reason = child.stderr.strip().rpartition("\n")[2] or f"exit code {child.returncode}"
-        raise RuntimeError(f"the process that runs {artifact.path} failed: {reason}")
-    return ResidentMemory(**json.loads(child.stdout.splitlines()[-1]))
 
 
 def _packed_objects(model: nn.Module) -> Iterator[torch.ScriptObject]:
@@ -208,28 +155,3 @@ def _peak_of_lifetimes(storages: dict[fx.Node, dict[int, int]]) -> int:
 def _float_dtype(model: nn.Module) -> torch.dtype:
     floats = (p.dtype for p in model.parameters() if p.is_floating_point())
     return next(floats, torch.float32)
-
-
-def _status_bytes(field: str) -> int:
-    kibibytes = re.search(rf"^{field}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.M)
-    return int(kibibytes[1]) * 1024
-
-
-def _report_memory(request: str) -> None:
-    from edgeopt.export import Artifact
-    from edgeopt.runtimes import load_session
-
-    asked = json.loads(request)
-    fields = asked["artifact"]
-    shape = tuple(fields["input_shape"])
-    artifact = Artifact(**{**fields, "path": Path(fields["path"]), "input_shape": shape})
-    baseline = _status_bytes("VmRSS")
-    session = load_session(artifact, threads=asked["threads"])
-    for _ in range(asked["calls"]):
-        session(np.zeros(shape, dtype=np.float32))
-    memory = {"baseline_bytes": baseline, "peak_bytes": _status_bytes("VmHWM")}
-    sys.stdout.write(f"\n{json.dumps(memory)}\n")
-
-
-if __name__ == "__main__":
-    _report_memory(sys.argv[1])

@@ -17,7 +17,7 @@ from scipy.stats import trim_mean
 from edgeopt.schema import require_known
 
 if TYPE_CHECKING:
-    from edgeopt.export import Artifact
+    from edgeopt.artifact import Artifact
 
 COLUMNS = ("layer", "op", "measured_ms", "share")
 # Runtimes fuse, rename and reorder nearly everything but the layers that multiply.

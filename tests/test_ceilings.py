@@ -1,4 +1,5 @@
 import pandas as pd
+import numpy as np
 import pytest
 import torch
 
@@ -51,12 +52,18 @@ def test_a_slow_type_is_not_tried_on_larger_matrices(monkeypatch):
     assert "16x16" in table["how"][0]
 
 
-def test_the_integer_kernel_multiplies_integers():
-    session = module._matmul_integer_session(8, threads=1)
-    ones = torch.ones(8, 8, dtype=torch.uint8).numpy()
-    result = session.run(None, {"a": ones})[0]
-    assert result.dtype.name == "int32"
-    assert session.get_session_options().intra_op_num_threads == 1
+@pytest.mark.parametrize(
+    ("operator", "types", "result_type"),
+    [
+        ("MatMulInteger", (np.uint8, np.int8), "int32"),
+        ("MatMul", (np.float32, np.float32), "float32"),
+    ],
+)
+def test_onnxruntime_kernels_multiply_in_their_own_type(operator, types, result_type):
+    left, right = (np.full((8, 8), 2, dtype) for dtype in types)
+    result = module._onnxruntime_matmul(operator, left, right, threads=1)()[0]
+    assert result.dtype.name == result_type
+    assert (result == 8 * 2 * 2).all()
 
 
 def test_configured_ceilings_replace_and_say_so():

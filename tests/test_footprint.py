@@ -1,6 +1,5 @@
 """Bytes derived by hand, shape by shape."""
 
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +13,8 @@ from torch import nn
 from edgeopt._upstream import known_noise_silenced
 from edgeopt.export import export_artifact
 from edgeopt.footprint import (
-    ResidentMemory,
     artifact_weight_bytes,
     peak_activation_bytes,
-    peak_rss_bytes,
-    resident_memory,
     weight_bytes,
 )
 from edgeopt.model import SmallCNN
@@ -180,61 +176,3 @@ def test_peak_activations_leave_the_model_alone():
     peak_activation_bytes(model, input_shape=(2, 1, 3, 3))
     assert model.training
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-
-
-@pytest.fixture
-def fake_runtime(tmp_path, monkeypatch):
-    """Stands in for edgeopt.export and edgeopt.runtimes inside the child process."""
-    source = """
-        import dataclasses, sys, types
-
-        @dataclasses.dataclass
-        class Artifact:
-            path: object
-            runtime: str
-            input_shape: tuple
-
-        def load_session(artifact, *, threads):
-            if threads == 99:
-                raise ValueError("threads is 99; allowed: fewer")
-            held = bytearray(b"1") * (artifact.path.stat().st_size * 2**20)
-            print("a runtime that talks")
-            return lambda batch: (held, batch.shape == artifact.input_shape or 1 / 0)
-
-        names = {"edgeopt.export": Artifact, "edgeopt.runtimes": load_session}
-        for name, content in names.items():
-            sys.modules[name] = types.ModuleType(name)
-            setattr(sys.modules[name], content.__name__, content)
-    """
-    (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(source))
-    root = str(Path(__file__).parents[1])
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{root}")
-    path = tmp_path / "artifact.bin"
-    path.write_bytes(bytes(64))
-    return FakeArtifact(path, "torch")
-
-
-def test_resident_memory_is_that_of_the_fresh_process(fake_runtime):
-    ballast = np.ones(2**26)  # 512 MiB here must not show in the child
-    memory = resident_memory(fake_runtime)
-    assert 64 * 2**20 <= memory.peak_bytes - memory.baseline_bytes < 80 * 2**20
-    assert memory.peak_bytes < ballast.nbytes
-
-
-def test_resident_memory_of_a_real_artifact(tmp_path):
-    artifact = export_artifact(
-        SmallCNN().eval(), tmp_path / "m", runtime="torch", precision="fp32", input_shape=IMAGE
-    )
-    memory = resident_memory(artifact)
-    assert memory.peak_bytes > memory.baseline_bytes
-    assert memory.peak_bytes < 2**31
-
-
-def test_peak_rss_names_the_artifact_and_the_cause_of_a_failure(fake_runtime):
-    with pytest.raises(RuntimeError, match=r"artifact.bin failed: ValueError: threads is 99"):
-        peak_rss_bytes(fake_runtime, threads=99)
-
-
-def test_resident_memory_refuses_a_peak_below_the_baseline():
-    with pytest.raises(ValueError, match="baseline_bytes is 2 and peak_bytes 1"):
-        ResidentMemory(baseline_bytes=2, peak_bytes=1)

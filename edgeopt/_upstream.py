@@ -1,0 +1,78 @@
+"""What the libraries underneath say without need, and how the optional ones are asked for."""
+
+import importlib
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+logger = logging.getLogger(__name__)
+
+# Every entry names one deprecation that its library announces on each use and that edgeopt has
+# confined to one module. Any other warning stays what the caller made of it.
+KNOWN_WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
+    (r"torch\.ao\.quantization is deprecated", DeprecationWarning),
+    (r"Please use quant_min and quant_max to specify the range", UserWarning),
+    (r"torch\.quantize_per_tensor, torch\.quantize_per_channel and other", UserWarning),
+    (r"`torch\.jit\.\w+` is deprecated", DeprecationWarning),
+    (r"You are using the legacy TorchScript-based ONNX export", DeprecationWarning),
+    (r"The feature will be removed\. Please remove usage", DeprecationWarning),
+    (r"(read_text|open_text|read_binary) is deprecated", DeprecationWarning),
+    (r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning),
+)
+# They report libraries for other hardware that do not load here, and each other's deprecations.
+CHATTY_LOGGERS = ("torchao", "torch.utils._pytree", "nncf")
+
+
+class RuntimeUnavailable(RuntimeError):  # noqa: N818 - a state of the host, not a mistake
+    """A runtime is not installed, or this host cannot do what was asked of it."""
+
+
+@contextmanager
+def known_noise_silenced() -> Iterator[None]:
+    """Silence ``KNOWN_WARNINGS`` and warnings logged by ``CHATTY_LOGGERS`` inside the block."""
+    levels = {name: logging.getLogger(name).level for name in CHATTY_LOGGERS}
+    with warnings.catch_warnings():
+        for message, category in KNOWN_WARNINGS:
+            warnings.filterwarnings("ignore", message=message, category=category)
+        for name in levels:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def native_stderr_logged() -> Iterator[None]:
+    """Send what native code writes to standard error inside the block to the debug log."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as captured:
+        os.dup2(captured.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            captured.seek(0)
+            logger.debug("native messages: %s", captured.read().decode(errors="replace"))
+
+
+def import_extra(module: str, *, extra: str) -> ModuleType:
+    """Import a module of an optional dependency, or raise ``RuntimeUnavailable`` naming it."""
+    try:
+        with known_noise_silenced():
+            return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = module.partition(".")[0]
+        if (error.name or "").partition(".")[0] != package:
+            raise
+        raise RuntimeUnavailable(
+            f"{package} is not installed: pip install edgeopt[{extra}]"
+        ) from error

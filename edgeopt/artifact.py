@@ -1,0 +1,45 @@
+"""The file that a runtime loads and what it is; nothing heavy is imported here."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeopt.schema import PRECISIONS_OF_RUNTIME, RUNTIMES, require_known
+
+INPUT, OUTPUT = "images", "logits"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file that a runtime loads, and what it is; ``input_shape`` is [B, C, H, W]."""
+
+    path: Path
+    runtime: str
+    precision: str
+    input_shape: tuple[int, ...]
+    sha256: str
+    size_bytes: int
+
+    def __post_init__(self) -> None:
+        """Refuse what no runtime offers."""
+        check_target(self.runtime, self.precision, self.input_shape)
+
+    @property
+    def title(self) -> str:
+        """The artifact in words, for messages."""
+        return f"artifact {self.path.name} ({self.runtime} {self.precision})"
+
+
+def check_target(runtime: str, precision: str, input_shape: tuple[int, ...]) -> None:
+    """Raise ``ValueError`` unless the runtime has the precision and the shape is [B, C, H, W]."""
+    require_known(runtime, allowed=RUNTIMES, what="runtime")
+    known = PRECISIONS_OF_RUNTIME[runtime]
+    require_known(precision, allowed=known, what=f"precision of the {runtime} runtime")
+    if len(input_shape) != 4 or min(input_shape) < 1:
+        raise ValueError(f"input_shape is {tuple(input_shape)}; allowed: [B, C, H, W], each >= 1")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
