@@ -1,0 +1,231 @@
+"""Figures of the sweep: table in, axes out. All figures of the package are offered from here."""
+
+import re
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from edgeopt.labels import beside, bound, label_points
+from edgeopt.plots_compression import (
+    diagnosis_bars,
+    filter_norms,
+    ladder_plot,
+    pruning_curves,
+    quantization,
+    weight_ranges,
+)
+from edgeopt.plots_hardware import (
+    device_estimates,
+    drift,
+    latency_distribution,
+    layer_breakdown,
+    roofline,
+)
+from edgeopt.plots_quality import (
+    confusion_matrix,
+    per_class_change,
+    sample_images,
+    training_history,
+)
+from edgeopt.schema import label
+from edgeopt.selection import accepted_mask, pareto_frontier, require_columns
+from edgeopt.style import (
+    INK,
+    PRECISION_COLORS,
+    QUIET,
+    RUNTIME_MARKERS,
+    describe,
+    key_below,
+    log_axis,
+    new_axes,
+    percent_axis,
+    precision_key,
+    runtime_key,
+    use_style,
+)
+
+__all__ = [
+    "budgets",
+    "confusion_matrix",
+    "device_estimates",
+    "diagnosis_bars",
+    "drift",
+    "energy_tiers",
+    "filter_norms",
+    "frontier",
+    "ladder_plot",
+    "latency_distribution",
+    "layer_breakdown",
+    "per_class_change",
+    "precision_tradeoffs",
+    "pruning_curves",
+    "quantization",
+    "roofline",
+    "sample_images",
+    "training_history",
+    "use_style",
+    "weight_ranges",
+]
+
+ACCEPTANCE_KEY = (
+    Line2D([], [], marker="o", ls="", color=QUIET, label="in budget"),
+    Line2D([], [], marker="o", ls="", color=QUIET, mfc="none", label="over budget"),
+)
+ENERGIES = ("energy_proxy_j", "energy_model_j")
+COSTS = {
+    "latency_ms_mean": "Latency",
+    "memory_mb_mean": "Weights",
+    "energy_proxy_j_mean": "Energy proxy",
+}
+
+
+def frontier(
+    df: pd.DataFrame,
+    x_col: str = "latency_p50_ms",
+    *,
+    pick: str | None = None,
+    limit: float | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Accuracy against ``x_col`` (log), with Wilson bars and the frontier of the accepted.
+
+    Hollow markers are over the memory budget. With a ``frontier_probability`` column, larger
+    markers are more surely on the frontier. ``pick`` names the candidate to point out, ``limit``
+    draws a bound on ``x_col``.
+    """
+    require_columns(df, ["accepted", "accuracy", x_col, "candidate"], what="the frontier figure")
+    ax = new_axes(ax, height=5.6)
+    rows = df.dropna(subset=[x_col, "accuracy"])
+    front = pareto_frontier(rows, x_col)
+    _draw_candidates(ax, rows, x_col, "accuracy")
+    _draw_wilson_bars(ax, rows, x_col, strong=rows.index.isin(front.index))
+    ax.step(front[x_col], front["accuracy"], where="post", color=INK, lw=1.2, zorder=2)
+    log_axis(ax.xaxis, unit="J" if x_col in ENERGIES else "")
+    percent_axis(ax.yaxis)
+    ax.margins(y=0.1)
+    ax.set(xlabel=label(x_col), ylabel=label("accuracy"))
+    if limit is not None:
+        bound(ax, limit, f"limit {limit:g}")
+    key_below(ax, precision_key(rows), runtime_key(rows), ACCEPTANCE_KEY)
+    _label_frontier(ax, rows, front, x_col=x_col, pick=pick)
+    return ax
+
+
+def budgets(df: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Weights of every pruning level and precision against the memory budgets.
+
+    Runtimes share a marker: their weights are the same. The active budget is the bold line.
+    """
+    needed = ["memory_mb", "pruning_level", "precision", "accepted", "active_budget_mb"]
+    require_columns(df, needed, what="the budgets figure")
+    found = [re.fullmatch(r"violates_(.+)mb", column) for column in df.columns]
+    active = df["active_budget_mb"].iloc[0]
+    levels = sorted(df["pruning_level"].unique())
+    rows = df.dropna(subset=["memory_mb"]).drop(columns="runtime", errors="ignore")
+    rows = rows.drop_duplicates(["pruning_level", "precision", "memory_mb"])
+    rows = rows.assign(height=rows["pruning_level"].map(levels.index) + _dodge(rows["precision"]))
+    ax = new_axes(ax, height=1.6 + 0.6 * len(levels), grid="x")
+    _draw_candidates(ax, rows, "memory_mb", "height")
+    for limit in sorted({active, *(float(match[1]) for match in found if match)}):
+        is_active = limit == active
+        bound(
+            ax, limit, f"{limit:g}{' active' if is_active else ''}", width=2.4 if is_active else 1
+        )
+    ax.hlines(
+        np.arange(len(levels) - 1) + 0.5, 0, 1, QUIET, lw=0.6, transform=ax.get_yaxis_transform()
+    )
+    ax.set_yticks(range(len(levels)), [f"{level:.0%}" for level in levels])
+    ax.set(xlabel=label("memory_mb"), ylabel=label("pruning_level"))
+    ax.set(xlim=(0, None), ylim=(len(levels) - 0.5, -0.5))
+    key_below(ax, precision_key(rows), ACCEPTANCE_KEY)
+    return ax
+
+
+def precision_tradeoffs(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Latency, weights and energy of each precision relative to fp32, on a log axis.
+
+    Takes :func:`edgeopt.selection.precision_tradeoff_table`, which must have an fp32 row.
+    """
+    require_columns(table, ["precision", *COSTS], what="precision_tradeoffs")
+    means = table.set_index("precision")[list(COSTS)].dropna()
+    if "fp32" not in means.index:
+        raise ValueError(f"no fp32 row to compare with; there are: {', '.join(means.index)}")
+    ratios = means.div(means.loc["fp32"]).drop(index="fp32")
+    ax = new_axes(ax, height=4.2, grid="x")
+    for precision, row in ratios.iterrows():
+        heights = np.arange(len(COSTS)) + 1.15 * _dodge(pd.Series([precision]))
+        ax.scatter(row, heights, s=75, color=PRECISION_COLORS[precision], ec=INK, zorder=3)
+        for ratio, height in zip(row, heights, strict=True):
+            beside(ax, ratio, height, f"{precision} {ratio:#.2g}x", left=ratio < 1)
+    ax.axvline(1, color=INK, lw=1.2, zorder=1)
+    log_axis(ax.xaxis)
+    ax.set_xlim(ratios.min(axis=None) / 4, max(4 * ratios.max(axis=None), 4))
+    ax.set_yticks(range(len(COSTS)), list(COSTS.values()))
+    ax.set(ylim=(len(COSTS) - 0.5, -0.5), xlabel="Mean relative to fp32 (ratio; left is cheaper)")
+    return ax
+
+
+def energy_tiers(
+    df: pd.DataFrame, *, unavailable: str | None = None, ax: Axes | None = None
+) -> Axes:
+    """Two estimates of energy against each other; ``unavailable`` says why none is measured."""
+    require_columns(df, ["energy_proxy_j", "energy_model_j"], what="energy_tiers")
+    ax = new_axes(ax, height=5.2)
+    rows = df.dropna(subset=["energy_proxy_j", "energy_model_j"])
+    _draw_candidates(ax, rows, "energy_proxy_j", "energy_model_j")
+    log_axis(ax.xaxis, unit="J")
+    log_axis(ax.yaxis, unit="J")
+    ax.set(xlabel="Energy proxy: latency x assumed power (J)", ylabel="Energy model: 45 nm (J)")
+    ax.set_title("Two estimates of one inference's energy", pad=24)
+    # The reason's parenthesis, a path, is for the table; the line has to fit a phone.
+    reason = unavailable.partition(" (")[0] if unavailable else "neither axis is one"
+    ax.text(0, 1.02, f"Measurement: {reason}", transform=ax.transAxes, fontsize=10)
+    key_below(ax, precision_key(rows), runtime_key(rows), ACCEPTANCE_KEY)
+    return ax
+
+
+def _draw_candidates(ax: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
+    """Markers by precision and runtime, hollow where not accepted, larger where more probable."""
+    if rows.empty:
+        ax.text(0.5, 0.5, "no candidate was measured", transform=ax.transAxes, ha="center")
+    unsure = pd.Series(0.1, index=rows.index)
+    sizes = 36 + 110 * rows.get("frontier_probability", unsure).fillna(0)
+    filled = accepted_mask(rows) if "accepted" in rows else unsure.astype(bool)
+    for (_, row), size, fill in zip(rows.iterrows(), sizes, filled, strict=True):
+        color = PRECISION_COLORS[row["precision"]]
+        marker = RUNTIME_MARKERS[row.get("runtime", "torch")]
+        style = {"fc": color, "ec": INK} if fill else {"fc": "none", "ec": color}
+        ax.scatter(row[x], row[y], s=size, marker=marker, lw=1.0, zorder=3, **style)
+
+
+def _draw_wilson_bars(ax: Axes, rows: pd.DataFrame, x: str, *, strong: np.ndarray) -> None:
+    if "accuracy_low" not in rows:
+        return
+    for (_, row), bold in zip(rows.iterrows(), strong, strict=True):
+        style = {"lw": 1.6, "alpha": 0.9} if bold else {"lw": 0.8, "alpha": 0.3}
+        color = PRECISION_COLORS[row["precision"]]
+        ax.vlines(row[x], row["accuracy_low"], row["accuracy_high"], color=color, **style)
+
+
+def _label_frontier(
+    ax: Axes, rows: pd.DataFrame, front: pd.DataFrame, *, x_col: str, pick: str | None
+) -> None:
+    chosen = rows[rows["candidate"] == pick]
+    if pick is not None and chosen.empty:
+        known = ", ".join(rows["candidate"])
+        raise ValueError(f"pick {pick!r} is not among the measured candidates: {known}")
+    ax.scatter(chosen[x_col], chosen["accuracy"], s=260, fc="none", ec=INK, lw=2, zorder=4)
+    avoid = list(rows[[x_col, "accuracy"]].itertuples(index=False, name=None))
+    others = front[front["candidate"] != pick]
+    for part, prefix, weight in ((chosen, "PICK: ", "bold"), (others, "", "normal")):
+        texts = [
+            (row[x_col], row["accuracy"], prefix + describe(row)) for _, row in part.iterrows()
+        ]
+        label_points(ax, texts, avoid=avoid, weight=weight)
+
+
+def _dodge(precisions: pd.Series) -> np.ndarray:
+    """Vertical offset per precision, so that equal numbers do not cover each other."""
+    return 0.15 * precisions.map(list(PRECISION_COLORS).index).to_numpy() - 0.3
