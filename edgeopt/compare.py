@@ -1,0 +1,211 @@
+"""Two runs, candidate by candidate: what changed in their making, and what is beyond noise."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from edgeopt.explorer import read_sweep
+from edgeopt.manifest import read_manifest
+from edgeopt.page_parts import DASH
+from edgeopt.rundir import RunFolder
+
+ACCURACY = ("accuracy", "accuracy_low", "accuracy_high")
+MEDIAN = ("latency_p50_ms", "latency_p50_low_ms", "latency_p50_high_ms")
+SECTIONS = ("data", "parameters", "git", "packages", "host", "threads")
+WORSE, BETTER, SAME = "worse", "better", "within noise"
+NOT_JUDGED, UNKNOWN = "not judged", "not measured"
+OVERALL = (
+    "regression",
+    "mixed",
+    "now fails",
+    "improvement",
+    "now works",
+    "no change beyond noise",
+    "not judged",
+    "fails in both",
+    "only in the first run",
+    "only in the second run",
+)
+
+
+def compare_runs(first: RunFolder, second: RunFolder) -> dict[str, Any]:
+    """Everything that the comparison page shows of two finished runs.
+
+    Raises
+    ------
+    FileNotFoundError
+        When a run has no manifest.
+    ValueError
+        When a manifest cannot be read, or a run has no candidates.
+    """
+    manifests = read_manifest(first), read_manifest(second)
+    tables = [_sweep(run) for run in (first, second)]
+    changes = changed_facts(*manifests)
+    same_data = manifests[0]["data"] == manifests[1]["data"]
+    same_host = manifests[0]["host"].get("cpu") == manifests[1]["host"].get("cpu")
+    same_threads = manifests[0]["threads"] == manifests[1]["threads"]
+    judged = compare_tables(*tables, accuracy=same_data, latency=same_host and same_threads)
+    return {
+        "first": first.name,
+        "second": second.name,
+        "changes": changes,
+        "warnings": _warnings(
+            manifests, same_data=same_data, same_host=same_host, same_threads=same_threads
+        ),
+        "spread": "median with its interval"
+        if _has_median_interval(tables)
+        else "mean and one standard deviation of the calls",
+        "rows": judged.to_dict("records"),
+        "counts": judged["verdict"].value_counts(sort=False).to_dict(),
+    }
+
+
+def _sweep(run: RunFolder) -> pd.DataFrame:
+    sweep, reason = read_sweep(run)
+    if sweep is None:
+        raise ValueError(f"run {run.name} cannot be compared. {reason}")
+    return sweep
+
+
+def changed_facts(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[dict[str, str]]:
+    """List what differs in data, parameters, code, versions and machine."""
+    pairs = _flat(first), _flat(second)
+    keys = sorted({**pairs[0], **pairs[1]}, key=lambda key: SECTIONS.index(key.split(":")[0]))
+    return [
+        {"fact": key, "first": pairs[0].get(key, DASH), "second": pairs[1].get(key, DASH)}
+        for key in keys
+        if pairs[0].get(key) != pairs[1].get(key) and key != "parameters: run"
+    ]
+
+
+def _flat(manifest: Mapping[str, Any]) -> dict[str, str]:
+    facts: dict[str, str] = {}
+    for section in SECTIONS:
+        value = manifest[section]
+        items = value.items() if isinstance(value, Mapping) else [("", value)]
+        facts |= {f"{section}: {key}" if key else section: _words(item) for key, item in items}
+    return facts
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def compare_tables(
+    first: pd.DataFrame, second: pd.DataFrame, *, accuracy: bool = True, latency: bool = True
+) -> pd.DataFrame:
+    """Pair two sweeps by candidate, one row each, the regressions first.
+
+    Columns: ``candidate``, each number with ``_first`` and ``_second``, ``accuracy_verdict``,
+    ``latency_verdict`` (worse, better, within noise, not measured or not judged) and ``verdict``
+    of the candidate as a whole. Worse and better need intervals that do not overlap.
+
+    Parameters
+    ----------
+    accuracy, latency : bool
+        Whether the two may be judged: not on other data, not on another machine.
+
+    Raises
+    ------
+    ValueError
+        When a candidate repeats in a sweep.
+    """
+    for name, table in (("first", first), ("second", second)):
+        repeated = table.loc[table["candidate"].duplicated(), "candidate"].tolist()
+        if repeated:
+            raise ValueError(f"{name} run: candidate(s) {repeated} repeat; allowed: each name once")
+    spread = "median" if _has_median_interval([first, second]) else "mean"
+    sides = [_numbers(table, spread=spread) for table in (first, second)]
+    both = sides[0].merge(
+        sides[1], on="candidate", how="outer", suffixes=("_first", "_second"), indicator=True
+    )
+    both["accuracy_verdict"] = _verdicts(both, "accuracy", sign=1) if accuracy else NOT_JUDGED
+    both["latency_verdict"] = _verdicts(both, "latency", sign=-1) if latency else NOT_JUDGED
+    both["verdict"] = both.apply(_overall, axis=1)
+    order = pd.Categorical(both["verdict"], ordered=True, categories=list(OVERALL))
+    return both.iloc[np.argsort(order.codes, kind="stable")].drop(columns="_merge")
+
+
+def _has_median_interval(tables: list[pd.DataFrame]) -> bool:
+    return all(set(MEDIAN) <= set(table.columns) for table in tables)
+
+
+def _numbers(table: pd.DataFrame, *, spread: str) -> pd.DataFrame:
+    """Candidate, accuracy and latency with their bounds, weights, and whether it failed."""
+    rows = table.reindex(
+        columns=["candidate", *ACCURACY, *MEDIAN, "latency_ms", "latency_std_ms", "memory_mb"]
+    )
+    median = spread == "median"
+    latency = rows["latency_p50_ms" if median else "latency_ms"]
+    return pd.DataFrame(
+        {
+            "candidate": rows["candidate"],
+            "accuracy": rows["accuracy"],
+            "accuracy_low": rows["accuracy_low"],
+            "accuracy_high": rows["accuracy_high"],
+            "latency": latency,
+            "latency_low": rows[MEDIAN[1]] if median else latency - rows["latency_std_ms"],
+            "latency_high": rows[MEDIAN[2]] if median else latency + rows["latency_std_ms"],
+            "memory_mb": rows["memory_mb"],
+            "failed": table["status"].eq("failed") if "status" in table else False,
+        }
+    )
+
+
+def _verdicts(both: pd.DataFrame, name: str, *, sign: int) -> np.ndarray:
+    """Judge the second run against the first; ``sign`` is 1 where more is better."""
+    first = both[[f"{name}_low_first", f"{name}_high_first"]].to_numpy() * sign
+    second = both[[f"{name}_low_second", f"{name}_high_second"]].to_numpy() * sign
+    unknown = np.isnan(first).any(axis=1) | np.isnan(second).any(axis=1)
+    worse = second.max(axis=1) < first.min(axis=1)
+    better = second.min(axis=1) > first.max(axis=1)
+    return np.select([unknown, worse, better], [UNKNOWN, WORSE, BETTER], default=SAME)
+
+
+def _overall(row: pd.Series) -> str:
+    if row["_merge"] != "both":
+        side = "first" if row["_merge"] == "left_only" else "second"
+        return f"only in the {side} run"
+    if row["failed_first"] != row["failed_second"]:
+        return "now fails" if row["failed_second"] else "now works"
+    if row["failed_first"]:
+        return "fails in both"
+    verdicts = {row["accuracy_verdict"], row["latency_verdict"]}
+    if {WORSE, BETTER} <= verdicts:
+        return "mixed"
+    if verdicts & {WORSE, BETTER}:
+        return "regression" if WORSE in verdicts else "improvement"
+    return "no change beyond noise" if SAME in verdicts else "not judged"
+
+
+def _warnings(
+    manifests: tuple[Mapping[str, Any], ...],
+    *,
+    same_data: bool,
+    same_host: bool,
+    same_threads: bool,
+) -> list[str]:
+    first, second = manifests
+    warnings = []
+    if not same_data:
+        names = [side["data"].get("name", "unrecorded data") for side in manifests]
+        same_name = " (same name, other images)" if names[0] == names[1] else ""
+        warnings.append(
+            f"The two runs used different data: {names[0]} and {names[1]}{same_name}. "
+            "Their accuracies are shown but not judged."
+        )
+    if not same_host:
+        warnings.append(
+            f"The two runs were measured on different CPUs: {first['host'].get('cpu')} and "
+            f"{second['host'].get('cpu')}. Their latencies are shown but not judged."
+        )
+    if not same_threads:
+        warnings.append(
+            f"The two runs used {first['threads']} and {second['threads']} threads. "
+            "Their latencies are shown but not judged."
+        )
+    return warnings

@@ -1,0 +1,164 @@
+"""The pages that people open: a run's index, the index of all runs, two runs compared."""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from edgeopt.card import ROLES, card, with_late_columns
+from edgeopt.compare import compare_runs
+from edgeopt.explorer import explorer_data, read_sweep, sweep_path
+from edgeopt.manifest import find_run, read_manifest
+from edgeopt.page_parts import DASH, FigurePart, read_figures, write_page
+from edgeopt.rundir import RunFolder, check_schema
+from edgeopt.stamps import INDEX, read_record
+
+SUMMARY = "summary.json"
+log = logging.getLogger(__name__)
+
+
+def read_summary(run: RunFolder) -> tuple[dict[str, Any] | None, str]:
+    """Read the decision of a run; None and the reason when there is none."""
+    path = run.path(SUMMARY)
+    if not path.is_file():
+        return None, f"No decision: no notebook of this run has written {SUMMARY}."
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        check_schema(summary, name=SUMMARY)
+    except ValueError as error:
+        return None, f"No decision: {SUMMARY} cannot be read: {error}"
+    return summary, ""
+
+
+def sweep_problem(sweep: pd.DataFrame) -> str:
+    """Say what a reader must know before the candidates: one only, all failed, none accepted."""
+    if "status" in sweep and sweep["status"].eq("failed").all():
+        return f"All {len(sweep)} candidates failed; the table gives each one's error."
+    if "accepted" in sweep and not sweep["accepted"].eq(True).any():
+        return f"None of the {len(sweep)} candidates fits the active memory budget."
+    if len(sweep) == 1:
+        return "There is only one candidate, so nothing to choose between."
+    return ""
+
+
+def write_run_index(run: RunFolder, facts: Mapping[str, Any]) -> Path:
+    """Write a run's ``index.html``: decision, candidates, figures, notebooks, provenance.
+
+    ``facts`` are those of :func:`edgeopt.manifest.provenance`.
+    """
+    decision, no_decision = read_summary(run)
+    sweep, no_sweep = read_sweep(run)
+    if decision and sweep is not None:
+        decision = with_late_columns(decision, sweep)
+    problems = [no_decision, no_sweep, sweep_problem(sweep) if sweep is not None else ""]
+    return write_page(
+        run.path(INDEX),
+        "index.html.j2",
+        run=run.name,
+        facts=facts,
+        finished=finished(facts["notebooks"]),
+        problems=[problem for problem in problems if problem],
+        decision=decision,
+        **(card(decision) if decision else {}),
+        explorer=None if sweep is None else _explorer(sweep, decision),
+        plotly=Markup(get_plotlyjs()) if sweep is not None else "",
+        sweep_file=sweep_path(run).name,
+        figures=figure_groups(run, facts["notebooks"]),
+    )
+
+
+def figure_groups(
+    run: RunFolder, notebooks: Mapping[str, Mapping[str, Any]]
+) -> list[tuple[str, list[FigurePart]]]:
+    """Figures of a run by the notebook that drew them: its title and its figures, in order."""
+    left = {f"figures/{figure.name}.png": figure for figure in read_figures(run)}
+    groups = []
+    for name, state in notebooks.items():
+        record = read_record(run.path(f"{name}.ipynb"))
+        own = [path for path in left if record and path in record.outputs]
+        groups.append((state["title"], [left.pop(path) for path in own]))
+    groups.append(("", list(left.values())))
+    return [(title, figures) for title, figures in groups if figures]
+
+
+def _explorer(sweep: pd.DataFrame, decision: Mapping[str, Any] | None) -> dict[str, Any]:
+    decision = decision or {}
+    roles = {word: decision[key]["candidate"] for key, word in ROLES.items() if decision.get(key)}
+    rejected = decision.get("rejected", [])
+    reasons = {row["candidate"]: row["reason"] for row in rejected}
+    return explorer_data(sweep, roles=roles, reasons=reasons)
+
+
+def finished(notebooks: Mapping[str, Mapping[str, Any]]) -> str:
+    """Day and minute (UTC) when the last notebook of a run ended; empty when none has."""
+    ends = [state["finished"] for state in notebooks.values() if state.get("finished")]
+    return max(ends)[:16].replace("T", " ") + " UTC" if ends else ""
+
+
+def write_runs_index(folder: Path) -> Path:
+    """Write the index of all runs that have a manifest, with each one's pick."""
+    rows, problems = [], []
+    for path in sorted(folder.glob("*/manifest.json")):
+        try:
+            rows.append(_run_row(RunFolder(path.parent)))
+        except ValueError as error:
+            problems.append(f"Run {path.parent.name} is not listed: {error}")
+    pages = sorted(page.name for page in folder.glob("compare-*.html"))
+    return write_page(
+        folder / INDEX, "runs.html.j2", runs=rows, problems=problems, comparisons=pages
+    )
+
+
+def _run_row(run: RunFolder) -> dict[str, Any]:
+    manifest = read_manifest(run)
+    summary, _ = read_summary(run)
+    states = {state["status"] for state in manifest["notebooks"].values()}
+    return {
+        "name": run.name,
+        "data": manifest["data"].get("name", DASH),
+        "pick": summary and summary["pick"],
+        "no_pick": "nothing fits" if summary else "no decision",
+        "state": "failed"
+        if "failed" in states
+        else "complete"
+        if states == {"done"}
+        else "partial",
+        "finished": finished(manifest["notebooks"]),
+    }
+
+
+def write_comparison(first: RunFolder, second: RunFolder) -> Path:
+    """Write ``compare-<first>-<second>.html`` beside the two runs."""
+    path = first.root.parent / f"compare-{first.name}-{second.name}.html"
+    write_page(path, "compare.html.j2", **compare_runs(first, second))
+    write_runs_index(path.parent)
+    return path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Compare two runs; 0: the page is written, 2: a run is missing or cannot be read."""
+    parser = argparse.ArgumentParser(prog="python -m edgeopt.pages", description=main.__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    compare = commands.add_parser("compare", help="write a page that compares two runs")
+    compare.add_argument("first")
+    compare.add_argument("second")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        page = write_comparison(find_run(options.first), find_run(options.second))
+    except (OSError, ValueError) as error:
+        log.error("%s", error)
+        return 2
+    log.info("comparison: %s", page)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

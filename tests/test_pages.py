@@ -1,0 +1,410 @@
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from bs4 import BeautifulSoup
+
+from edgeopt import pages
+from edgeopt.card import interval, points, times
+from edgeopt.decision import decide
+from edgeopt.explorer import (
+    bound_names,
+    column_spec,
+    read_sweep,
+    script_json,
+    sweep_path,
+    verdict,
+)
+from edgeopt.gates import Gates
+from edgeopt.manifest import read_manifest, write_manifest
+from edgeopt.page_parts import as_text, describe, signed, table_html, with_unit
+from edgeopt.pages import finished, write_comparison, write_run_index, write_runs_index
+from edgeopt.rundir import RunFolder, open_run
+from edgeopt.stamps import Record, publish
+from tests.browser.synthetic import synthetic_run, synthetic_sweep
+
+NASTY = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reports")
+    synthetic_run(folder, "first")
+    sweep = synthetic_sweep()
+    slower = sweep["candidate"] == "small_cnn-p50-onnxruntime-int8"
+    sweep.loc[slower, [name for name in sweep if name.startswith("latency_p50")]] *= 2
+    synthetic_run(folder, "second", sweep=sweep)
+    write_comparison(RunFolder(folder / "first"), RunFolder(folder / "second"))
+    return folder
+
+
+def soup(path):
+    return BeautifulSoup(path.read_text(), "html.parser")
+
+
+def explorer(page):
+    return json.loads(page.find(id="explorer-data").string)
+
+
+def index_of(folder, sweep=None, summary=None):
+    """Index of a run that holds only what is given."""
+    run = open_run("bare", root=folder)
+    notebooks = {"04_sweep": {"status": "not run", "title": "Sweep", "error": ""}}
+    facts = read_manifest(RunFolder(folder / "first")) | {"notebooks": notebooks}
+    if sweep is not None:
+        run.write_table(sweep, "sweep_results.csv")
+    if summary is not None:
+        run.write_json("summary.json", summary)
+    page = soup(write_run_index(run, facts))
+    for path in run.root.iterdir():
+        path.unlink()
+    run.root.rmdir()
+    return page
+
+
+def test_the_card_leads_with_the_pick_its_numbers_and_the_reason(reports):
+    page = soup(reports / "first/index.html")
+    summary = json.loads((reports / "first/summary.json").read_text())
+    card = page.find(class_="card")
+    assert page.find(["h2"]) == card.h2
+    assert card.find(class_="id").string == summary["pick"]["candidate"]
+    assert summary["reason"] in card.text
+    assert summary["what_it_would_take"] in card.text
+    assert as_text(summary["pick"]["accuracy"], "accuracy") in card.find(class_="value").text
+    assert "95% interval" in card.find(class_="range").text
+    assert [head.text for head in card.find_all("th", scope="col")][1:] == [
+        "Pick",
+        "Baseline",
+        "Runner-up",
+    ]
+
+
+def test_what_was_measured_after_the_choice_is_on_the_card(reports):
+    sweep = synthetic_sweep()
+    summary = decide(sweep, gates=Gates()).to_dict()
+    page = index_of(reports, sweep.assign(test_accuracy=0.8123), summary)
+    assert "81.2% on test images, scored once" in page.find(class_="card").text
+
+
+def test_the_explorer_holds_every_candidate_in_display_units(reports):
+    data = explorer(soup(reports / "first/index.html"))
+    sweep = pd.read_csv(reports / "first/sweep_results.csv")
+    assert data["values"]["candidate"] == sweep["candidate"].to_list()
+    assert data["values"]["accuracy"][0] == pytest.approx(100 * sweep["accuracy"][0], rel=1e-5)
+    assert data["values"]["artifact_bytes"][0] == pytest.approx(
+        sweep["artifact_bytes"][0] / 1024, rel=1e-5
+    )
+    assert data["bounds"]["latency_p50_ms"] == ["latency_p50_low_ms", "latency_p50_high_ms"]
+    failed = sweep.index[sweep["status"] == "failed"][0]
+    assert data["values"]["state"][failed] == "failed"
+    assert data["values"]["reason"][failed].startswith("RuntimeError")
+    assert data["values"]["accuracy"][failed] is None
+    assert not data["values"]["accepted"][failed]
+
+
+def test_every_figure_has_its_words_and_its_numbers(reports):
+    figure = soup(reports / "first/index.html").find("figure")
+    assert figure.img["alt"].startswith("Mean validation accuracy falls")
+    assert figure.img["src"].startswith("data:image/webp;base64,")
+    assert "25%" in figure.find("details").text
+    notebook = soup(reports / "first/01_baseline_training.html").find("figure")
+    assert notebook.img["alt"] == figure.img["alt"]
+    assert "25%" in notebook.find("details").text
+
+
+def test_a_notebook_page_has_contents_and_code_behind_a_click(reports):
+    page = soup(reports / "first/01_baseline_training.html")
+    links = page.find("nav", class_="contents").find_all("a")
+    assert [link.text for link in links] == ["The data", "What it looks like", "In one picture"]
+    assert all(page.find(id=link["href"].removeprefix("#")) for link in links)
+    blocks = page.find_all("details", class_="code")
+    assert [block.has_attr("open") for block in blocks] == [True, False, False]
+    assert blocks[0].summary.text == "Parameters of this run"
+    assert "\x1b" not in page.text
+
+
+def test_a_failed_notebook_shows_its_traceback_and_links_to_no_missing_page(reports):
+    page = soup(reports / "first/02_pruning.html")
+    assert "ValueError: <b>level</b> is 1" in page.find(class_="failure").text
+    for path in reports.rglob("*.html"):
+        links = [a["href"] for a in soup(path).find_all("a") if not a["href"].startswith("#")]
+        assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+def test_pages_load_nothing_from_a_network(reports):
+    for path in reports.rglob("*.html"):
+        page = soup(path)
+        loaded = page.find_all(["script", "link", "img", "iframe", "source", "object"])
+        addresses = [tag.get("src") or tag.get("href") or "data:" for tag in loaded]
+        assert [address for address in addresses if not address.startswith("data:")] == []
+        assert not re.search(
+            r"@import|url\(", "".join(tag.string for tag in page.find_all("style"))
+        )
+
+
+def test_the_index_stays_under_its_size(reports):
+    assert (reports / "first/index.html").stat().st_size < 6 * 2**20
+
+
+def test_html_in_names_is_text(reports):
+    sweep = synthetic_sweep(levels=(0.0,))
+    sweep.loc[0, "candidate"] = NASTY
+    sweep.loc[1, ["status", "error", "accepted"]] = "failed", f"</script>{NASTY}", False
+    summary = decide(sweep, gates=Gates()).to_dict() | {"reason": NASTY}
+    page = index_of(reports, sweep, summary)
+    assert page.find("img", src="x") is None
+    assert NASTY in page.find(class_="card").text
+    assert explorer(page)["values"]["candidate"][0] == NASTY
+    assert explorer(page)["values"]["reason"][1] == f"</script>{NASTY}"
+    notebook = soup(reports / "first/01_baseline_training.html")
+    assert "<script>alert(1)</script>" in notebook.find("td", string=re.compile("script")).text
+
+
+def test_a_run_with_nothing_says_so(reports):
+    page = index_of(reports)
+    words = " ".join(banner.text for banner in page.find_all(class_="banner"))
+    assert "no notebook of this run has written summary.json" in words
+    assert "no notebook of this run has written sweep_results.csv" in words
+    assert page.find(id="explorer") is None
+    assert page.find(class_="card") is None
+
+
+def test_the_table_of_backbones_is_shown_where_there_is_no_sweep(tmp_path):
+    run = open_run("backbones", root=tmp_path)
+    run.write_table(synthetic_sweep(), "results.csv")
+    assert sweep_path(run).name == "results.csv"
+    assert len(read_sweep(run)[0]) == 44
+
+
+def test_figures_stand_under_the_notebook_that_drew_them(tmp_path):
+    run = synthetic_run(tmp_path)
+    states = read_manifest(run)["notebooks"]
+    assert [title for title, _ in pages.figure_groups(run, states)] == [""]
+    executed = run.path("02_pruning.ipynb")
+    temporary = executed.rename(run.path(".running.ipynb"))
+    record = Record("done", "s", outputs={"figures/accuracy_by_level.png": "x"})
+    publish(temporary, record, to=executed)
+    [(title, [figure])] = pages.figure_groups(run, states)
+    assert (title, figure.name) == ("Pruning", "accuracy_by_level")
+
+
+def test_one_candidate_is_said(reports):
+    sweep = synthetic_sweep(levels=(0.0,)).head(1).assign(accepted=True)
+    page = index_of(reports, sweep, decide(sweep, gates=Gates()).to_dict())
+    assert "only one candidate" in page.text
+    assert explorer(page)["values"]["candidate"] == ["small_cnn-p0-torch-fp32"]
+
+
+def test_all_rejected_is_said_with_the_nearest_constraint(reports):
+    sweep = synthetic_sweep().assign(accepted=False, active_budget_mb=1e-6)
+    page = index_of(reports, sweep, decide(sweep, gates=Gates()).to_dict())
+    assert page.find(class_="card").h2.text == "No candidate can be recommended"
+    assert "comes nearest" in page.find(class_="card").text
+    assert "None of the 44 candidates fits" in page.text
+
+
+def test_all_failed_is_a_table_of_errors_without_a_plot(reports):
+    numbers = synthetic_sweep().select_dtypes("number").columns.drop("pruning_level")
+    sweep = synthetic_sweep().assign(status="failed", error="no kernel", accepted=False)
+    sweep[numbers] = np.nan
+    page = index_of(reports, sweep)
+    assert "All 44 candidates failed" in page.text
+    assert page.find(id="frontier") is None
+    assert set(explorer(page)["values"]["state"]) == {"failed"}
+    assert set(explorer(page)["values"]["reason"]) == {"no kernel"}
+
+
+@pytest.mark.parametrize("content", ["", "candidate,accuracy\n", 'a,b\n1,2,3\n"'])
+def test_a_broken_sweep_is_said(reports, content):
+    run = open_run("broken", root=reports)
+    run.write_bytes("sweep_results.csv", content.encode())
+    sweep, reason = read_sweep(run)
+    assert sweep is None
+    assert reason.startswith("No candidates: sweep_results.csv")
+    run.path("sweep_results.csv").unlink()
+    run.root.rmdir()
+
+
+@pytest.mark.parametrize("content", ["{", '{"pick": 3}'])
+def test_a_broken_summary_is_said(tmp_path, content):
+    run = open_run("broken", root=tmp_path)
+    run.write_bytes("summary.json", content.encode())
+    summary, reason = pages.read_summary(run)
+    assert summary is None
+    assert reason.startswith("No decision: summary.json cannot be read: ")
+
+
+def test_the_index_of_all_runs_lists_each_with_its_pick(reports):
+    page = soup(reports / "index.html")
+    assert [row.th.a["href"] for row in page.tbody.find_all("tr")] == [
+        "first/index.html",
+        "second/index.html",
+    ]
+    assert "failed" in page.tbody.tr.text
+    assert page.find("a", href="compare-first-second.html")
+
+
+def test_an_unreadable_run_is_named_and_the_others_stay(reports, tmp_path):
+    good = open_run("good", root=tmp_path)
+    facts = read_manifest(RunFolder(reports / "first"))
+    write_manifest(good, {**facts, "run": "good"})
+    open_run("bad", root=tmp_path).write_bytes("manifest.json", b"{")
+    page = soup(write_runs_index(tmp_path))
+    assert page.find("a", href="good/index.html")
+    assert "Run bad is not listed" in page.find(class_="banner").text
+
+
+def test_no_run_yet_says_how_to_make_one(tmp_path):
+    assert "make report" in soup(write_runs_index(tmp_path)).text
+
+
+def test_two_runs_compared_name_the_regression(reports):
+    page = soup(reports / "compare-first-second.html")
+    first = page.find_all("tbody")[-1].tr
+    assert first.th.text == "small_cnn-p50-onnxruntime-int8"
+    assert first.td.text == "regression"
+    assert "regression: 1" in page.find(class_="lead").text
+
+
+def test_runs_on_other_data_and_another_cpu_are_shown_but_not_judged(reports, tmp_path):
+    runs = [open_run(name, root=tmp_path) for name in ("a", "b")]
+    facts = read_manifest(RunFolder(reports / "first"))
+    other = {"data": {"name": "mnist", "checksum": "1"}, "host": facts["host"] | {"cpu": "Z80"}}
+    for run, changes in zip(runs, ({}, other), strict=True):
+        run.write_table(synthetic_sweep(), "sweep_results.csv")
+        write_manifest(run, facts | changes)
+    page = soup(write_comparison(*runs))
+    banners = " ".join(banner.text for banner in page.find_all(class_="banner"))
+    assert "used different data: invented and mnist" in banners
+    assert "and Z80" in banners
+    assert "host: cpu" in page.find("tbody").text
+    assert "not judged: 43" in page.find(class_="lead").text
+
+
+def test_comparing_a_run_that_is_not_there_is_one_error(reports, monkeypatch, caplog):
+    monkeypatch.setenv("EDGEOPT_REPORTS", str(reports))
+    assert pages.main(["compare", "first", "third"]) == 2
+    assert "no run 'third'" in caplog.text
+    assert pages.main(["compare", "first", "second"]) == 0
+
+
+def test_comparing_a_run_without_candidates_says_which(reports, tmp_path):
+    empty = open_run("empty", root=tmp_path)
+    write_manifest(empty, read_manifest(RunFolder(reports / "first")))
+    with pytest.raises(ValueError, match=r"run empty cannot be compared. No candidates: no note"):
+        write_comparison(RunFolder(reports / "first"), empty)
+
+
+@pytest.mark.parametrize(
+    ("value", "column", "text"),
+    [
+        (0.88421, "accuracy", "88.4%"),
+        (0.25, "pruning_level", "25%"),
+        (0.0, "int8_mac_share", "0.0%"),
+        (0.020345, "latency_ms", "0.0203"),
+        (12.5, "latency_ms", "12.5"),
+        (1234567, "macs", "1,234,567"),
+        (5.2e-5, "energy_proxy_j", "5.20e-05"),
+        (float("nan"), "accuracy", "\N{EN DASH}"),
+        (None, "accuracy", "\N{EN DASH}"),
+        (True, "accepted", "True"),
+    ],
+)
+def test_cells_in_words(value, column, text):
+    assert as_text(value, column) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "column", "text"),
+    [
+        (8000, "artifact_bytes", "7.8 KiB"),
+        (0.5, "memory_mb", "512.0 KiB"),
+        (3 * 2**20, "peak_rss_bytes", "3.00 MiB"),
+        (6.25e-5, "energy_proxy_j", "62.5 \N{MICRO SIGN}J"),
+        (2e-12, "energy_model_j", "0.00200 nJ"),
+        (0.0203, "latency_p50_ms", "0.0203 ms"),
+        (0.881, "accuracy", "88.1%"),
+        (None, "macs", "\N{EN DASH}"),
+    ],
+)
+def test_numbers_with_a_unit_that_suits_them(value, column, text):
+    assert with_unit(value, column) == text
+
+
+def test_differences_and_ratios_against_the_baseline():
+    assert points(0.87, 0.885) == "-1.5 points against the baseline"
+    assert points(0.87, None) == ""
+    assert signed(-0.04) == "0.0"
+    words = ("faster", "slower")
+    assert times({"x": 1.0}, {"x": 6.64}, "x", words=words) == (
+        "6.6\N{MULTIPLICATION SIGN} faster than the baseline"
+    )
+    assert times({"x": 3.0}, {"x": 1.0}, "x", words=words).startswith(
+        "3.0\N{MULTIPLICATION SIGN} slower"
+    )
+    assert times({"x": 1.01}, {"x": 1.0}, "x", words=words) == "the same as the baseline"
+    assert times({"x": 0.0}, {"x": 1.0}, "x", words=words) == ""
+
+
+def test_an_interval_is_only_named_where_there_is_one():
+    assert interval({"accuracy_low": 0.8, "accuracy_high": 0.9}, "accuracy") == (
+        "95% interval 80.0% to 90.0%"
+    )
+    assert interval({"accuracy_low": 0.8}, "accuracy") == ""
+    assert bound_names("latency_p50_ms") == ("latency_p50_low_ms", "latency_p50_high_ms")
+
+
+def test_candidates_in_words():
+    row = {"candidate": "c", "runtime": "executorch", "precision": "int8", "pruning_level": 0.25}
+    assert describe(row | {"recipe": "scratch"}) == "ExecuTorch int8, 25% pruned, scratch"
+    assert (
+        describe(row | {"pruning_level": 0.0, "recipe": "baseline"}) == "ExecuTorch int8, unpruned"
+    )
+    assert describe({"candidate": "c", "precision": "int8"}) == "c"
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"candidate": "a", "accepted": True}, ("eligible", "")),
+        ({"candidate": "a", "accepted": False}, ("over budget", "")),
+        ({"candidate": "b", "accepted": True}, ("refused", "recall")),
+        ({"candidate": "b", "accepted": False}, ("over budget", "recall")),
+        ({"candidate": "a"}, ("eligible", "")),
+        ({"candidate": "a", "status": "failed", "error": "boom"}, ("failed", "boom")),
+        ({"candidate": "a", "status": "failed", "error": float("nan")}, ("failed", "")),
+    ],
+)
+def test_the_verdict_on_a_candidate(row, words):
+    assert verdict(row, reasons={"b": "recall"}) == words
+
+
+def test_columns_say_their_unit_and_axis():
+    assert column_spec("artifact_bytes")["title"] == "Artifact on disk (KiB)"
+    assert column_spec("accuracy") == {
+        "key": "accuracy",
+        "title": "Validation accuracy (%)",
+        "kind": "percent",
+        "axis": "y",
+    }
+    assert column_spec("runtime")["axis"] is None
+
+
+def test_json_in_a_page_cannot_end_its_script():
+    assert "</" not in script_json({"a": "</script>"})
+    assert json.loads(script_json({"a": "</script>"})) == {"a": "</script>"}
+
+
+def test_long_tables_say_what_they_leave_out():
+    html = table_html(pd.DataFrame({"<b>": range(230)}))
+    assert html.count("<tr>") == 201
+    assert "30 more rows" in html
+    assert "&lt;b&gt;" in html
+
+
+def test_a_run_ended_when_its_last_notebook_did():
+    states = {"a": {"finished": "2026-01-02T03:04:05.6"}, "b": {"finished": "2026-01-02T03:09:00"}}
+    assert finished(states | {"c": {}}) == "2026-01-02 03:09 UTC"
+    assert finished({"c": {}}) == ""
