@@ -1,0 +1,34 @@
+"""`make bench`: speed, memory and quality, printed as ratios in one run on an idle machine."""
+
+import argparse
+import sys
+from functools import partial
+
+from benchmarks import quality, runtimes, study
+
+BENCHMARKS = {
+    "harness": study.harness_overhead,
+    "usual-way": study.speed_against_the_usual_way,
+    "repeatability": study.repeatability,
+    "small-cnn": runtimes.small_cnn,
+    "mobilenet-v3-small": partial(runtimes.backbone, "mobilenet_v3_small", goal=1.4),
+    "mobilenet-v3-large": partial(runtimes.backbone, "mobilenet_v3_large", goal=1.3),
+    "quality": quality.default_run,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="name", help=", ".join(BENCHMARKS))
+    names = parser.parse_args().names or list(BENCHMARKS)
+    if unknown := set(names) - set(BENCHMARKS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; allowed: {', '.join(BENCHMARKS)}")
+    for name in names:
+        sys.stdout.write(f"{name}\n")
+        for line in BENCHMARKS[name]():
+            sys.stdout.write(f"  {line}\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Ratios between runtimes and precisions, timed in one run on one thread, batch 1."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from edgeopt._torchvision import models
+from edgeopt.candidates import artifact_of
+from edgeopt.benchmark import latency_statistics, measure_latency
+from edgeopt.data import Split
+from edgeopt.export import export_artifact
+from edgeopt.model import load_small_cnn, set_deterministic
+from edgeopt.rundir import open_run
+from edgeopt.runtimes import load_session
+from edgeopt.schema import INT8_PRECISIONS
+
+BACKBONE_TARGETS = (
+    ("onnxruntime", "fp32"),
+    ("onnxruntime", "int8"),
+    ("executorch", "int8"),
+    ("openvino", "bf16"),
+    ("openvino", "int8"),
+)
+
+
+class Eager:
+    """The module itself, called as most people measure it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model.eval()
+
+    def __call__(self, batch: np.ndarray) -> torch.Tensor:
+        with torch.inference_mode():
+            return self.model(torch.from_numpy(batch))
+
+
+def medians(sessions: dict, batch: np.ndarray, *, rounds: int = 20, calls: int = 50) -> pd.Series:
+    torch.set_num_threads(1)
+    samples = measure_latency(sessions, batch, rounds=rounds, calls_per_round=calls)
+    return latency_statistics(samples).set_index("candidate")["latency_p50_ms"]
+
+
+def small_cnn() -> Iterator[str]:
+    """The best accepted int8 artifact of the default run against torch eager and ONNX Runtime."""
+    folder = open_run("default")
+    sweep = folder.read_table("sweep_results.csv", made_by="04_sweep")
+    ok = sweep[sweep["status"] == "ok"]
+    int8 = ok[ok["accepted"] & ok["precision"].isin(INT8_PRECISIONS)]
+    best = int8.loc[int8["latency_p50_ms"].idxmin()]
+    plain = (ok["pruning_level"] == 0) & (ok["runtime"] == "onnxruntime") & (ok["precision"] == "fp32")
+    rows = {"best int8": best, "onnxruntime fp32": ok[plain].iloc[0]}
+    store, shape = folder.path("artifacts/sweep"), (1, 1, 28, 28)
+    artifacts = {name: artifact_of(row, store, input_shape=shape) for name, row in rows.items()}
+    sessions = {name: load_session(artifact) for name, artifact in artifacts.items()}
+    sessions["torch eager fp32"] = Eager(load_small_cnn(folder.path("weights/baseline-p0-seed0.pt")))
+    p50 = medians(sessions, np.random.default_rng(0).random(shape, np.float32))
+    yield f"best accepted int8 artifact: {best['candidate']}"
+    yield f"torch eager fp32 / it: {p50['torch eager fp32'] / p50['best int8']:.2f} (goal: 5)"
+    yield f"ONNX Runtime fp32 / it: {p50['onnxruntime fp32'] / p50['best int8']:.2f} (goal: 1.25)"
+
+
+def backbone(name: str, *, goal: float) -> Iterator[str]:
+    """The best int8 or bf16 artifact of a backbone at 224x224 against ONNX Runtime's static int8."""
+    set_deterministic(0)
+    model = models.get_model(name, num_classes=10).eval()
+    rng = torch.Generator().manual_seed(0)
+    images = torch.rand(64, 3, 224, 224, generator=rng)
+    calibration = Split(images, torch.arange(64) % 10).loader(8)
+    sessions = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for runtime, precision in BACKBONE_TARGETS:
+            artifact = export_artifact(
+                model,
+                Path(scratch) / f"{name}-{runtime}-{precision}",
+                runtime=runtime,
+                precision=precision,
+                input_shape=(1, 3, 224, 224),
+                calibration_loader=calibration,
+            )
+            sessions[f"{runtime} {precision}"] = load_session(artifact)
+        p50 = medians(sessions, images[:1].numpy(), rounds=10, calls=15)
+    rivals = p50.drop(["onnxruntime int8", "onnxruntime fp32"])
+    yield f"{name}: best is {rivals.idxmin()}; " + ", ".join(f"{k} {v:.2f} ms" for k, v in p50.items())
+    yield f"ONNX Runtime int8 / it: {p50['onnxruntime int8'] / rivals.min():.2f} (goal: {goal})"

@@ -1,0 +1,270 @@
+"""Candidates: what each is, how it is prepared, timed beside the others, and scored."""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from edgeopt.artifact import Artifact
+from edgeopt.benchmark import measure_latency
+from edgeopt.coverage import verify_label
+from edgeopt.data import Split
+from edgeopt.export import export_artifact
+from edgeopt.export_onnx import DEFAULT_OPTIONS, Int8Options
+from edgeopt.footprint import artifact_weight_bytes, peak_activation_bytes
+from edgeopt.host import Int8Scheme
+from edgeopt.metrics import agreement, quality_row
+from edgeopt.pruning import count_macs
+from edgeopt.resident import resident_memory
+from edgeopt.runtimes import load_session, session_logits
+from edgeopt.schema import (
+    ELEMENT_BYTES,
+    MIB,
+    PRECISIONS,
+    PRECISIONS_OF_RUNTIME,
+    RECIPES,
+    RUNTIMES,
+    require_known,
+)
+from edgeopt.training import predict_logits
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CandidateSpec:
+    """What a candidate is: its network, how that was made, its runtime and precision."""
+
+    pruning_level: float
+    precision: str
+    runtime: str = "torch"
+    recipe: str = "baseline"
+    model: str = "small_cnn"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_known(self.precision, allowed=PRECISIONS, what="precision")
+        require_known(self.runtime, allowed=RUNTIMES, what="runtime")
+        require_known(self.recipe, allowed=RECIPES, what="recipe")
+        if self.precision not in PRECISIONS_OF_RUNTIME[self.runtime]:
+            allowed = ", ".join(PRECISIONS_OF_RUNTIME[self.runtime])
+            raise ValueError(f"{self.runtime} does not run {self.precision}; allowed: {allowed}")
+
+    @property
+    def name(self) -> str:
+        """Name in tables and of files, the same for every seed."""
+        return f"{self.model}-p{100 * self.pruning_level:g}-{self.runtime}-{self.precision}"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A prepared candidate: its artifact, the facts and logits it gave, or its error."""
+
+    spec: CandidateSpec
+    artifact: Artifact | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    logits: np.ndarray | None = None
+    error: str = ""
+
+    @property
+    def name(self) -> str:
+        """Name in tables and of files."""
+        return self.spec.name
+
+
+def grid(
+    pruning_levels: Iterable[float],
+    precisions: Sequence[str],
+    runtimes: Iterable[str],
+    *,
+    recipe: str = "one-shot",
+    model: str = "small_cnn",
+    seed: int = 0,
+) -> list[CandidateSpec]:
+    """Every combination that a runtime offers; raises ``ValueError`` when there is none."""
+    specs = [
+        CandidateSpec(level, precision, runtime, recipe if level else "baseline", model, seed)
+        for level in pruning_levels
+        for runtime in runtimes
+        for precision in PRECISIONS_OF_RUNTIME[
+            require_known(runtime, allowed=RUNTIMES, what="runtime")
+        ]
+        if precision in precisions
+    ]
+    unused = set(precisions) - {spec.precision for spec in specs}
+    for precision in unused:
+        require_known(precision, allowed=PRECISIONS, what="precision")
+    if not specs:
+        raise ValueError(
+            f"no candidate: none of the runtimes {list(runtimes)} runs any of {list(precisions)}"
+        )
+    return specs
+
+
+def prepare_candidate(
+    spec: CandidateSpec,
+    *,
+    models: Mapping[tuple[int, float], nn.Module],
+    calibration_loader: Iterable,
+    images: np.ndarray,
+    labels: np.ndarray,
+    directory: Path,
+    batch_size: int = 1,
+    calibration_batches: int = 10,
+    scheme: Int8Scheme | None = None,
+) -> Candidate:
+    """Quantize, export, prove the label and score one candidate.
+
+    Picklable, and a function of its arguments alone, so that an executor can run many at once.
+
+    Parameters
+    ----------
+    models : mapping
+        The fp32 networks by (seed, pruning level).
+    images, labels : ndarray
+        Validation images [N, C, H, W] and their classes [N].
+    directory : Path
+        Gets the artifact file.
+    scheme : Int8Scheme, optional
+        Integer types of static int8 in ONNX files; U8S8 when omitted.
+
+    Returns
+    -------
+    Candidate
+        With ``error`` set, and nothing else, when any step failed.
+    """
+    model = models[spec.seed, spec.pruning_level]
+    shape = (batch_size, *images.shape[1:])
+    options = Int8Options(scheme=scheme) if scheme and _takes_scheme(spec) else DEFAULT_OPTIONS
+    try:
+        artifact = export_artifact(
+            model,
+            directory / f"seed{spec.seed}" / spec.name,
+            runtime=spec.runtime,
+            precision=spec.precision,
+            input_shape=shape,
+            calibration_loader=calibration_loader,
+            calibration_batches=calibration_batches,
+            options=options,
+        )
+        share = verify_label(artifact)
+        logits = session_logits(load_session(artifact, threads=1), images)
+    except Exception as error:  # exporters and runtimes raise whatever they like
+        logger.exception("candidate %s failed", spec.name)
+        return Candidate(spec, error=f"{type(error).__name__}: {error}")
+    parent = predict_logits(model, torch.from_numpy(images)).argmax(1).numpy()
+    facts = {
+        **quality_row(labels, logits.argmax(1), num_classes=logits.shape[1]),
+        "agreement": agreement(parent, logits.argmax(1)),
+        "int8_mac_share": share,
+        **static_facts(model, artifact),
+    }
+    return Candidate(spec, artifact, facts, logits)
+
+
+def _takes_scheme(spec: CandidateSpec) -> bool:
+    return spec.precision == "int8" and spec.runtime in ("onnxruntime", "openvino")
+
+
+def static_facts(model: nn.Module, artifact: Artifact) -> dict[str, Any]:
+    """Count what needs no clock: parameters, MACs, bytes of artifact, weights and activations.
+
+    Activations are counted by liveness over the torch graph, every element in the size of the
+    artifact's precision.
+    """
+    example = torch.zeros(1, *artifact.input_shape[1:])
+    weights = artifact_weight_bytes(artifact)
+    fp32_activations = peak_activation_bytes(model, input_shape=artifact.input_shape)
+    _, element_bytes = ELEMENT_BYTES[artifact.precision]
+    macs = count_macs(model, example_input=example)
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "macs": macs,
+        "artifact": f"{artifact.path.parent.name}/{artifact.path.name}",
+        "artifact_sha256": artifact.sha256,
+        "artifact_bytes": artifact.size_bytes,
+        "weight_bytes": weights,
+        "memory_mb": weights / MIB,
+        "peak_activation_bytes": fp32_activations * element_bytes // 4,
+    }
+
+
+def prepare_candidates(
+    specs: Sequence[CandidateSpec], *, executor: Executor | None = None, **options: Any
+) -> list[Candidate]:
+    """Prepare every candidate, in order; ``options`` are those of :func:`prepare_candidate`."""
+    prepare = partial(prepare_candidate, **options)
+    return list((executor.map if executor else map)(prepare, specs))
+
+
+def artifact_of(row: Any, directory: Path, *, input_shape: tuple[int, ...]) -> Artifact:
+    """Find the artifact of a sweep table's row below the directory it was prepared in."""
+    return Artifact(
+        path=directory / row.artifact,
+        runtime=row.runtime,
+        precision=row.precision,
+        input_shape=input_shape,
+        sha256=row.artifact_sha256,
+        size_bytes=int(row.artifact_bytes),
+    )
+
+
+def measure_candidates(
+    candidates: Sequence[Candidate], batch: np.ndarray, *, threads: int = 1, **options: Any
+) -> pd.DataFrame:
+    """Time all candidates that were prepared in interleaved rounds, alone on the machine.
+
+    Returns the raw samples. ``options`` are those of :func:`edgeopt.benchmark.measure_latency`.
+    """
+    sessions = {
+        candidate.name: load_session(candidate.artifact, threads=threads)
+        for candidate in candidates
+        if candidate.artifact
+    }
+    return measure_latency(sessions, batch, **options)
+
+
+def peak_rss_table(
+    candidates: Sequence[Candidate], *, executor: Executor | None = None
+) -> pd.DataFrame:
+    """Peak resident bytes of loading and running each artifact in a process of its own."""
+    prepared = [candidate for candidate in candidates if candidate.artifact]
+    artifacts = [candidate.artifact for candidate in prepared]
+    memories = list((executor.map if executor else map)(resident_memory, artifacts))
+    return pd.DataFrame(
+        {
+            "candidate": [candidate.name for candidate in prepared],
+            "peak_rss_bytes": [memory.peak_bytes for memory in memories],
+            "idle_rss_bytes": [memory.baseline_bytes for memory in memories],
+        }
+    )
+
+
+def with_failures(candidates: Sequence[Candidate], latency: pd.DataFrame) -> list[Candidate]:
+    """Give the candidates that failed while they were timed their error."""
+    errors = latency.set_index("candidate")["error"]
+    return [replace(c, error=c.error or errors.get(c.name, "")) for c in candidates]
+
+
+def score(candidates: Sequence[Candidate], split: Split) -> dict[str, np.ndarray]:
+    """Predicted classes [N] of every prepared candidate on a split, by its own artifact."""
+    images = split.images.numpy()
+    return {
+        candidate.name: session_logits(load_session(candidate.artifact), images).argmax(1)
+        for candidate in candidates
+        if candidate.artifact and not candidate.error
+    }
+
+
+def gather(loader: Iterable) -> tuple[np.ndarray, np.ndarray]:
+    """Collect a loader's images [N, C, H, W] and labels [N] as arrays."""
+    images, labels = zip(*loader, strict=True)
+    return torch.cat(images).numpy(), torch.cat(labels).numpy()

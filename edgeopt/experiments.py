@@ -1,0 +1,257 @@
+"""The study: a grid of candidates, prepared and measured together, one row each."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from edgeopt.benchmark import latency_statistics
+from edgeopt.candidates import (
+    Candidate,
+    gather,
+    grid,
+    measure_candidates,
+    prepare_candidates,
+    with_failures,
+)
+from edgeopt.energy import energy_model_j, energy_proxy_j
+from edgeopt.metrics import per_class_table
+from edgeopt.pruning import structured_channel_prune
+from edgeopt.quantization import precision_variant
+from edgeopt.selection import apply_budgets, pareto_frontier
+from edgeopt.statistics import two_level_interval
+from edgeopt.training import train_model
+
+__all__ = [
+    "candidate_table",
+    "pareto_frontier",
+    "precision_variant",
+    "recall_table",
+    "run_sweep",
+    "sweep_table",
+    "train_model",
+    "with_energy",
+    "with_seeds",
+]
+
+SPEC_COLUMNS = ("model", "pruning_level", "runtime", "precision", "recipe")
+FACT_COLUMNS = (
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "macro_f1",
+    "agreement",
+    "int8_mac_share",
+    "parameters",
+    "macs",
+    "artifact",
+    "artifact_sha256",
+    "artifact_bytes",
+    "weight_bytes",
+    "memory_mb",
+    "peak_activation_bytes",
+)
+
+
+def run_sweep(
+    base_model: nn.Module,
+    val_loader: DataLoader,
+    calibration_loader: DataLoader,
+    device: str | torch.device,
+    pruning_levels: Sequence[float],
+    precisions: Sequence[str],
+    power_watts: float,
+    calibration_batches: int,
+    memory_budgets_mb: Sequence[float],
+    active_memory_budget_mb: float,
+    latency_multiplier: float,
+    benchmark_repeats: int,
+    *,
+    runtimes: Sequence[str] = ("torch",),
+    pruned_models: Mapping[float, nn.Module] | None = None,
+    recipe: str = "one-shot",
+    calls_per_round: int = 30,
+    threads: int = 1,
+    batch_size: int = 1,
+    directory: Path | None = None,
+    executor: Executor | None = None,
+) -> pd.DataFrame:
+    """Prepare and measure every candidate of the grid; one row each, failures included.
+
+    Parameters
+    ----------
+    base_model : nn.Module
+        The trained fp32 network. Its pruned versions are made by one-shot pruning unless
+        ``pruned_models`` gives them by level, fine-tuned as ``recipe`` says.
+    val_loader, calibration_loader : DataLoader
+        Choosing happens on the first; the second sets the ranges of int8.
+    device : str
+        ``cpu``: the study is of devices without a GPU.
+    benchmark_repeats : int
+        Interleaved rounds, of ``calls_per_round`` timed calls each.
+    latency_multiplier : float
+        Scales every latency to another device; anything but 1 marks the rows ``estimated``.
+    directory : Path, optional
+        Keeps the artifacts; a temporary folder when omitted.
+
+    Raises
+    ------
+    ValueError
+        For a level outside [0, 1), an empty list, an unknown precision or runtime, or a device
+        other than the CPU.
+    """
+    if torch.device(device).type != "cpu":
+        raise ValueError(f"device is {str(device)!r}; allowed: cpu, the target has no GPU")
+    specs = grid(pruning_levels, precisions, runtimes, recipe=recipe)
+    models = pruned_models or {
+        level: structured_channel_prune(base_model, level) for level in pruning_levels
+    }
+    images, labels = gather(val_loader)
+    with tempfile.TemporaryDirectory() as scratch:
+        candidates = prepare_candidates(
+            specs,
+            executor=executor,
+            models={(0, level): models[level] for level in pruning_levels},
+            calibration_loader=calibration_loader,
+            calibration_batches=calibration_batches,
+            images=images,
+            labels=labels,
+            directory=directory or Path(scratch),
+            batch_size=batch_size,
+        )
+        samples = measure_candidates(
+            candidates,
+            images[:batch_size],
+            threads=threads,
+            rounds=benchmark_repeats,
+            calls_per_round=calls_per_round,
+        )
+    return sweep_table(
+        candidates,
+        samples,
+        batch_size=batch_size,
+        power_watts=power_watts,
+        latency_multiplier=latency_multiplier,
+        memory_budgets_mb=memory_budgets_mb,
+        active_memory_budget_mb=active_memory_budget_mb,
+    )
+
+
+def sweep_table(
+    candidates: Sequence[Candidate],
+    samples: pd.DataFrame,
+    *,
+    batch_size: int,
+    power_watts: float,
+    latency_multiplier: float,
+    memory_budgets_mb: Sequence[float],
+    active_memory_budget_mb: float,
+) -> pd.DataFrame:
+    """Join what was prepared with what was measured, add energy, and apply the budgets."""
+    latency = latency_statistics(samples, batch_size=batch_size)
+    timed = latency.drop(columns="error")
+    table = candidate_table(with_failures(candidates, latency)).merge(timed, "left", "candidate")
+    table = with_energy(table, power_watts=power_watts, latency_multiplier=latency_multiplier)
+    return apply_budgets(
+        table,
+        memory_budgets_mb=memory_budgets_mb,
+        active_memory_budget_mb=active_memory_budget_mb,
+    )
+
+
+def candidate_table(candidates: Sequence[Candidate]) -> pd.DataFrame:
+    """One row per candidate: what it is, its facts, its status and its error."""
+    rows = [
+        {
+            "candidate": candidate.name,
+            **{name: getattr(candidate.spec, name) for name in SPEC_COLUMNS},
+            **candidate.facts,
+            "status": "failed" if candidate.error else "ok",
+            "error": candidate.error,
+        }
+        for candidate in candidates
+    ]
+    columns = ["candidate", *SPEC_COLUMNS, *FACT_COLUMNS, "status", "error"]
+    return pd.DataFrame(rows).reindex(columns=columns)
+
+
+def with_energy(
+    table: pd.DataFrame, *, power_watts: float, latency_multiplier: float = 1.0
+) -> pd.DataFrame:
+    """Scale the latencies to another device, when asked to, and add both energy tiers.
+
+    ``latency_kind`` says ``measured``, or ``estimated`` once ``latency_multiplier`` is not 1.
+    The model tier takes each weight and the peak activations to move once from and to memory.
+    """
+    times = [name for name in table if name.startswith("latency_") and name.endswith("_ms")]
+    scaled = table.assign(
+        **{name: table[name] * latency_multiplier for name in times},
+        throughput_sps=table["throughput_sps"] / latency_multiplier,
+        latency_kind="measured" if latency_multiplier == 1 else "estimated",
+    )
+    ok = scaled["status"] == "ok"
+    model = [
+        energy_model_j(
+            macs=row.macs,
+            memory_bytes=row.weight_bytes + row.peak_activation_bytes,
+            precision=row.precision,
+        )
+        for row in scaled[ok].itertuples()
+    ]
+    return scaled.assign(
+        energy_proxy_j=energy_proxy_j(scaled["latency_ms"], power_watts=power_watts),
+        energy_model_j=pd.Series(model, index=scaled.index[ok], dtype=float),
+    )
+
+
+def recall_table(
+    candidates: Sequence[Candidate], labels: np.ndarray, *, class_names: Sequence[str]
+) -> pd.DataFrame:
+    """Per-class quality of every prepared candidate, with its name in ``candidate``."""
+    tables = [
+        per_class_table(labels, c.logits.argmax(1), class_names=class_names).assign(
+            candidate=c.name
+        )
+        for c in candidates
+        if c.logits is not None
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def with_seeds(
+    sweep: pd.DataFrame, candidates: Sequence[Candidate], *, labels: np.ndarray
+) -> pd.DataFrame:
+    """Put the mean accuracy over seeds and its interval in the place of the first seed's.
+
+    ``candidates`` are those of all seeds, prepared on the same images. Adds ``seeds``, the number
+    of trainings. The interval is over both other seeds and other images; with one seed it stays
+    Wilson's, over images alone.
+    """
+    correct: dict[str, list[np.ndarray]] = {}
+    for candidate in candidates:
+        if candidate.logits is not None:
+            hits = candidate.logits.argmax(1) == labels
+            correct.setdefault(candidate.name, []).append(hits)
+    rows = [
+        {"candidate": name, "seeds": len(hits), **_seed_interval(hits)}
+        for name, hits in correct.items()
+    ]
+    joined = sweep.merge(pd.DataFrame(rows), "left", "candidate", suffixes=("", "_over_seeds"))
+    for column in ("accuracy", "accuracy_low", "accuracy_high"):
+        joined[column] = joined.pop(f"{column}_over_seeds").fillna(joined[column])
+    return joined
+
+
+def _seed_interval(hits: Sequence[np.ndarray]) -> dict[str, float]:
+    interval = two_level_interval(np.stack(hits))
+    return {
+        "accuracy": interval.mean,
+        "accuracy_low": interval.low,
+        "accuracy_high": interval.high,
+    }

@@ -1,0 +1,186 @@
+"""The trained networks of a study: baselines, pruned, fine-tuned and from scratch, many at once."""
+
+import copy
+import multiprocessing
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from edgeopt.data import Split
+from edgeopt.model import SmallCNN, set_deterministic
+from edgeopt.pruning import prune_channels, structured_channel_prune
+from edgeopt.schema import CRITERIA, RECIPES, require_known
+from edgeopt.training import TrainingRun, fit, predict_logits
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train, with the learning rate annealed to zero by a cosine."""
+
+    epochs: int
+    finetune_epochs: int
+    learning_rate: float
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one network of the study comes to be."""
+
+    pruning_level: float
+    kind: str
+    seed: int = 0
+    criterion: str = "l1"
+
+    def __post_init__(self) -> None:
+        require_known(self.kind, allowed=RECIPES, what="recipe")
+        require_known(self.criterion, allowed=CRITERIA, what="criterion")
+        if (self.kind == "baseline") != (self.pruning_level == 0):
+            raise ValueError(
+                f"recipe {self.kind!r} at pruning level {self.pruning_level}; "
+                "allowed: baseline at level 0, the others above it"
+            )
+
+    @property
+    def file_name(self) -> str:
+        """Where a run keeps this network's weights."""
+        return f"weights/{self.kind}-p{100 * self.pruning_level:g}-seed{self.seed}.pt"
+
+
+def study_recipes(
+    pruning_levels: Iterable[float], seeds: Iterable[int], *, kinds: Sequence[str] = RECIPES[1:]
+) -> list[Recipe]:
+    """Every kind at every level above zero, for every seed."""
+    levels = [level for level in pruning_levels if level > 0]
+    return [Recipe(level, kind, seed) for seed in seeds for level in levels for kind in kinds]
+
+
+def train_baselines(
+    model: nn.Module,
+    train: Split,
+    *,
+    validation: Split,
+    seeds: Iterable[int],
+    schedule: Schedule,
+    executor: Executor | None = None,
+) -> dict[int, TrainingRun]:
+    """Train one network of ``model``'s architecture per seed; weights start from the seed."""
+    seeds = list(seeds)
+    task = partial(_train_baseline, model=model, train=train, validation=validation, plan=schedule)
+    return dict(zip(seeds, _map(executor)(task, seeds), strict=True))
+
+
+def train_recipes(
+    recipes: Sequence[Recipe],
+    baselines: dict[int, SmallCNN],
+    train: Split,
+    *,
+    schedule: Schedule,
+    executor: Executor | None = None,
+) -> dict[Recipe, SmallCNN]:
+    """Make the network of every recipe from the baseline of its seed."""
+    task = partial(train_recipe, train=train, schedule=schedule)
+    own = [baselines[recipe.seed] for recipe in recipes]
+    return dict(zip(recipes, _map(executor)(task, recipes, own), strict=True))
+
+
+def train_recipe(
+    recipe: Recipe, baseline: SmallCNN, *, train: Split, schedule: Schedule
+) -> SmallCNN:
+    """Make the network of one recipe: a pure, picklable function of its arguments.
+
+    ``one-shot`` prunes, ``fine-tuned`` trains on for ``finetune_epochs``, ``scratch`` trains the
+    pruned architecture from new weights for all the epochs that the other two had together
+    (Liu et al., 2019, arXiv:1810.05270).
+    """
+    if recipe.kind == "baseline":
+        return baseline
+    set_deterministic(recipe.seed)
+    loader = train.loader(schedule.batch_size, shuffle=True, seed=recipe.seed)
+    pruned = _prune(recipe, baseline, train=train, schedule=schedule)
+    if recipe.kind == "one-shot":
+        return pruned
+    epochs = schedule.finetune_epochs
+    if recipe.kind == "scratch":
+        pruned = reinitialised(pruned, seed=recipe.seed)
+        epochs += schedule.epochs
+    rate = schedule.learning_rate
+    return fit(pruned, loader, epochs=epochs, learning_rate=rate, cosine=True, progress=False).model
+
+
+def reinitialised(model: nn.Module, *, seed: int) -> nn.Module:
+    """Return the same architecture with new random weights."""
+    fresh = copy.deepcopy(model)
+    set_deterministic(seed)
+    for module in fresh.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    return fresh
+
+
+def accuracy_table(networks: dict[Recipe, nn.Module], split: Split) -> pd.DataFrame:
+    """One row per network: seed, pruning_level, recipe, criterion, parameters, accuracy."""
+    rows = [
+        {
+            "seed": recipe.seed,
+            "pruning_level": recipe.pruning_level,
+            "recipe": recipe.kind,
+            "criterion": recipe.criterion,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "accuracy": _accuracy(model, split),
+        }
+        for recipe, model in networks.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def process_pool(workers: int) -> ProcessPoolExecutor:
+    """Workers with one torch thread each, so that together they fill the cores and no more."""
+    return ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=torch.set_num_threads,
+        initargs=(1,),
+    )
+
+
+def _train_baseline(
+    seed: int, *, model: nn.Module, train: Split, validation: Split, plan: Schedule
+) -> TrainingRun:
+    return fit(
+        reinitialised(model, seed=seed),
+        train.loader(plan.batch_size, shuffle=True, seed=seed),
+        epochs=plan.epochs,
+        learning_rate=plan.learning_rate,
+        val_loader=validation.loader(256),
+        cosine=True,
+        progress=False,
+    )
+
+
+def _prune(recipe: Recipe, baseline: SmallCNN, *, train: Split, schedule: Schedule) -> SmallCNN:
+    if recipe.criterion == "l1":
+        return structured_channel_prune(baseline, recipe.pruning_level)
+    return prune_channels(
+        baseline,
+        recipe.pruning_level,
+        example_input=train.images[:1],
+        criterion=recipe.criterion,
+        round_to=1,
+        loader=train.loader(schedule.batch_size, shuffle=True, seed=recipe.seed),
+        seed=recipe.seed,
+    )
+
+
+def _accuracy(model: nn.Module, split: Split) -> float:
+    return (predict_logits(model, split.images).argmax(1) == split.labels).float().mean().item()
+
+
+def _map(executor: Executor | None) -> Callable[..., Iterable[Any]]:
+    return executor.map if executor else map

@@ -1,0 +1,325 @@
+# %% [markdown]
+# # 4. Which variant should ship?
+#
+# Every pruning level, in every precision of every runtime, is exported, scored and timed the same
+# way. What breaks the memory budget is dropped, the frontier is drawn from the rest, one variant is
+# picked on validation images alone, and only then are the test images opened.
+
+# %% tags=["parameters"]
+run = "quick"
+dataset = "fashion-mnist-20k"
+data_dir = "data"
+train_subset = 4000
+calibration_subset = 640
+val_subset = None
+test_subset = None
+batch_size = 64
+seeds = [0]
+pruning_levels = [0.0, 0.25, 0.5, 0.7]
+precisions = ["fp32", "fp16", "bf16", "int8", "int8-dynamic"]
+runtimes = ["torch", "onnxruntime", "executorch", "openvino"]
+calibration_batches = 10
+threads = 1
+benchmark_batch_size = 1
+benchmark_repeats = 10
+calls_per_round = 30
+latency_multiplier = 1.0
+power_watts = 5.0
+memory_budgets_mb = [0.015, 0.03, 0.06]
+active_memory_budget_mb = 0.03
+accuracy_drop_good = 0.02
+accuracy_drop_bad = 0.05
+size_reduction_good = 0.5
+latency_reduction_good = 0.3
+max_recall_drop = 0.1
+min_recall = 0.2
+max_latency_p95_ms = None
+max_memory_mb = None
+memory = "weights"
+max_energy_j = None
+energy = "proxy"
+min_accuracy = None
+
+# %%
+import pandas as pd
+
+from edgeopt import plots
+from edgeopt.candidates import grid, measure_candidates, peak_rss_table, prepare_candidates, score
+from edgeopt.config import ExperimentConfig
+from edgeopt.data import load_splits
+from edgeopt.energy import measured_energy_unavailable
+from edgeopt.experiments import recall_table, sweep_table, with_seeds
+from edgeopt.host import host_facts, int8_scheme
+from edgeopt.model import load_small_cnn
+from edgeopt.recipes import Recipe, process_pool, study_recipes
+from edgeopt.rundir import open_run
+
+# %%
+from edgeopt.decision import decide
+from edgeopt.gates import Constraints, Gates
+from edgeopt.selection import pareto_frontier, precision_tradeoff_table
+from edgeopt.statistics import frontier_probability, hypervolume, paired_comparison
+
+# %%
+config = ExperimentConfig.from_namespace(globals())
+folder = open_run(config.run)
+plots.use_style()
+
+# %%
+splits = load_splits(
+    config.dataset,
+    train_subset=config.train_subset,
+    calibration_subset=config.calibration_subset,
+    val_subset=config.val_subset,
+    test_subset=config.test_subset,
+    data_dir=config.data_dir,
+    image_size=28,
+    channels=1,
+)
+images = splits.validation.images.numpy()
+labels = splits.validation.labels.numpy()
+
+# %% [markdown]
+# The networks come from the two notebooks before: the baseline, and its fine-tuned pruned versions.
+
+# %%
+pruned = study_recipes(config.pruning_levels, config.seeds, kinds=["fine-tuned"])
+recipes = [Recipe(0.0, "baseline", seed) for seed in config.seeds] + pruned
+models = {
+    (recipe.seed, recipe.pruning_level): load_small_cnn(
+        folder.require(recipe.file_name, made_by="02_pruning")
+    )
+    for recipe in recipes
+}
+len(models)
+
+# %% [markdown]
+# ## Prepare
+#
+# A candidate is a network, a runtime and a precision. Preparing one makes its file and the logits it
+# gives on the validation images; many are prepared at once. One that fails stays in the table, with
+# its error. The first seed's candidates are the ones that would ship.
+
+# %%
+axes = (config.pruning_levels, config.precisions, config.runtimes)
+specs = [s for seed in config.seeds for s in grid(*axes, recipe="fine-tuned", seed=seed)]
+len(specs)
+
+# %%
+with process_pool(2) as pool:
+    prepared = prepare_candidates(
+        specs,
+        executor=pool,
+        models=models,
+        calibration_loader=splits.calibration.loader(config.batch_size),
+        calibration_batches=config.calibration_batches,
+        images=images,
+        labels=labels,
+        directory=folder.folder("artifacts/sweep"),
+        batch_size=config.benchmark_batch_size,
+        scheme=int8_scheme(host_facts()["isa"]),
+    )
+
+# %%
+candidates = [c for c in prepared if c.spec.seed == config.seeds[0]]
+{"candidates": len(candidates), "seeds": len(config.seeds), "runtimes": len(config.runtimes)}
+
+# %% [markdown]
+# ## Measure
+#
+# Timing has the machine to itself. Every round visits all candidates in a new random order, so that
+# a machine that slows down slows all of them alike. Each single call is kept on disk.
+
+# %%
+samples = measure_candidates(
+    candidates,
+    images[: config.benchmark_batch_size],
+    threads=config.threads,
+    rounds=config.benchmark_repeats,
+    calls_per_round=config.calls_per_round,
+)
+folder.write_table(samples, "latency_samples.csv")
+len(samples)
+
+# %% [markdown]
+# Each thin line is a candidate, relative to its own median. A step that all lines take together is
+# the machine's, and cancels in every comparison; a line that moves alone is its own noise.
+
+# %% tags=["nbval-ignore-output"]
+ax = plots.drift(samples)
+alt = "Median latency of each round relative to the candidate's own median."
+folder.save_figure(ax.figure, "drift", alt=alt)
+
+# %% [markdown]
+# Memory is four numbers that are never mixed. Weights are what the budget below means; peak resident
+# memory is that of a fresh process that loads the file and runs it, its runtime library included.
+
+# %%
+with process_pool(2) as pool:
+    memory = peak_rss_table(candidates, executor=pool)
+
+# %% [markdown]
+# ## One table
+#
+# With several seeds, accuracy is their mean, with an interval over trainings and images. Latency
+# does not depend on the weights' values: it is measured once per architecture.
+
+# %%
+sweep = sweep_table(
+    candidates,
+    samples,
+    batch_size=config.benchmark_batch_size,
+    power_watts=config.power_watts,
+    latency_multiplier=config.latency_multiplier,
+    memory_budgets_mb=config.memory_budgets_mb,
+    active_memory_budget_mb=config.active_memory_budget_mb,
+)
+sweep = with_seeds(sweep, prepared, labels=labels).merge(memory, "left", "candidate")
+columns = ["candidate", "weight_bytes", "macs", "int8_mac_share", "accepted", "status"]
+sweep[columns]
+
+# %% tags=["nbval-ignore-output"]
+measured = ["candidate", "accuracy", "agreement", "latency_p50_ms", "latency_p95_ms", "error"]
+sweep[measured].round(4)
+
+# %% tags=["nbval-ignore-output"]
+ax = plots.latency_distribution(samples, sweep)
+alt = "Every latency sample and its box per candidate, fastest on top."
+folder.save_figure(ax.figure, "latency_distribution", alt=alt, numbers=sweep[measured])
+
+# %% [markdown]
+# ## Budgets
+#
+# Budgets come before the frontier: a point that does not fit is not a point one can choose. The
+# budget here is on weights, in MiB; the others show what a smaller or larger device would take.
+
+# %%
+violations = [name for name in sweep if name.startswith("violates_")]
+sweep.groupby("precision", sort=False)[["accepted", *violations]].sum()
+
+# %% tags=["nbval-ignore-output"]
+ax = plots.budgets(sweep)
+alt = "Weight memory of each pruning level and precision against the budgets."
+numbers = sweep[["candidate", "memory_mb", "accepted", *violations]]
+folder.save_figure(ax.figure, "budgets", alt=alt, numbers=numbers)
+
+# %% [markdown]
+# ## The frontier, and how sure it is
+#
+# A candidate is on the frontier when no accepted one is both faster and at least as accurate. Other
+# images and another minute on the machine could have moved it: resampling both gives the probability
+# that each candidate belongs there.
+
+# %% tags=["nbval-ignore-output"]
+frontier = pareto_frontier(sweep, "latency_p50_ms")
+folder.write_table(frontier, "pareto_frontier_latency.csv")
+frontier[measured[:-1]].round(4)
+
+# %% tags=["nbval-ignore-output"]
+correct = {c.name: c.logits.argmax(1) == labels for c in candidates if not c.error}
+accepted = sweep.loc[sweep["accepted"], "candidate"]
+certainty = frontier_probability(
+    {name: correct[name] for name in accepted}, samples[samples["candidate"].isin(accepted)]
+)
+folder.write_table(certainty, "frontier_probability.csv")
+sweep = sweep.merge(certainty[["candidate", "frontier_probability"]], "left", "candidate")
+certainty.sort_values("frontier_probability", ascending=False).head(8)
+
+# %% [markdown]
+# The hypervolume is the area between the frontier and a point that anything should beat: the slowest
+# accepted candidate at the accuracy of guessing. It makes two runs' frontiers comparable in one number.
+
+# %% tags=["nbval-ignore-output"]
+reference = (sweep.loc[sweep["accepted"], "latency_p50_ms"].max(), 1 / len(splits.class_names))
+area = hypervolume(frontier, x_col="latency_p50_ms", reference=reference)
+print(f"hypervolume {area:.4f} against ({reference[0]:.3f} ms, {reference[1]:.0%})")
+
+# %% [markdown]
+# ## Energy, in three tiers
+#
+# The proxy is latency times a constant power, so that it ranks candidates exactly as mean latency
+# does and adds nothing but a unit. The model counts operations and bytes at published 45 nm energies
+# (Horowitz, 2014). Measured energy needs RAPL.
+
+# %% tags=["nbval-ignore-output"]
+by_proxy = pareto_frontier(sweep, "energy_proxy_j")
+by_latency = pareto_frontier(sweep, "latency_ms")
+folder.write_table(by_proxy, "pareto_frontier_energy.csv")
+print("proxy and mean latency give the same frontier:", by_proxy.index.equals(by_latency.index))
+print("measured energy:", measured_energy_unavailable() or "RAPL is readable on this host")
+
+# %% tags=["nbval-ignore-output"]
+ax = plots.energy_tiers(sweep, unavailable=measured_energy_unavailable())
+alt = "Energy model against energy proxy for every candidate; both are estimates."
+numbers = sweep[["candidate", "energy_proxy_j", "energy_model_j"]]
+folder.save_figure(ax.figure, "energy", alt=alt, numbers=numbers)
+
+# %% [markdown]
+# ## What a precision costs on average
+
+# %% tags=["nbval-ignore-output"]
+tradeoffs = precision_tradeoff_table(sweep)
+folder.write_table(tradeoffs, "precision_tradeoffs.csv")
+ax = plots.precision_tradeoffs(tradeoffs)
+alt = "Latency, weights and energy of each precision relative to fp32."
+folder.save_figure(ax.figure, "precision_tradeoffs", alt=alt, numbers=tradeoffs)
+
+# %% tags=["nbval-ignore-output"]
+by_runtime = precision_tradeoff_table(sweep, by=("runtime", "precision"))
+folder.write_table(by_runtime, "runtime_tradeoffs.csv")
+by_runtime.round(4)
+
+# %% [markdown]
+# ## The decision
+#
+# Of what fits the budget and the limits, and loses neither too much accuracy nor too much of any
+# class's recall, take the best class by the gates, then the fastest. Between candidates as fast as
+# the fastest within noise, the smallest weights win.
+
+# %% tags=["nbval-ignore-output"]
+recalls = recall_table(candidates, labels, class_names=splits.class_names)
+folder.write_table(recalls, "per_class.csv")
+decision = decide(
+    sweep, gates=config.part(Gates), constraints=config.part(Constraints), recalls=recalls
+)
+folder.write_table(decision.rejected, "rejected.csv")
+decision.rejected.head(10)
+
+# %% tags=["nbval-ignore-output"]
+pick = decision.pick and decision.pick["candidate"]
+ax = plots.frontier(sweep, "latency_p50_ms", pick=pick)
+alt = f"Validation accuracy against median latency of all candidates. {decision.reason}"
+folder.save_figure(ax.figure, "frontier", alt=alt, numbers=sweep[measured])
+
+# %% [markdown]
+# ## Test, once
+#
+# The choice is made. Only now are the test images read, and each variant is scored on them once, by
+# the artifact that would ship. Differences from the fp32 parent are tested image by image (exact
+# McNemar), corrected for how many variants there are (Holm).
+
+# %% tags=["nbval-ignore-output"]
+test_labels = splits.test.labels.numpy()
+right = {name: classes == test_labels for name, classes in score(candidates, splits.test).items()}
+parent = decision.baseline["candidate"]
+comparison = paired_comparison(right, parent=parent)
+folder.write_table(comparison, "paired_comparison.csv")
+comparison.round(4)
+
+# %% tags=["nbval-ignore-output"]
+test_accuracy = pd.Series({name: hits.mean() for name, hits in right.items()})
+sweep["test_accuracy"] = sweep["candidate"].map(test_accuracy)
+folder.write_table(sweep, "sweep_results.csv")
+folder.write_json("summary.json", decision.to_dict() | {"test": comparison.to_dict("records")})
+sweep[["candidate", "accuracy", "test_accuracy"]].round(4).head()
+
+# %% [markdown]
+# ## Conclusion
+
+# %% tags=["nbval-ignore-output"]
+print(decision.reason)
+print("Runner-up:", decision.what_it_would_take)
+if pick:
+    print(f"On the test images, scored once, {pick} has an accuracy of {test_accuracy[pick]:.1%}.")
+print(f"{sweep['accepted'].sum()} of {len(sweep)} candidates fit the budget of "
+      f"{config.active_memory_budget_mb:g} MiB of weights.")

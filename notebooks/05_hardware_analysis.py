@@ -1,0 +1,196 @@
+# %% [markdown]
+# # 5. Where does the time go, and what is this machine's limit?
+#
+# A latency says how long, not why. This notebook counts what every layer must compute and move, sets
+# it beside what the layer was measured to take, and both against the ceilings of this very machine.
+
+# %% tags=["parameters"]
+run = "quick"
+seeds = [0]
+threads = 1
+benchmark_batch_size = 1
+memory_bandwidth_gbps = None
+peak_compute_gmacs = None
+
+# %%
+import numpy as np
+import pandas as pd
+
+from edgeopt import plots
+from edgeopt.candidates import artifact_of
+from edgeopt.ceilings import configure_ceilings, measure_ceilings
+from edgeopt.config import ExperimentConfig
+from edgeopt.counters import read_counters
+from edgeopt.devices import estimate_on_devices, load_devices
+from edgeopt.host import host_facts, int8_scheme
+from edgeopt.model import load_small_cnn
+from edgeopt.recipes import Recipe
+from edgeopt.rundir import open_run
+from edgeopt.runtimes import load_session
+
+# %%
+from edgeopt.hardware import hardware_summary
+from edgeopt.layers import layerwise_breakdown, measure_layers
+from edgeopt.profilers import ProfilerUnavailableError, join_profile, profile_artifact
+
+# %%
+config = ExperimentConfig.from_namespace(globals())
+folder = open_run(config.run)
+plots.use_style()
+
+# %%
+baseline = load_small_cnn(folder.require(Recipe(0.0, "baseline", config.seeds[0]).file_name))
+sweep = folder.read_table("sweep_results.csv", made_by="04_sweep")
+store = folder.path("artifacts/sweep")
+shape = (config.benchmark_batch_size, 1, 28, 28)
+
+# %% [markdown]
+# ## What each layer must do
+#
+# Multiply-accumulates (MACs; one MAC is two floating-point operations) and bytes are counted from the
+# shapes alone. Arithmetic intensity is their quotient: how much work each byte moved brings with it.
+
+# %%
+breakdown = layerwise_breakdown(baseline, input_shape=shape)
+breakdown.drop(columns=["input_activation_bytes", "output_activation_bytes"]).round(3)
+
+# %% [markdown]
+# ## What each layer took
+#
+# Timed in eager torch, layer by layer. If time followed MACs, the two bars of each layer would be of
+# equal length; where they are not, the estimate alone would have misled.
+
+# %% tags=["nbval-ignore-output"]
+layers = measure_layers(baseline, input_shape=shape, threads=config.threads)
+folder.write_table(layers, "layerwise_breakdown.csv")
+ax = plots.layer_breakdown(layers)
+alt = "Share of MACs beside share of measured time, per layer, in eager torch."
+folder.save_figure(ax.figure, "layers", alt=alt, numbers=layers)
+
+# %% [markdown]
+# ## The same, inside each runtime
+#
+# Runtimes fuse and reorder layers, so their own profilers are asked. `macs_share` is the estimate,
+# `share` the measured part of the time; *everything else* is pooling, activations and conversion.
+
+# %%
+chosen = sweep[(sweep["pruning_level"] == 0) & (sweep["status"] == "ok")]
+chosen = chosen[chosen["precision"].isin(["fp32", "int8"]) & (chosen["runtime"] != "torch")]
+artifacts = {row.candidate: artifact_of(row, store, input_shape=shape) for row in chosen.itertuples()}
+profiles, unavailable = {}, {}
+for name, artifact in artifacts.items():
+    try:
+        profiles[name] = join_profile(breakdown, profile_artifact(artifact, threads=config.threads))
+    except (ProfilerUnavailableError, ValueError) as error:
+        unavailable[name] = str(error)
+sorted(unavailable.items())
+
+# %% tags=["nbval-ignore-output"]
+columns = ["candidate", "layer", "op", "macs_share", "measured_ms", "share"]
+profile = pd.concat([table.assign(candidate=name) for name, table in profiles.items()])[columns]
+folder.write_table(profile, "runtime_profiles.csv")
+profile.round(4)
+
+# %% [markdown]
+# ## The machine's ceilings
+#
+# Not from a data sheet: the best matrix multiplication per precision and the best copy that this
+# machine managed just now, on as many threads as the candidates were timed with. A configured value
+# takes the place of a measured one, and is labelled so.
+
+# %% tags=["nbval-ignore-output"]
+facts = host_facts()
+measured = measure_ceilings(threads=config.threads, cache_bytes=facts["l2_bytes"])
+ceilings = configure_ceilings(
+    measured,
+    memory_bandwidth_gbps=config.memory_bandwidth_gbps,
+    peak_compute_gmacs=config.peak_compute_gmacs,
+)
+folder.write_table(ceilings, "ceilings.csv")
+ceilings.round(1)
+
+# %% [markdown]
+# ## Under the roofline
+#
+# Left of the ridge, moving bytes binds; right of it, computing does. A point far below both roofs is
+# bound by neither: on a network this small, the calls themselves cost more than the work in them.
+
+# %% tags=["nbval-ignore-output"]
+unpruned = sweep[(sweep["pruning_level"] == 0) & (sweep["status"] == "ok")]
+rows = [
+    hardware_summary(
+        layerwise_breakdown(baseline, input_shape=shape, precision=row.precision),
+        candidate=row.candidate,
+        precision=row.precision,
+        latency_ms=row.latency_p50_ms,
+        ceilings=ceilings,
+        cache_bytes=facts["l2_bytes"],
+    )
+    for row in unpruned.itertuples()
+]
+summary = pd.concat(rows, ignore_index=True)
+folder.write_table(summary, "hardware_summary.csv")
+
+# %% tags=["nbval-ignore-output"]
+ax = plots.roofline(summary.assign(runtime=unpruned["runtime"].to_numpy()), ceilings)
+alt = "Achieved GMAC/s against arithmetic intensity under this machine's measured ceilings."
+columns = ["candidate", "arithmetic_intensity", "achieved_gmacs", "compute_utilization", "bound"]
+folder.save_figure(ax.figure, "roofline", alt=alt, numbers=summary[columns])
+
+# %% [markdown]
+# ## Counters
+#
+# Where Linux perf is allowed to count, instructions and cache misses of the fastest candidate follow;
+# where it is not, the reason does.
+
+# %% tags=["nbval-ignore-output"]
+fastest = unpruned.loc[unpruned["latency_p50_ms"].idxmin()]
+session = load_session(artifact_of(fastest, store, input_shape=shape), threads=config.threads)
+batch = np.zeros(shape, np.float32)
+counters = read_counters(lambda: [session(batch) for _ in range(1000)])
+folder.write_table(counters, "counters.csv")
+counters
+
+# %% [markdown]
+# ## Integers on this CPU, and elsewhere
+#
+# Static int8 multiplies unsigned activations with signed weights. CPUs without the right instruction
+# sum two such products in 16 bits and can saturate.
+
+# %% tags=["nbval-ignore-output"]
+scheme = int8_scheme(facts["isa"])
+print(f"{facts['cpu']}: {', '.join(facts['isa'])}")
+print(f"Scheme {scheme.name}: {scheme.reason}. {scheme.note}")
+
+# %% [markdown]
+# ## What if: other devices
+#
+# **Estimates, not measurements.** One core, sustained rates from the device table; every constant
+# there has a source and says whether it is from a data sheet, measured, or assumed.
+
+# %%
+devices = load_devices()
+folder.write_table(devices, "devices.csv")
+devices.groupby("device", sort=False)["kind"].value_counts().unstack(fill_value=0)
+
+# %% tags=["nbval-ignore-output"]
+wanted = sweep[(sweep["runtime"] == "onnxruntime") & sweep["precision"].isin(["fp32", "int8"])]
+estimates = estimate_on_devices(wanted[wanted["pruning_level"].isin([0, 0.5])], devices=devices)
+folder.write_table(estimates, "device_estimates.csv")
+ax = plots.device_estimates(estimates)
+alt = "Estimated, not measured, latency on other devices."
+folder.save_figure(ax.figure, "device_estimates", alt=alt, numbers=estimates)
+
+# %% [markdown]
+# ## Conclusion
+
+# %% tags=["nbval-ignore-output"]
+best = summary.loc[summary["latency_ms"].idxmin()]
+busiest = layers.loc[layers["measured_ms"].idxmax()]
+print(
+    f"{busiest['layer']} has {busiest['macs'] / layers['macs'].sum():.0%} of the MACs and takes "
+    f"{busiest['measured_share']:.0%} of the layers' time in eager torch. The fastest unpruned "
+    f"candidate, {best['candidate']}, does {best['achieved_gmacs']:.1f} GMAC/s, "
+    f"{best['compute_utilization']:.0%} of what this machine's {best['precision']} ceiling allows "
+    f"and {best['bandwidth_utilization']:.0%} of its {best['memory_level']} bandwidth."
+)

@@ -1,0 +1,173 @@
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from edgeopt.candidates import (
+    Candidate,
+    CandidateSpec,
+    artifact_of,
+    gather,
+    grid,
+    measure_candidates,
+    peak_rss_table,
+    prepare_candidate,
+    prepare_candidates,
+    score,
+    with_failures,
+)
+from edgeopt.data import Split
+from edgeopt.runtimes import load_session
+from edgeopt.schema import PRECISIONS_OF_RUNTIME
+from edgeopt.training import fit, predict_logits
+
+
+@pytest.fixture(scope="session")
+def trained(striped):
+    from edgeopt.model import SmallCNN
+
+    loader = striped.loader(32, shuffle=True, seed=0)
+    return fit(SmallCNN(6, 8, 4), loader, epochs=3, learning_rate=0.01, progress=False).model
+
+
+@pytest.fixture
+def options(trained, striped, tmp_path):
+    return {
+        "models": {(0, 0.0): trained},
+        "calibration_loader": striped.loader(32),
+        "images": striped.images[:64].numpy(),
+        "labels": striped.labels[:64].numpy(),
+        "directory": tmp_path,
+    }
+
+
+@pytest.mark.parametrize(
+    ("runtime", "precision"), [(r, p) for r, known in PRECISIONS_OF_RUNTIME.items() for p in known]
+)
+def test_every_runtime_and_precision_is_what_its_label_says(runtime, precision, options, trained):
+    candidate = prepare_candidate(CandidateSpec(0.0, precision, runtime), **options)
+    assert candidate.error == ""
+    parent = predict_logits(trained, torch.from_numpy(options["images"])).numpy()
+    assert candidate.facts["agreement"] == np.mean(parent.argmax(1) == candidate.logits.argmax(1))
+    assert candidate.facts["agreement"] >= 0.95
+    assert (candidate.facts["int8_mac_share"] > 0.9) == precision.startswith("int8")
+    hits = candidate.logits.argmax(1) == options["labels"]
+    assert candidate.facts["accuracy"] == pytest.approx(hits.mean())
+    assert candidate.artifact.path.stat().st_size == candidate.facts["artifact_bytes"]
+
+
+def test_facts_of_an_fp32_candidate_are_those_counted_by_hand(options):
+    facts = prepare_candidate(CandidateSpec(0.0, "fp32"), **options).facts
+    parameters = (6 * 9 + 6) + (8 * 6 * 9 + 8) + (8 * 49 * 4 + 4)
+    assert facts["parameters"] == parameters
+    assert facts["weight_bytes"] == 4 * parameters
+    assert facts["memory_mb"] == 4 * parameters / 2**20
+    assert facts["macs"] == 784 * 6 * 9 + 196 * 8 * 6 * 9 + 8 * 49 * 4
+    # conv1's output is alive beside ReLU's of the same size: both are the peak.
+    assert facts["peak_activation_bytes"] == 4 * 2 * 784 * 6
+
+
+def test_activations_are_counted_in_the_precision_s_element_size(options):
+    specs = grid([0.0], ["fp32", "fp16", "int8", "int8-dynamic"], ["torch", "onnxruntime"])
+    candidates = prepare_candidates(specs, **options)
+    sizes = {c.spec.precision: c.facts["peak_activation_bytes"] for c in candidates}
+    elements = 2 * 784 * 6
+    assert sizes == {
+        "fp32": 4 * elements,
+        "fp16": 2 * elements,
+        "int8": elements,
+        "int8-dynamic": 4 * elements,
+    }
+
+
+def test_a_failed_candidate_is_a_row_with_its_error_and_the_others_finish(options):
+    options["calibration_loader"] = []
+    specs = grid([0.0], ["fp32", "int8"], ["torch"])
+    fp32, int8 = prepare_candidates(specs, **options)
+    assert fp32.error == ""
+    assert int8.artifact is None
+    assert "the calibration set holds no images" in int8.error
+
+
+def test_an_executor_gives_the_same_candidates(options):
+    specs = grid([0.0], ["fp32", "int8"], ["torch"])
+    serial = prepare_candidates(specs, **options)
+    with ThreadPoolExecutor(1) as executor:
+        pooled = prepare_candidates(specs, executor=executor, **options)
+    for one, other in zip(serial, pooled, strict=True):
+        np.testing.assert_array_equal(one.logits, other.logits)
+
+
+def test_samples_of_every_candidate_and_errors_while_timing(options):
+    candidates = prepare_candidates(grid([0.0], ["fp32", "fp16"], ["torch"]), **options)
+    samples = measure_candidates(candidates, options["images"][:1], rounds=2, calls_per_round=3)
+    assert samples.groupby("candidate").size().to_dict() == {c.name: 6 for c in candidates}
+    wrong = measure_candidates(candidates, options["images"][:2], rounds=1, calls_per_round=1)
+    latency = wrong.drop_duplicates("candidate")
+    failed = with_failures(candidates, latency)
+    assert all("got float32 (2, 1, 28, 28)" in c.error for c in failed)
+    assert [c.error for c in candidates] == ["", ""]
+
+
+def test_score_runs_the_artifacts_that_were_prepared(options, striped):
+    failed = Candidate(CandidateSpec(0.0, "int8"), error="broken")
+    candidates = [*prepare_candidates(grid([0.0], ["fp32"], ["torch"]), **options), failed]
+    scored = score(candidates, Split(striped.images[:64], striped.labels[:64]))
+    assert list(scored) == [candidates[0].name]
+    np.testing.assert_array_equal(scored[candidates[0].name], candidates[0].logits.argmax(1))
+
+
+def test_resident_memory_holds_at_least_what_the_process_held_before(options):
+    candidates = prepare_candidates(grid([0.0], ["fp32"], ["onnxruntime"]), **options)
+    table = peak_rss_table(candidates)
+    assert list(table["candidate"]) == [candidates[0].name]
+    assert (table["peak_rss_bytes"] > table["idle_rss_bytes"]).all()
+
+
+def test_an_artifact_is_found_again_from_its_row(options):
+    candidate = prepare_candidate(CandidateSpec(0.0, "fp32"), **options)
+    row = pd.Series({"runtime": "torch", "precision": "fp32", **candidate.facts})
+    found = artifact_of(row, options["directory"], input_shape=(1, 1, 28, 28))
+    assert found == candidate.artifact
+    assert load_session(found)(options["images"][:1]).shape == (1, 4)
+
+
+def test_grid_is_what_the_runtimes_offer():
+    names = [s.name for s in grid([0.0, 0.5], ["fp32", "bf16"], ["torch", "openvino"])]
+    assert names == [
+        "small_cnn-p0-torch-fp32",
+        "small_cnn-p0-openvino-fp32",
+        "small_cnn-p0-openvino-bf16",
+        "small_cnn-p50-torch-fp32",
+        "small_cnn-p50-openvino-fp32",
+        "small_cnn-p50-openvino-bf16",
+    ]
+    recipes = [s.recipe for s in grid([0.0, 0.5], ["fp32"], ["torch"], recipe="fine-tuned")]
+    assert recipes == ["baseline", "fine-tuned"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([0.0], ["int4"], ["torch"]), "unknown precision 'int4'; allowed: fp32"),
+        (([0.0], ["fp32"], ["tflite"]), "unknown runtime 'tflite'; allowed: torch"),
+        (([0.0], ["bf16"], ["torch"]), r"none of the runtimes \['torch'\] runs any of \['bf16'\]"),
+        (([], ["fp32"], ["torch"]), "no candidate"),
+    ],
+)
+def test_an_impossible_grid_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        grid(*arguments)
+
+
+def test_a_runtime_without_the_precision_is_named():
+    with pytest.raises(ValueError, match="torch does not run bf16; allowed: fp32, fp16, int8"):
+        CandidateSpec(0.0, "bf16", "torch")
+
+
+def test_gather_keeps_the_order(striped):
+    images, labels = gather(striped.loader(100))
+    np.testing.assert_array_equal(images, striped.images.numpy())
+    np.testing.assert_array_equal(labels, striped.labels.numpy())

@@ -1,0 +1,130 @@
+"""The house as a whole: imports point upward, environments agree, notebooks keep their form."""
+
+import ast
+import re
+import statistics
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+import yaml
+
+from edgeopt.config import NOTEBOOKS, ExperimentConfig, load_config
+from edgeopt.gates import Constraints, Gates
+from edgeopt.recipes import Schedule
+
+ROOT = Path(__file__).parent.parent
+ROOMS = (
+    {"schema", "host", "artifact", "_upstream", "_torchvision"},
+    {"config"},
+    {"sources", "fetch", "pool", "embedded", "folder", "splits", "data", "model"},
+    {"links", "probing", "training", "pruning", "recipes", "quantization", "equalization"},
+    {"parity", "export_onnx", "export_executorch", "export", "qdq", "bias_correction"},
+    {"runtimes", "coverage", "metrics", "footprint", "resident", "energy", "benchmark"},
+    {"selection", "paired", "statistics", "gates", "decision", "candidates", "experiments"},
+    {"diagnosis", "remedies", "mending", "backbones"},
+    {"layers", "ceilings", "profilers", "devices", "counters", "hardware"},
+    {"style", "labels", "plots_quality", "plots_compression", "plots_hardware", "plots"},
+    {"rundir", "manifest", "stamps"},
+    {"page_parts", "card", "explorer", "notebook_page", "compare", "pages", "reports"},
+)
+PARTS = {part.__name__: part for part in (Constraints, Gates, Schedule)}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PAIRS = [ROOT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
+
+
+def level_of(module: str) -> int:
+    found = [level for level, room in enumerate(ROOMS) if module in room]
+    assert found, f"edgeopt/{module}.py is in no room of the house"
+    return found[0]
+
+
+def tags_of(source: str, cells: list) -> list[str]:
+    return next(c.metadata.get("tags", []) for c in cells if c.source == source)
+
+
+def imported_modules(path: Path) -> set[str]:
+    nodes = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)]
+    names = {n.module.split(".")[1] for n in nodes if (n.module or "").startswith("edgeopt.")}
+    return names | {a.name for n in nodes if n.module == "edgeopt" for a in n.names} - {"__version__"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "edgeopt").glob("[!_]*.py")), ids=lambda p: p.stem)
+def test_imports_only_from_own_room_or_above(path):
+    downward = [n for n in imported_modules(path) if level_of(n) > level_of(path.stem)]
+    assert downward == []
+
+
+def test_environment_agrees_with_pyproject():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    python = next(str(d) for d in environment if str(d).startswith("python="))
+    assert PROJECT["requires-python"] == ">=3.11,<3.13"
+    assert python == "python=3.11"
+    *pins, editable = next(d["pip"] for d in environment if isinstance(d, dict))
+    assert {re.split("=", pin)[0] for pin in pins} == {"torch", "torchvision"}
+    assert set(pins) <= set(PROJECT["dependencies"])
+    extras = re.search(r"\[(.*)\]", editable).group(1).split(",")
+    assert set(extras) == set(PROJECT["optional-dependencies"])
+    assert editable.split()[-1] in (ROOT / "Makefile").read_text()
+
+
+def test_every_dependency_is_pinned():
+    groups = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    assert [d for group in groups for d in group if "==" not in d] == []
+
+
+def test_the_defaults_are_those_of_the_quick_run():
+    assert load_config(ROOT / "params/quick.yaml") == ExperimentConfig()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_parameter_file_is_valid(path):
+    assert load_config(path).run == path.stem
+
+
+@pytest.mark.parametrize("path", PAIRS, ids=lambda p: p.stem)
+def test_notebook_parameters_are_the_quick_run(path):
+    cells = nbformat.read(path, as_version=4).cells
+    tagged = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    names: dict = {}
+    exec(tagged[0].source, names)
+    names.pop("__builtins__")
+    source = "\n".join(c.source for c in cells if c.cell_type == "code" and c not in tagged)
+    quick = ExperimentConfig().model_dump(mode="json")
+    assert names == {key: quick[key] for key in names}
+    parts = [PARTS[name] for name in re.findall(r"config\.part\((\w+)\)", source)]
+    used = set(re.findall(r"\bconfig\.(\w+)", source)) | {f.name for p in parts for f in fields(p)}
+    assert set(names) == used & set(quick)
+
+
+@pytest.mark.parametrize("path", PAIRS, ids=lambda p: p.stem)
+def test_notebook_is_paired_with_its_text(path):
+    notebook = jupytext.read(path)
+    text = jupytext.read(path.with_suffix(".py"))
+    assert [(c.cell_type, c.source, c.metadata.get("tags")) for c in notebook.cells] == [
+        (c.cell_type, c.source, c.metadata.get("tags")) for c in text.cells
+    ]
+
+
+@pytest.mark.parametrize("path", PAIRS, ids=lambda p: p.stem)
+def test_notebook_keeps_the_form(path):
+    cells = nbformat.read(path, as_version=4).cells
+    code = [c.source for c in cells if c.cell_type == "code"]
+    assert cells[0].cell_type == "markdown"
+    assert "?" in cells[0].source
+    assert [s for s in code if re.search(r"^(def|class) ", s, re.M)] == []
+    assert [s for s in code if s.count("\n") >= 15 and "parameters" not in tags_of(s, cells)] == []
+    assert statistics.median(s.count("\n") + 1 for s in code) <= 7
+    assert "print" in code[-1]
+    assert not any("filterwarnings" in s for s in code)
+
+
+@pytest.mark.parametrize("path", PAIRS, ids=lambda p: p.stem)
+def test_notebook_is_committed_with_outputs_and_without_errors(path):
+    code = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    assert any(c.outputs for c in code)
+    assert [o.ename for c in code for o in c.outputs if o.output_type == "error"] == []
