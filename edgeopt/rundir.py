@@ -14,7 +14,7 @@ import pandas as pd
 
 if TYPE_CHECKING:
     from IPython.display import Image
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes
 
 REPORTS_VARIABLE = "EDGEOPT_REPORTS"
 ASSETS = Path(__file__).parent / "assets"
@@ -139,7 +139,7 @@ class RunFolder:
         """Read a JSON file that an earlier notebook wrote."""
         return json.loads(self.require(name, made_by=made_by).read_text(encoding="utf-8"))
 
-    def write_table(self, df: pd.DataFrame, name: str) -> Path:
+    def write_table(self, name: str, df: pd.DataFrame) -> Path:
         """Write a table as CSV without its index."""
         return self.write_bytes(name, df.to_csv(index=False, lineterminator="\n").encode())
 
@@ -148,9 +148,9 @@ class RunFolder:
         return pd.read_csv(self.require(name, made_by=made_by))
 
     def save_figure(
-        self, fig: "Figure", name: str, *, alt: str, numbers: pd.DataFrame | None = None
+        self, name: str, ax: "Axes", *, alt: str, numbers: pd.DataFrame | None = None
     ) -> "Image":
-        """Write ``figures/<name>.png`` with its alt text inside, and close the figure.
+        """Write ``figures/<name>.png`` from the figure of ``ax``, and close it.
 
         ``numbers``, the values drawn, go to ``figures/<name>.csv``; pages show them beside the
         figure. Returns the picture for the notebook to display; the alt text stays with it.
@@ -163,10 +163,10 @@ class RunFolder:
             raise ValueError(f"figure {name!r} has no alt text; say in a sentence what it shows")
         stem = f"figures/{name.removesuffix('.png')}"
         buffer = BytesIO()
-        fig.savefig(buffer, format="png", dpi=FIGURE_DPI, metadata={"Description": alt})
-        plt.close(fig)
+        ax.figure.savefig(buffer, format="png", dpi=FIGURE_DPI, metadata={"Description": alt})
+        plt.close(ax.figure)
         if numbers is not None:
-            self.write_table(numbers, f"{stem}.csv")
+            self.write_table(f"{stem}.csv", numbers)
         self.write_bytes(f"{stem}.png", buffer.getvalue())
         width = Picture.open(buffer).width * 96 // FIGURE_DPI
         metadata = {"figure": stem.removeprefix("figures/")}

@@ -77,7 +77,7 @@ leaks
 # %% tags=["nbval-ignore-output"]
 ax = plots.sample_images(splits.train.images, splits.train.labels, names=splits.class_names)
 alt = f"Training images of {splits.name}, two of each class."
-folder.save_figure(ax.figure, "samples", alt=alt)
+folder.save_figure("samples", ax, alt=alt)
 
 # %% [markdown]
 # ## Training
@@ -108,13 +108,13 @@ with process_pool(len(config.seeds)) as pool:
 # %% tags=["nbval-ignore-output"]
 histories = [trained.history.assign(seed=seed) for seed, trained in runs.items()]
 history = pd.concat(histories, ignore_index=True)
-folder.write_table(history, "training_history.csv")
+folder.write_table("training_history.csv", history)
 history.groupby("epoch").mean().drop(columns="seed").round(3)
 
 # %% tags=["nbval-ignore-output"]
 ax = plots.training_history(history)
 alt = "Training and validation accuracy by epoch, one line per seed."
-folder.save_figure(ax.figure, "training_history", alt=alt, numbers=history)
+folder.save_figure("training_history", ax, alt=alt, numbers=history)
 
 # %% [markdown]
 # Read the gap between the two curves: as long as validation rises with training, more epochs would
@@ -145,11 +145,11 @@ first = config.seeds[0]
 confusion = confusion_table(labels, predictions[first], class_names=splits.class_names)
 ax = plots.confusion_matrix(confusion)
 alt = "Confusion matrix of the baseline on validation images."
-folder.save_figure(ax.figure, "confusion", alt=alt, numbers=confusion.reset_index())
+folder.save_figure("confusion", ax, alt=alt, numbers=confusion.reset_index())
 
 # %% tags=["nbval-ignore-output"]
 per_class = per_class_table(labels, predictions[first], class_names=splits.class_names)
-folder.write_table(per_class, "per_class_baseline.csv")
+folder.write_table("per_class_baseline.csv", per_class)
 per_class.round(3)
 
 # %% [markdown]
@@ -161,7 +161,7 @@ per_class.round(3)
 # %%
 for seed, trained in runs.items():
     folder.write_bytes(Recipe(0.0, "baseline", seed).file_name, dump_weights(trained.model))
-folder.write_table(quality, "baseline_quality.csv")
+folder.write_table("baseline_quality.csv", quality)
 origin = {"name": splits.name, "checksum": splits.checksum, "counts": counts.to_dict()}
 folder.write_json("data.json", origin)
 sorted(path.name for path in folder.path("weights").iterdir())

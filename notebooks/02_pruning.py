@@ -76,7 +76,7 @@ sizes = pd.DataFrame(
     }
     for level, network in pruned.items()
 )
-folder.write_table(sizes, "pruning_sizes.csv")
+folder.write_table("pruning_sizes.csv", sizes)
 sizes
 
 # %% [markdown]
@@ -92,7 +92,7 @@ norms = pd.DataFrame(
 norms.columns = ["layer", "filter", "l1_norm"]
 ax = plots.filter_norms(norms)
 alt = "L1 norm of every filter of both convolutions, sorted; the lowest are pruned first."
-folder.save_figure(ax.figure, "filter_norms", alt=alt, numbers=norms)
+folder.save_figure("filter_norms", ax, alt=alt, numbers=norms)
 
 # %% [markdown]
 # ## One-shot, fine-tuned, from scratch
@@ -110,14 +110,14 @@ len(networks)
 
 # %% tags=["nbval-ignore-output"]
 accuracies = accuracy_table(networks, splits.validation)
-folder.write_table(accuracies, "pruning_accuracy.csv")
+folder.write_table("pruning_accuracy.csv", accuracies)
 by_recipe = accuracies.pivot_table(index="pruning_level", columns="recipe", values="accuracy")
 by_recipe.round(3)
 
 # %% tags=["nbval-ignore-output"]
 ax = plots.pruning_curves(accuracies)
 alt = "Validation accuracy against pruning level: one-shot, fine-tuned and from scratch."
-folder.save_figure(ax.figure, "pruning_curves", alt=alt, numbers=accuracies)
+folder.save_figure("pruning_curves", ax, alt=alt, numbers=accuracies)
 
 # %% [markdown]
 # Compare *fine-tuned* with *scratch*: where they lie within each other's spread, the inherited
@@ -142,7 +142,7 @@ len(contest)
 
 # %% tags=["nbval-ignore-output"]
 criteria = accuracy_table(contest, splits.validation)
-folder.write_table(criteria, "pruning_criteria.csv")
+folder.write_table("pruning_criteria.csv", criteria)
 columns = ["recipe", "criterion"]
 criteria.pivot_table(index="pruning_level", columns=columns, values="accuracy").round(3)
 

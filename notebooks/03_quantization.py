@@ -24,11 +24,12 @@ max_int8_drop = 0.01
 import pandas as pd
 
 from edgeopt import plots
-from edgeopt.candidates import candidate_table, grid, prepare_candidates, recall_table
+from edgeopt.candidates import grid, prepare_candidates
 from edgeopt.config import ExperimentConfig
 from edgeopt.data import load_splits
 from edgeopt.diagnosis import diagnose
 from edgeopt.equalization import plant_collapse
+from edgeopt.experiments import candidate_table, recall_table
 from edgeopt.mending import mend
 from edgeopt.model import load_small_cnn
 from edgeopt.recipes import Recipe, process_pool
@@ -88,14 +89,14 @@ table = candidate_table(candidates)
 table[["runtime", "precision", "weight_bytes", "int8_mac_share", "status"]]
 
 # %% tags=["nbval-ignore-output"]
-folder.write_table(table, "quantization.csv")
+folder.write_table("quantization.csv", table)
 shown = ["runtime", "precision", "accuracy", "agreement", "macro_f1", "artifact_bytes"]
 table[shown].round(4)
 
 # %% tags=["nbval-ignore-output"]
-fig = plots.quantization(table)
+ax = plots.quantization(table)
 alt = "Weight bytes of each precision and runtime, and agreement with the fp32 network."
-folder.save_figure(fig, "quantization", alt=alt, numbers=table[["candidate", *shown]])
+folder.save_figure("quantization", ax, alt=alt, numbers=table[["candidate", *shown]])
 
 # %% [markdown]
 # *Agreement* is the share of images on which a variant names the same class as the fp32 network. It
@@ -105,7 +106,7 @@ folder.save_figure(fig, "quantization", alt=alt, numbers=table[["candidate", *sh
 
 # %% tags=["nbval-ignore-output"]
 recalls = recall_table(candidates, labels, class_names=splits.class_names)
-folder.write_table(recalls, "quantization_per_class.csv")
+folder.write_table("quantization_per_class.csv", recalls)
 change = recalls.pivot_table(index="class_name", columns="candidate", values="recall", sort=False)
 parent = next(c.name for c in candidates if c.spec.precision == "fp32")
 change.sub(change[parent], axis=0).filter(like="int8").mul(100).round(2)
@@ -147,13 +148,13 @@ candidate_table(collapsed)[["candidate", "accuracy", "agreement", "int8_mac_shar
 diagnosis = diagnose(
     specimen, collapsed[1].artifact, splits.validation.images, splits.validation.labels
 )
-folder.write_table(diagnosis, "diagnosis.csv")
+folder.write_table("diagnosis.csv", diagnosis)
 diagnosis.round(3)
 
 # %% tags=["nbval-ignore-output"]
 ax = plots.diagnosis_bars(diagnosis)
 alt = "Each quantized tensor of the collapsed network: what is left when it alone is quantized."
-folder.save_figure(ax.figure, "diagnosis", alt=alt, numbers=diagnosis)
+folder.save_figure("diagnosis", ax, alt=alt, numbers=diagnosis)
 
 # %%
 worst = diagnosis.iloc[0]
@@ -175,14 +176,14 @@ mended = mend(
     folder=folder.folder("artifacts/ladder"),
     exhaustive=True,
 )
-folder.write_table(mended.ladder, "ladder.csv")
+folder.write_table("ladder.csv", mended.ladder)
 mended.ladder.round(4)
 
 # %% tags=["nbval-ignore-output"]
 goal = mended.ladder["accuracy"].iloc[0] - config.max_int8_drop
 ax = plots.ladder_plot(mended.ladder, target=goal)
 alt = "Accuracy of the collapsed network after each remedy, beside fp32 and the goal."
-folder.save_figure(ax.figure, "ladder", alt=alt, numbers=mended.ladder)
+folder.save_figure("ladder", ax, alt=alt, numbers=mended.ladder)
 
 # %% [markdown]
 # ## Conclusion

@@ -138,7 +138,7 @@ samples = measure_candidates(
     rounds=config.benchmark_repeats,
     calls_per_round=config.calls_per_round,
 )
-folder.write_table(samples, "latency_samples.csv")
+folder.write_table("latency_samples.csv", samples)
 len(samples)
 
 # %% [markdown]
@@ -148,7 +148,7 @@ len(samples)
 # %% tags=["nbval-ignore-output"]
 ax = plots.drift(samples)
 alt = "Median latency of each round relative to the candidate's own median."
-folder.save_figure(ax.figure, "drift", alt=alt)
+folder.save_figure("drift", ax, alt=alt)
 
 # %% [markdown]
 # Memory is four numbers that are never mixed. Weights are what the budget below means; peak resident
@@ -185,7 +185,7 @@ sweep[measured].round(4)
 # %% tags=["nbval-ignore-output"]
 ax = plots.latency_distribution(samples, sweep)
 alt = "Every latency sample and its box per candidate, fastest on top."
-folder.save_figure(ax.figure, "latency_distribution", alt=alt, numbers=sweep[measured])
+folder.save_figure("latency_distribution", ax, alt=alt, numbers=sweep[measured])
 
 # %% [markdown]
 # ## Budgets
@@ -201,7 +201,7 @@ sweep.groupby("precision", sort=False)[["accepted", *violations]].sum()
 ax = plots.budgets(sweep)
 alt = "Weight memory of each pruning level and precision against the budgets."
 numbers = sweep[["candidate", "memory_mb", "accepted", *violations]]
-folder.save_figure(ax.figure, "budgets", alt=alt, numbers=numbers)
+folder.save_figure("budgets", ax, alt=alt, numbers=numbers)
 
 # %% [markdown]
 # ## The frontier, and how sure it is
@@ -212,7 +212,7 @@ folder.save_figure(ax.figure, "budgets", alt=alt, numbers=numbers)
 
 # %% tags=["nbval-ignore-output"]
 frontier = pareto_frontier(sweep, "latency_p50_ms")
-folder.write_table(frontier, "pareto_frontier_latency.csv")
+folder.write_table("pareto_frontier_latency.csv", frontier)
 frontier[measured[:-1]].round(4)
 
 # %% tags=["nbval-ignore-output"]
@@ -221,7 +221,7 @@ accepted = sweep.loc[sweep["accepted"], "candidate"]
 certainty = frontier_probability(
     {name: correct[name] for name in accepted}, samples[samples["candidate"].isin(accepted)]
 )
-folder.write_table(certainty, "frontier_probability.csv")
+folder.write_table("frontier_probability.csv", certainty)
 sweep = sweep.merge(certainty[["candidate", "frontier_probability"]], "left", "candidate")
 certainty.sort_values("frontier_probability", ascending=False).head(8)
 
@@ -244,7 +244,7 @@ print(f"hypervolume {area:.4f} against ({reference[0]:.3f} ms, {reference[1]:.0%
 # %% tags=["nbval-ignore-output"]
 by_proxy = pareto_frontier(sweep, "energy_proxy_j")
 by_latency = pareto_frontier(sweep, "latency_ms")
-folder.write_table(by_proxy, "pareto_frontier_energy.csv")
+folder.write_table("pareto_frontier_energy.csv", by_proxy)
 print("proxy and mean latency give the same frontier:", by_proxy.index.equals(by_latency.index))
 print("measured energy:", measured_energy_unavailable() or "RAPL is readable on this host")
 
@@ -252,21 +252,21 @@ print("measured energy:", measured_energy_unavailable() or "RAPL is readable on 
 ax = plots.energy_tiers(sweep, unavailable=measured_energy_unavailable())
 alt = "Energy model against energy proxy for every candidate; both are estimates."
 numbers = sweep[["candidate", "energy_proxy_j", "energy_model_j"]]
-folder.save_figure(ax.figure, "energy", alt=alt, numbers=numbers)
+folder.save_figure("energy", ax, alt=alt, numbers=numbers)
 
 # %% [markdown]
 # ## What a precision costs on average
 
 # %% tags=["nbval-ignore-output"]
 tradeoffs = precision_tradeoff_table(sweep)
-folder.write_table(tradeoffs, "precision_tradeoffs.csv")
+folder.write_table("precision_tradeoffs.csv", tradeoffs)
 ax = plots.precision_tradeoffs(tradeoffs)
 alt = "Latency, weights and energy of each precision relative to fp32."
-folder.save_figure(ax.figure, "precision_tradeoffs", alt=alt, numbers=tradeoffs)
+folder.save_figure("precision_tradeoffs", ax, alt=alt, numbers=tradeoffs)
 
 # %% tags=["nbval-ignore-output"]
 by_runtime = precision_tradeoff_table(sweep, by=("runtime", "precision"))
-folder.write_table(by_runtime, "runtime_tradeoffs.csv")
+folder.write_table("runtime_tradeoffs.csv", by_runtime)
 by_runtime.round(4)
 
 # %% [markdown]
@@ -278,18 +278,18 @@ by_runtime.round(4)
 
 # %% tags=["nbval-ignore-output"]
 recalls = recall_table(candidates, labels, class_names=splits.class_names)
-folder.write_table(recalls, "per_class.csv")
+folder.write_table("per_class.csv", recalls)
 decision = decide(
     sweep, gates=config.part(Gates), constraints=config.part(Constraints), recalls=recalls
 )
-folder.write_table(decision.rejected, "rejected.csv")
+folder.write_table("rejected.csv", decision.rejected)
 decision.rejected.head(10)
 
 # %% tags=["nbval-ignore-output"]
 pick = decision.pick and decision.pick["candidate"]
 ax = plots.frontier(sweep, "latency_p50_ms", pick=pick)
 alt = f"Validation accuracy against median latency of all candidates. {decision.reason}"
-folder.save_figure(ax.figure, "frontier", alt=alt, numbers=sweep[measured])
+folder.save_figure("frontier", ax, alt=alt, numbers=sweep[measured])
 
 # %% [markdown]
 # ## Test, once
@@ -303,13 +303,13 @@ test_labels = splits.test.labels.numpy()
 right = {name: classes == test_labels for name, classes in score(candidates, splits.test).items()}
 parent = decision.baseline["candidate"]
 comparison = paired_comparison(right, parent=parent)
-folder.write_table(comparison, "paired_comparison.csv")
+folder.write_table("paired_comparison.csv", comparison)
 comparison.round(4)
 
 # %% tags=["nbval-ignore-output"]
 test_accuracy = pd.Series({name: hits.mean() for name, hits in right.items()})
 sweep["test_accuracy"] = sweep["candidate"].map(test_accuracy)
-folder.write_table(sweep, "sweep_results.csv")
+folder.write_table("sweep_results.csv", sweep)
 folder.write_json("summary.json", decision.to_dict() | {"test": comparison.to_dict("records")})
 sweep[["candidate", "accuracy", "test_accuracy"]].round(4).head()
 

@@ -62,10 +62,10 @@ breakdown.drop(columns=["input_activation_bytes", "output_activation_bytes"]).ro
 
 # %% tags=["nbval-ignore-output"]
 layers = measure_layers(baseline, input_shape=shape, threads=config.threads)
-folder.write_table(layers, "layerwise_breakdown.csv")
+folder.write_table("layerwise_breakdown.csv", layers)
 ax = plots.layer_breakdown(layers)
 alt = "Share of MACs beside share of measured time, per layer, in eager torch."
-folder.save_figure(ax.figure, "layers", alt=alt, numbers=layers)
+folder.save_figure("layers", ax, alt=alt, numbers=layers)
 
 # %% [markdown]
 # ## The same, inside each runtime
@@ -88,7 +88,7 @@ sorted(unavailable.items())
 # %% tags=["nbval-ignore-output"]
 columns = ["candidate", "layer", "op", "macs_share", "measured_ms", "share"]
 profile = pd.concat([table.assign(candidate=name) for name, table in profiles.items()])[columns]
-folder.write_table(profile, "runtime_profiles.csv")
+folder.write_table("runtime_profiles.csv", profile)
 profile.round(4)
 
 # %% [markdown]
@@ -106,7 +106,7 @@ ceilings = configure_ceilings(
     memory_bandwidth_gbps=config.memory_bandwidth_gbps,
     peak_compute_gmacs=config.peak_compute_gmacs,
 )
-folder.write_table(ceilings, "ceilings.csv")
+folder.write_table("ceilings.csv", ceilings)
 ceilings.round(1)
 
 # %% [markdown]
@@ -129,13 +129,13 @@ rows = [
     for row in unpruned.itertuples()
 ]
 summary = pd.concat(rows, ignore_index=True)
-folder.write_table(summary, "hardware_summary.csv")
+folder.write_table("hardware_summary.csv", summary)
 
 # %% tags=["nbval-ignore-output"]
 ax = plots.roofline(summary.assign(runtime=unpruned["runtime"].to_numpy()), ceilings)
 alt = "Achieved GMAC/s against arithmetic intensity under this machine's measured ceilings."
 columns = ["candidate", "arithmetic_intensity", "achieved_gmacs", "compute_utilization", "bound"]
-folder.save_figure(ax.figure, "roofline", alt=alt, numbers=summary[columns])
+folder.save_figure("roofline", ax, alt=alt, numbers=summary[columns])
 
 # %% [markdown]
 # ## Counters
@@ -148,7 +148,7 @@ fastest = unpruned.loc[unpruned["latency_p50_ms"].idxmin()]
 session = load_session(artifact_of(fastest, store, input_shape=shape), threads=config.threads)
 batch = np.zeros(shape, np.float32)
 counters = read_counters(lambda: [session(batch) for _ in range(1000)])
-folder.write_table(counters, "counters.csv")
+folder.write_table("counters.csv", counters)
 counters
 
 # %% [markdown]
@@ -170,16 +170,16 @@ print(f"Scheme {scheme.name}: {scheme.reason}. {scheme.note}")
 
 # %%
 devices = load_devices()
-folder.write_table(devices, "devices.csv")
+folder.write_table("devices.csv", devices)
 devices.groupby("device", sort=False)["kind"].value_counts().unstack(fill_value=0)
 
 # %% tags=["nbval-ignore-output"]
 wanted = sweep[(sweep["runtime"] == "onnxruntime") & sweep["precision"].isin(["fp32", "int8"])]
 estimates = estimate_on_devices(wanted[wanted["pruning_level"].isin([0, 0.5])], devices=devices)
-folder.write_table(estimates, "device_estimates.csv")
+folder.write_table("device_estimates.csv", estimates)
 ax = plots.device_estimates(estimates)
 alt = "Estimated, not measured, latency on other devices."
-folder.save_figure(ax.figure, "device_estimates", alt=alt, numbers=estimates)
+folder.save_figure("device_estimates", ax, alt=alt, numbers=estimates)
 
 # %% [markdown]
 # ## Conclusion

@@ -54,7 +54,7 @@ def index_of(folder, sweep=None, summary=None):
     notebooks = {"04_sweep": {"status": "not run", "title": "Sweep", "error": ""}}
     facts = read_manifest(RunFolder(folder / "first")) | {"notebooks": notebooks}
     if sweep is not None:
-        run.write_table(sweep, "sweep_results.csv")
+        run.write_table("sweep_results.csv", sweep)
     if summary is not None:
         run.write_json("summary.json", summary)
     page = soup(write_run_index(run, facts))
@@ -173,7 +173,7 @@ def test_a_run_with_nothing_says_so(reports):
 
 def test_the_table_of_backbones_is_shown_where_there_is_no_sweep(tmp_path):
     run = open_run("backbones", root=tmp_path)
-    run.write_table(synthetic_sweep(), "results.csv")
+    run.write_table("results.csv", synthetic_sweep())
     assert sweep_path(run).name == "results.csv"
     assert len(read_sweep(run)[0]) == 44
 
@@ -273,7 +273,7 @@ def test_runs_on_other_data_and_another_cpu_are_shown_but_not_judged(reports, tm
     facts = read_manifest(RunFolder(reports / "first"))
     other = {"data": {"name": "mnist", "checksum": "1"}, "host": facts["host"] | {"cpu": "Z80"}}
     for run, changes in zip(runs, ({}, other), strict=True):
-        run.write_table(synthetic_sweep(), "sweep_results.csv")
+        run.write_table("sweep_results.csv", synthetic_sweep())
         write_manifest(run, facts | changes)
     page = soup(write_comparison(*runs))
     banners = " ".join(banner.text for banner in page.find_all(class_="banner"))

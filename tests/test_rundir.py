@@ -100,7 +100,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(run, monkeypatch):
 
 def test_tables_come_back_as_they_went(run):
     df = pd.DataFrame({"candidate": ["a", "b"], "accuracy": [0.125, np.nan]}, index=[7, 9])
-    run.write_table(df, "sweep.csv")
+    run.write_table("sweep.csv", df)
     assert run.path("sweep.csv").read_bytes() == b"candidate,accuracy\na,0.125\nb,\n"
     pd.testing.assert_frame_equal(run.read_table("sweep.csv"), df.reset_index(drop=True))
 
@@ -127,21 +127,21 @@ def test_a_summary_against_its_schema_is_refused_and_not_written(run):
 
 
 def drawn():
-    fig, ax = plt.subplots(figsize=(4, 3))
+    _, ax = plt.subplots(figsize=(4, 3))
     ax.plot([0, 1])
-    return fig
+    return ax
 
 
 def test_a_figure_keeps_its_words_and_its_numbers(run):
     numbers = pd.DataFrame({"x": [0, 1]})
     alt = "A line that rises by 5 \N{MICRO SIGN}s \N{EM DASH} no more."
-    fig = drawn()
-    shown = run.save_figure(fig, "rise", alt=alt, numbers=numbers)
+    ax = drawn()
+    shown = run.save_figure("rise", ax, alt=alt, numbers=numbers)
     with Image.open(run.path("figures/rise.png")) as picture:
         assert picture.info["Description"] == alt
         assert picture.size == (4 * 192, 3 * 192)
     assert run.read_table("figures/rise.csv").equals(numbers)
-    assert not plt.fignum_exists(fig.number)
+    assert not plt.fignum_exists(ax.figure.number)
     data, metadata = shown._repr_mimebundle_()
     assert base64.b64decode(data["image/png"]) == run.path("figures/rise.png").read_bytes()
     assert metadata["image/png"] == {"width": 4 * 96, "alt": alt, "figure": "rise"}
@@ -149,7 +149,7 @@ def test_a_figure_keeps_its_words_and_its_numbers(run):
 
 def test_a_figure_without_words_is_refused(run):
     with pytest.raises(ValueError, match="figure 'rise' has no alt text"):
-        run.save_figure(drawn(), "rise", alt=" ")
+        run.save_figure("rise", drawn(), alt=" ")
     plt.close("all")
     assert list(run.root.iterdir()) == []
 

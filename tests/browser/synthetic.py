@@ -79,7 +79,7 @@ def synthetic_run(folder: Path, name: str = "made-up", *, sweep: pd.DataFrame | 
     """Fill the folder of a run, with two notebooks, one of them failed, and all its pages."""
     run = open_run(name, root=folder)
     sweep = synthetic_sweep() if sweep is None else sweep
-    run.write_table(sweep, "sweep_results.csv")
+    run.write_table("sweep_results.csv", sweep)
     run.write_json("summary.json", decide(sweep, gates=Gates()).to_dict())
     counts = {"train": 12000, "calibration": 640, "validation": 3000, "test": 5000}
     run.write_json("data.json", {"name": "invented", "checksum": "0" * 64, "counts": counts})
@@ -101,12 +101,12 @@ def synthetic_run(folder: Path, name: str = "made-up", *, sweep: pd.DataFrame | 
 
 
 def _figure(run: RunFolder, sweep: pd.DataFrame):
-    fig, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    _, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     numbers = sweep.groupby("pruning_level", as_index=False)["accuracy"].mean()
     ax.plot(numbers["pruning_level"], numbers["accuracy"], marker="o")
     ax.set(xlabel="Pruning level", ylabel="Validation accuracy")
     alt = "Mean validation accuracy falls from the unpruned model to the most pruned one."
-    return run.save_figure(fig, "accuracy_by_level", alt=alt, numbers=numbers)
+    return run.save_figure("accuracy_by_level", ax, alt=alt, numbers=numbers)
 
 
 def _notebook(run: RunFolder, name: str, picture, *, error: str):

@@ -1,0 +1,254 @@
+"""A ladder of remedies for an int8 model that lost accuracy, climbed until it is back."""
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import pandas as pd
+from torch import Tensor, nn
+
+from edgeopt._upstream import RuntimeUnavailable
+from edgeopt.benchmark import latency_statistics, measure_latency
+from edgeopt.coverage import LabelError, verify_label
+from edgeopt.diagnosis import diagnose
+from edgeopt.export import Artifact
+from edgeopt.parity import ExportError
+from edgeopt.quantization import QuantizationError, collect_calibration
+from edgeopt.remedies import (
+    Calibration,
+    Recipe,
+    Remedy,
+    bias_remedy,
+    export_recipe,
+    float_layer_remedies,
+    rescaling_remedies,
+)
+from edgeopt.runtimes import ArtifactError, Session, load_session, session_logits
+
+logger = logging.getLogger(__name__)
+
+PARENT = "none (fp32)"
+DIAGNOSIS_IMAGES = 128
+_ROUNDING = 1e-9  # of the subtraction; far below one image's worth of accuracy
+_FAILURES = (
+    ExportError,
+    ArtifactError,
+    LabelError,
+    QuantizationError,
+    RuntimeUnavailable,
+    ValueError,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Mended:
+    """What :func:`mend` found.
+
+    ``artifact`` and ``model`` (the fp32 weights that it was made from, for other runtimes) are
+    those of the first remedy inside the budget, or of the most accurate one when ``reached`` is
+    false. ``diagnosis`` is None where no remedy needed one.
+    """
+
+    artifact: Artifact
+    model: nn.Module
+    reached: bool
+    ladder: pd.DataFrame
+    diagnosis: pd.DataFrame | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Attempt:
+    """A remedy tried; where it failed, ``error`` says why and the rest is empty."""
+
+    remedy: str
+    recipe: Recipe | None = None
+    artifact: Artifact | None = None
+    session: Session | None = None
+    accuracy: float = math.nan
+    int8_mac_share: float = math.nan
+    error: str = ""
+
+
+def mend(
+    model: nn.Module,
+    *,
+    calibration_loader: Iterable[tuple[Tensor, Tensor]],
+    validation: tuple[Tensor, Tensor],
+    max_accuracy_drop: float,
+    folder: str | Path,
+    calibration_batches: int = 10,
+    float_layers: Sequence[int] = (1, 2, 4, 8),
+    train_quantized: Callable[[nn.Module], nn.Module] | None = None,
+    exhaustive: bool = False,
+    threads: int = 1,
+    rounds: int = 10,
+    calls_per_round: int = 20,
+) -> Mended:
+    """Try remedies in order of cost until int8 is at most ``max_accuracy_drop`` below fp32.
+
+    The order: calibration methods, equalization, bias correction, the most sensitive layers left
+    in float, dynamic quantization, quantization-aware training. From bias correction on, each
+    stands on the most accurate recipe found before it. All artifacts are ONNX Runtime's, at batch
+    1; those tried are timed together at the end, in interleaved rounds.
+
+    Parameters
+    ----------
+    validation : tuple of Tensor
+        Images [N, C, H, W] and labels [N], on which accuracy is measured.
+    folder : Path
+        Where the artifacts are written.
+    float_layers : sequence of int
+        How many layers to leave in float, in the order tried.
+    train_quantized : callable, optional
+        fp32 model -> fp32 model that went through quantization-aware training; the last remedy.
+    exhaustive : bool
+        Try every remedy, also after the budget is met.
+
+    Returns
+    -------
+    Mended
+        Its ``ladder`` has one row per remedy, the fp32 parent first: remedy, accuracy,
+        accuracy_drop, latency_ms (mean), artifact_bytes, int8_mac_share, reached, error.
+
+    Raises
+    ------
+    ValueError
+        For a bad budget, validation or calibration set.
+    ExportError
+        When not one remedy could be applied.
+    """
+    _check_request(validation, max_accuracy_drop)
+    calibration = tuple(islice(calibration_loader, calibration_batches))
+    collect_calibration(calibration, calibration_batches)
+    climb = _Climb(Path(folder), calibration, validation, threads)
+    parent = climb.attempt(PARENT, lambda: Recipe(model, precision="fp32"))
+    if parent.error:
+        raise ExportError(f"the fp32 model cannot be served: {parent.error}")
+    goal = parent.accuracy - max_accuracy_drop - _ROUNDING
+    for remedy in climb.remedies(model, float_layers, train_quantized):
+        tried = climb.attempt(remedy.name, remedy.make)
+        logger.info("%s: accuracy %.4f %s", tried.remedy, tried.accuracy, tried.error)
+        if tried.accuracy >= goal and not exhaustive:
+            break
+    chosen = next((a for a in climb.attempts[1:] if a.accuracy >= goal), climb.best)
+    latency = _latencies(climb.attempts, validation[0][:1], rounds, calls_per_round)
+    ladder = _ladder(climb.attempts, latency, goal)
+    reached = chosen.accuracy >= goal
+    return Mended(chosen.artifact, chosen.recipe.model, reached, ladder, climb.diagnosis)
+
+
+class _Climb:
+    """The attempts so far, and the diagnosis once one was made."""
+
+    def __init__(
+        self,
+        folder: Path,
+        calibration: Calibration,
+        validation: tuple[Tensor, Tensor],
+        threads: int,
+    ) -> None:
+        self.attempts: list[_Attempt] = []
+        self.diagnosis: pd.DataFrame | None = None
+        self._folder = folder
+        self._calibration = calibration
+        self._images, self._labels = validation
+        self._threads = threads
+        self._input_shape = (1, *self._images.shape[1:])
+
+    @property
+    def best(self) -> _Attempt:
+        """The most accurate int8 attempt."""
+        made = [attempt for attempt in self.attempts[1:] if not attempt.error]
+        if not made:
+            errors = "; ".join(f"{a.remedy}: {a.error}" for a in self.attempts[1:])
+            raise ExportError(f"no remedy could be applied: {errors}")
+        return max(made, key=lambda attempt: attempt.accuracy)
+
+    def remedies(
+        self,
+        model: nn.Module,
+        float_layers: Sequence[int],
+        train_quantized: Callable[[nn.Module], nn.Module] | None,
+    ) -> Iterator[Remedy]:
+        """Yield remedies in order of cost; later ones stand on how the earlier ones did."""
+        yield from rescaling_remedies(model, images=self._calibration[0][0])
+        yield bias_remedy(self.best.recipe, calibration=self._calibration)
+        yield from self._float_layers(float_layers)
+        base = self.best.recipe
+        yield Remedy("dynamic", lambda: Recipe(base.model, precision="int8-dynamic"))
+        if train_quantized is not None:
+            yield Remedy(
+                "quantization-aware training",
+                lambda: Recipe(train_quantized(base.model), base.calibration),
+            )
+
+    def _float_layers(self, counts: Sequence[int]) -> Iterator[Remedy]:
+        base = self.best
+        images, labels = self._images[:DIAGNOSIS_IMAGES], self._labels[:DIAGNOSIS_IMAGES]
+        self.diagnosis = diagnose(base.recipe.model, base.artifact, images, labels)
+        yield from float_layer_remedies(
+            base.recipe, self.diagnosis, counts=counts, input_shape=self._input_shape
+        )
+
+    def attempt(self, remedy: str, make: Callable[[], Recipe]) -> _Attempt:
+        """Make, write, load and score one recipe, and remember how it went."""
+        try:
+            tried = self._scored(remedy, make())
+        except _FAILURES as error:
+            tried = _Attempt(remedy, error=str(error))
+        self.attempts.append(tried)
+        return tried
+
+    def _scored(self, remedy: str, recipe: Recipe) -> _Attempt:
+        artifact = export_recipe(
+            recipe,
+            self._folder / f"{len(self.attempts):02d}-{recipe.precision}.onnx",
+            input_shape=self._input_shape,
+            calibration=self._calibration,
+        )
+        share = verify_label(artifact)
+        session = load_session(artifact, threads=self._threads)
+        predictions = session_logits(session, self._images.numpy()).argmax(axis=1)
+        accuracy = float((predictions == self._labels.numpy()).mean())
+        return _Attempt(remedy, recipe, artifact, session, accuracy, share)
+
+
+def _check_request(validation: tuple[Tensor, Tensor], max_accuracy_drop: float) -> None:
+    if isinstance(max_accuracy_drop, bool) or not 0 <= max_accuracy_drop < 1:
+        raise ValueError(f"max_accuracy_drop is {max_accuracy_drop!r}; allowed: [0, 1)")
+    images, labels = validation
+    if not len(images) or len(images) != len(labels):
+        raise ValueError(
+            f"validation holds {len(images)} images and {len(labels)} labels; allowed: as many "
+            "labels as images, 1 or more"
+        )
+
+
+def _latencies(
+    attempts: list[_Attempt], image: Tensor, rounds: int, calls_per_round: int
+) -> dict[str, float]:
+    sessions = {a.remedy: a.session for a in attempts if a.session is not None}
+    samples = measure_latency(
+        sessions, image.numpy(), rounds=rounds, calls_per_round=calls_per_round
+    )
+    return latency_statistics(samples).set_index("candidate")["latency_ms"].to_dict()
+
+
+def _ladder(attempts: list[_Attempt], latency: dict[str, float], goal: float) -> pd.DataFrame:
+    parent = attempts[0]
+    return pd.DataFrame(
+        {
+            "remedy": a.remedy,
+            "accuracy": a.accuracy,
+            "accuracy_drop": parent.accuracy - a.accuracy,
+            "latency_ms": latency.get(a.remedy, math.nan),
+            "artifact_bytes": a.artifact.size_bytes if a.artifact else math.nan,
+            "int8_mac_share": a.int8_mac_share,
+            "reached": a is not parent and a.accuracy >= goal,
+            "error": a.error,
+        }
+        for a in attempts
+    )

@@ -1,0 +1,221 @@
+"""The ladder: specimens are mended, failures are rows, budgets out of reach say so."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from edgeopt import remedies
+from edgeopt.equalization import plant_collapse
+from edgeopt.export import ExportError
+from edgeopt.mending import PARENT, Mended, mend
+from edgeopt.quantization import quantization_aware_train
+from edgeopt.runtimes import load_session, session_logits
+from tests.specimens import CLASSES, in_colour, splits, trained_cnn, trained_mobilenet
+
+COLUMNS = [
+    "remedy",
+    "accuracy",
+    "accuracy_drop",
+    "latency_ms",
+    "artifact_bytes",
+    "int8_mac_share",
+    "reached",
+    "error",
+]
+
+
+def mended(model: nn.Module, folder, *, colour: bool = False, **options) -> Mended:
+    calibration, validation = splits()
+    shaped = in_colour if colour else torch.clone
+    batches = [(shaped(images), labels) for images, labels in calibration.loader(32)]
+    return mend(
+        model,
+        **{
+            "calibration_loader": batches,
+            "validation": (shaped(validation.images), validation.labels),
+            "max_accuracy_drop": 0.01,
+            "folder": folder,
+            "rounds": 1,
+            "calls_per_round": 2,
+            **options,
+        },
+    )
+
+
+def accuracy_of(result: Mended) -> float:
+    validation = splits()[1]
+    session = load_session(result.artifact)
+    predictions = session_logits(session, validation.images.numpy()).argmax(axis=1)
+    return float((predictions == validation.labels.numpy()).mean())
+
+
+def test_a_healthy_model_needs_one_rung(tmp_path) -> None:
+    result = mended(trained_cnn(), tmp_path)
+    assert result.reached
+    assert list(result.ladder.columns) == COLUMNS
+    assert result.ladder["remedy"].tolist() == [PARENT, "calibration: minmax"]
+    assert result.ladder["reached"].tolist() == [False, True]
+    assert result.ladder["int8_mac_share"].tolist() == [0, 1]
+    assert (result.ladder["latency_ms"] > 0).all()
+    assert result.ladder["artifact_bytes"].iloc[1] == result.artifact.path.stat().st_size
+    assert result.diagnosis is None
+
+
+@pytest.mark.parametrize(
+    ("layer", "channels", "factor"),
+    [("conv1", [3], 1e4), ("conv1", [0, 5], 1e4), ("conv1", [7], 1e6), ("conv2", [4, 8], 1e5)],
+)
+def test_specimens_collapse_and_are_mended(tmp_path, layer, channels, factor) -> None:
+    planted = plant_collapse(trained_cnn(), layer, channels, factor)
+    result = mended(planted, tmp_path)
+    ladder = result.ladder.set_index("remedy")
+    assert ladder.loc["calibration: minmax", "accuracy"] < 0.7
+    assert result.reached
+    assert result.ladder["accuracy_drop"].iloc[-1] <= 0.01
+    assert result.ladder["int8_mac_share"].iloc[-1] == 1
+    assert accuracy_of(result) == result.ladder["accuracy"].iloc[-1]
+
+
+@pytest.mark.parametrize(
+    ("layer", "channels"), [("features.2.block.0.0", [5]), ("features.3.block.1.0", [5, 9])]
+)
+def test_mobilenet_specimens_collapse_and_are_mended(tmp_path, layer, channels) -> None:
+    planted = plant_collapse(trained_mobilenet(), layer, channels, 1e4)
+    result = mended(planted, tmp_path, colour=True)
+    assert result.ladder["accuracy"].iloc[1] < 0.9
+    assert result.reached
+    assert result.ladder["accuracy_drop"].iloc[-1] <= 0.01
+
+
+def test_every_remedy_is_tried_on_request(tmp_path) -> None:
+    trained: list[nn.Module] = []
+
+    def train_quantized(model: nn.Module) -> nn.Module:
+        trained.append(model)
+        return copy.deepcopy(model)
+
+    planted = plant_collapse(trained_cnn(), "conv1", 3, 1e4)
+    before = copy.deepcopy(planted.state_dict())
+    result = mended(planted, tmp_path, exhaustive=True, train_quantized=train_quantized)
+    names = result.ladder["remedy"].tolist()
+    assert names == [
+        PARENT,
+        *(f"calibration: {method}" for method in ("minmax", "percentile", "entropy")),
+        "equalization by weights",
+        *(f"equalization by activations, {m}" for m in ("minmax", "percentile", "entropy")),
+        "bias correction",
+        "1 most sensitive layer in float",
+        *[name for name in names if name.endswith("layers in float")],
+        "dynamic",
+        "quantization-aware training",
+    ]
+    ladder = result.ladder.set_index("remedy")
+    whole_in_float = ladder.loc["2 most sensitive layers in float"]
+    assert "computes no MAC in integers: it is not int8" in whole_in_float["error"]
+    assert not whole_in_float["reached"]
+    assert (ladder["error"] == "").sum() == len(ladder) - 1
+    assert ladder.loc["1 most sensitive layer in float", "int8_mac_share"] < 1
+    assert ladder.loc["equalization by weights", "reached"]
+    assert result.artifact.path.name == "04-int8.onnx"  # the cheapest that reached, not the last
+    assert len(trained) == 1
+    assert result.diagnosis is not None
+    assert all(torch.equal(value, before[name]) for name, value in planted.state_dict().items())
+
+
+def test_leaving_the_guilty_layer_in_float_mends_without_equalization(
+    tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(remedies, "equalize", lambda model, images=None: model)
+    planted = plant_collapse(trained_cnn(), "conv1", 3, 1e4)
+    result = mended(planted, tmp_path)
+    assert result.reached
+    assert result.ladder["remedy"].iloc[-1] == "1 most sensitive layer in float"
+    worst = result.diagnosis.iloc[0]
+    assert (worst["layer"], worst["guilty_channel"]) == ("conv1", 3)
+
+
+def test_a_budget_that_nothing_reaches_gives_the_best_attempt(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(remedies, "equalize", lambda model, images=None: model)
+    planted = plant_collapse(trained_cnn(), "conv1", 3, 1e4)
+    result = mended(planted, tmp_path, float_layers=())
+    assert not result.reached
+    assert not result.ladder["reached"].any()
+    assert accuracy_of(result) == result.ladder["accuracy"].iloc[1:].max()
+
+
+def test_a_remedy_that_fails_is_a_row_and_the_others_go_on(tmp_path) -> None:
+    def train_quantized(model: nn.Module) -> nn.Module:
+        raise ExportError("no such operator")
+
+    result = mended(
+        trained_cnn(),
+        tmp_path,
+        exhaustive=True,
+        float_layers=(1,),
+        train_quantized=train_quantized,
+    )
+    last = result.ladder.iloc[-1]
+    assert last["error"] == "no such operator"
+    assert not last["reached"]
+    failed = result.ladder["error"] != ""
+    assert (result.ladder["latency_ms"].isna() == failed).all()
+    assert result.ladder.set_index("remedy").loc["dynamic", "accuracy"] > 0.9
+
+
+def test_no_remedy_at_all_is_an_error_that_lists_the_causes(tmp_path, monkeypatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ExportError("unknown operator Foo")
+
+    monkeypatch.setattr(remedies, "export_mixed_int8", fail)
+    with pytest.raises(ExportError, match=r"no remedy could be applied: .*unknown operator Foo"):
+        mended(trained_cnn(), tmp_path)
+
+
+def test_a_model_that_cannot_be_exported_is_refused(tmp_path) -> None:
+    class Odd(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.eigvals(images[:, 0]).real[:, :CLASSES]
+
+    with pytest.raises(ExportError, match=r"the fp32 model cannot be served: .*Odd"):
+        mended(Odd().eval(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_accuracy_drop": -0.1}, "max_accuracy_drop is -0.1; allowed"),
+        ({"max_accuracy_drop": 1.0}, "max_accuracy_drop is 1.0"),
+        ({"max_accuracy_drop": float("nan")}, "max_accuracy_drop is nan"),
+        ({"max_accuracy_drop": True}, "max_accuracy_drop is True"),
+        ({"calibration_loader": []}, "calibration set holds no images"),
+        (
+            {"validation": (torch.rand(2, 1, 28, 28), torch.zeros(3))},
+            "2 images and 3 labels",
+        ),
+        ({"validation": (torch.rand(0, 1, 28, 28), torch.zeros(0))}, "0 images and 0 labels"),
+    ],
+)
+def test_refuses_bad_requests(tmp_path, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        mended(trained_cnn(), tmp_path, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_quantization_aware_training_stands_on_the_mended_weights(tmp_path) -> None:
+    pytest.importorskip("executorch")
+    loader = splits()[0].loader(32, shuffle=True)
+    result = mended(
+        plant_collapse(trained_cnn(), "conv1", 3, 1e4),
+        tmp_path,
+        exhaustive=True,
+        float_layers=(),
+        train_quantized=lambda model: quantization_aware_train(
+            model, loader, epochs=1, learning_rate=1e-4, progress=False
+        ),
+    )
+    last = result.ladder.iloc[-1]
+    assert (last["remedy"], last["error"]) == ("quantization-aware training", "")
+    assert last["reached"]

@@ -1,0 +1,305 @@
+"""Pruning: which channels stay, what the smaller model computes, what is refused."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from edgeopt.model import SmallCNN, build_model
+from edgeopt.pruning import count_macs, prune_channels, prune_to_macs, structured_channel_prune
+
+IMAGES = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+COLOUR = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def small() -> SmallCNN:
+    torch.manual_seed(0)
+    return SmallCNN(conv1_channels=8, conv2_channels=12).eval()
+
+
+@pytest.fixture(scope="module")
+def mobilenet() -> nn.Module:
+    torch.manual_seed(0)
+    return build_model("mobilenet_v3_small").eval()
+
+
+def with_norms(conv: nn.Conv2d, norms: list[float]) -> None:
+    """Give each filter a known L1 norm, in one tap of alternating sign."""
+    with torch.no_grad():
+        conv.weight.zero_()
+        for index, norm in enumerate(norms):
+            conv.weight[index, 0, 1, 1] = norm * (-1) ** index
+
+
+def test_keeps_the_filters_with_the_largest_l1_norm_in_their_order() -> None:
+    model = SmallCNN(conv1_channels=4, conv2_channels=3)
+    with_norms(model.conv1, [3.0, 1.0, 4.0, 2.0])
+    with_norms(model.conv2, [1.0, 5.0, 9.0])
+    pruned = structured_channel_prune(model, 0.5)
+    assert pruned.conv1.weight[:, 0, 1, 1].tolist() == [3.0, 4.0]
+    assert pruned.conv2.weight[:, 0, 1, 1].tolist() == [-5.0, 9.0]
+    assert torch.equal(pruned.conv1.bias, model.conv1.bias[[0, 2]])
+
+
+def test_l1_is_not_l2() -> None:
+    model = SmallCNN(conv1_channels=2, conv2_channels=2)
+    with torch.no_grad():
+        model.conv1.weight[0] = 0.5  # L1 4.5, L2 1.5
+        model.conv1.weight[1] = 0.0
+        model.conv1.weight[1, 0, 0, 0] = 4.0  # L1 4.0, L2 4.0
+    pruned = structured_channel_prune(model, 0.5)
+    assert torch.equal(pruned.conv1.weight[0], model.conv1.weight[0])
+
+
+def test_equal_norms_keep_the_first_filters() -> None:
+    model = SmallCNN(conv1_channels=4, conv2_channels=2)
+    with_norms(model.conv1, [1.0, 1.0, 1.0, 1.0])
+    assert torch.equal(structured_channel_prune(model, 0.5).conv1.bias, model.conv1.bias[:2])
+
+
+def test_classifier_keeps_the_7x7_block_of_each_kept_channel() -> None:
+    model = SmallCNN(conv1_channels=1, conv2_channels=3)
+    with_norms(model.conv2, [5.0, 1.0, 7.0])
+    pruned = structured_channel_prune(model, 0.4)
+    columns = [*range(49), *range(98, 147)]
+    assert torch.equal(pruned.classifier.weight, model.classifier.weight[:, columns])
+    assert torch.equal(pruned.classifier.bias, model.classifier.bias)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    level=st.floats(0, 1, exclude_max=True),
+    channels=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    seed=st.integers(0, 100),
+)
+def test_equals_the_original_with_the_dropped_channels_silenced(
+    level: float, channels: tuple[int, int], seed: int
+) -> None:
+    torch.manual_seed(seed)
+    model = SmallCNN(*channels).eval()
+    pruned = structured_channel_prune(model, level)
+    sizes = [pruned.conv1.out_channels, pruned.conv2.out_channels]
+    assert sizes == [max(1, round(count * (1 - level))) for count in channels]
+    silenced = copy.deepcopy(model)
+    for conv, keep in zip((silenced.conv1, silenced.conv2), sizes, strict=True):
+        norms = conv.weight.detach().abs().sum((1, 2, 3)).tolist()
+        weakest = sorted(range(len(norms)), key=lambda index: (-norms[index], index))[keep:]
+        with torch.no_grad():
+            conv.weight[weakest] = 0
+            conv.bias[weakest] = 0
+    torch.testing.assert_close(pruned(IMAGES), silenced(IMAGES), rtol=1e-4, atol=1e-5)
+
+
+def test_level_0_is_the_identity_and_a_copy(small: SmallCNN) -> None:
+    pruned = structured_channel_prune(small, 0)
+    assert torch.equal(pruned(IMAGES), small(IMAGES))
+    assert all(
+        a.data_ptr() != b.data_ptr()
+        for a, b in zip(pruned.parameters(), small.parameters(), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "prune",
+    [
+        lambda model: structured_channel_prune(model, 0.5),
+        lambda model: prune_channels(model, 0.5, example_input=IMAGES, round_to=1),
+    ],
+)
+def test_never_changes_its_input(small: SmallCNN, prune) -> None:
+    before = copy.deepcopy(small.train().state_dict())
+    pruned = prune(small)
+    assert pruned.training
+    assert small.training
+    assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
+    assert all(p.grad is None for p in (*small.parameters(), *pruned.parameters()))
+
+
+def test_almost_everything_pruned_leaves_one_channel(small: SmallCNN) -> None:
+    pruned = structured_channel_prune(small, 0.999)
+    assert (pruned.conv1.out_channels, pruned.conv2.out_channels) == (1, 1)
+    assert pruned(IMAGES).shape == (4, 10)
+
+
+@pytest.mark.parametrize(
+    "level", [1.0, 1, -0.1, 1.5, float("nan"), float("inf"), True, "0.5", None]
+)
+@pytest.mark.parametrize(
+    "prune", [structured_channel_prune, partial(prune_channels, example_input=IMAGES)]
+)
+def test_refuses_a_level_outside_the_range(small: SmallCNN, level, prune) -> None:
+    with pytest.raises(ValueError, match=r"pruning_level is .*\[0, 1\)"):
+        prune(small, level)
+
+
+def test_structured_pruning_takes_small_cnn_only(mobilenet: nn.Module) -> None:
+    with pytest.raises(TypeError, match="not MobileNetV3; prune_channels takes any model"):
+        structured_channel_prune(mobilenet, 0.5)
+
+
+def test_macs_of_small_cnn_by_hand(small: SmallCNN) -> None:
+    by_hand = 28 * 28 * 8 * 9 + 14 * 14 * 12 * 8 * 9 + 12 * 49 * 10
+    assert count_macs(small, example_input=IMAGES) == by_hand
+
+
+@pytest.mark.parametrize("criterion", ["l1", "l2", "taylor", "random"])
+def test_every_criterion_prunes_a_backbone_to_multiples_of_8(
+    mobilenet: nn.Module, criterion: str
+) -> None:
+    loader = [(COLOUR, torch.tensor([0, 1]))]
+    pruned = prune_channels(
+        mobilenet, 0.4, example_input=COLOUR, criterion=criterion, loader=loader
+    )
+    convs = [m for m in pruned.modules() if isinstance(m, nn.Conv2d)]
+    assert all(conv.out_channels % 8 == 0 for conv in convs)
+    assert all(conv.groups in (1, conv.in_channels) for conv in convs)
+    assert pruned(COLOUR).shape == (2, 10)
+    macs = [count_macs(model, example_input=COLOUR) for model in (mobilenet, pruned)]
+    assert 0.2 < macs[1] / macs[0] < 0.6
+
+
+def test_criteria_choose_by_what_they_say() -> None:
+    model = SmallCNN(conv1_channels=2, conv2_channels=2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(0.1)
+        model.conv1.weight[0] = 0.5  # larger by L1
+        model.conv1.weight[1] = 0.0
+        model.conv1.weight[1, 0, 0, 0] = 4.0  # larger by L2
+    kept = {
+        criterion: prune_channels(
+            model, 0.5, example_input=IMAGES, criterion=criterion, round_to=1
+        ).conv1.weight[0]
+        for criterion in ("l1", "l2")
+    }
+    assert torch.equal(kept["l1"], model.conv1.weight[0])
+    assert torch.equal(kept["l2"], model.conv1.weight[1])
+
+
+def test_random_follows_its_seed_and_leaves_the_global_one_alone(small: SmallCNN) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    options = {"example_input": IMAGES, "criterion": "random", "round_to": 1}
+    first, again, other = (
+        prune_channels(small, 0.5, seed=seed, **options).conv2.bias.tolist() for seed in (1, 1, 2)
+    )
+    assert first == again != other
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_taylor_keeps_the_channel_that_the_loss_depends_on() -> None:
+    torch.manual_seed(0)
+    model = SmallCNN(conv1_channels=2, conv2_channels=4).eval()
+    with torch.no_grad():
+        model.conv2.weight[:, 0] = 0  # nothing downstream sees channel 0, however large it is
+        model.conv1.weight[0] = 9.0
+    pruned = prune_channels(
+        model,
+        0.5,
+        example_input=IMAGES,
+        criterion="taylor",
+        round_to=1,
+        loader=[(IMAGES, torch.arange(4))],
+    )
+    assert torch.equal(pruned.conv1.weight[0], model.conv1.weight[1])
+
+
+def test_a_group_that_rounding_would_empty_keeps_one_multiple() -> None:
+    model = SmallCNN(conv1_channels=16, conv2_channels=32)
+    pruned = prune_channels(model, 0.6, example_input=IMAGES)  # 6.4 and 12.8 before rounding
+    assert (pruned.conv1.out_channels, pruned.conv2.out_channels) == (8, 8)
+
+
+def test_ignored_modules_keep_their_channels(small: SmallCNN) -> None:
+    pruned = prune_channels(small, 0.5, example_input=IMAGES, ignored=["conv1"], round_to=1)
+    assert (pruned.conv1.out_channels, pruned.conv2.out_channels) == (8, 6)
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.8])
+def test_prunes_to_a_share_of_the_macs(mobilenet: nn.Module, ratio: float) -> None:
+    pruned = prune_to_macs(mobilenet, ratio, example_input=COLOUR)
+    macs = [count_macs(model, example_input=COLOUR) for model in (mobilenet, pruned)]
+    assert ratio - 0.15 < macs[1] / macs[0] <= ratio
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "mobilenet_v3_large"])
+def test_other_backbones_stay_consistent(name: str) -> None:
+    model = build_model(name, num_classes=7).eval()
+    pruned = prune_channels(model, 0.5, example_input=COLOUR)
+    assert pruned(COLOUR).shape == (2, 7)
+    assert count_macs(pruned, example_input=COLOUR) < count_macs(model, example_input=COLOUR) / 2
+
+
+class FixedChannels(nn.Module):
+    """Insists on 16 channels, which no dependency graph can see."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features[:, torch.arange(16)]
+
+
+class Loose(nn.Module):
+    """Holds a parameter outside any layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3)
+        self.scale = nn.Parameter(torch.ones(16, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return (self.conv(images) * self.scale).mean((2, 3))
+
+
+def test_names_the_module_that_breaks_when_its_input_shrinks() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), FixedChannels(), nn.Conv2d(16, 10, 3), nn.Flatten(), nn.LazyLinear(10)
+    )
+    model(COLOUR)
+    with pytest.raises(ValueError, match=r"module '1' \(FixedChannels\) fails"):
+        prune_channels(model, 0.5, example_input=COLOUR)
+
+
+def test_names_the_parameters_that_the_graph_cannot_take() -> None:
+    model = nn.Sequential(Loose(), nn.Linear(16, 10))
+    with pytest.raises(ValueError, match=r"parameters outside a known layer.*0\.scale"):
+        prune_channels(model, 0.5, example_input=COLOUR)
+
+
+def test_names_the_module_whose_graph_cannot_be_built() -> None:
+    model = build_model("shufflenet_v2_x0_5")
+    with pytest.raises(ValueError, match=r"cannot take module 'stage2' \(Sequential\)"):
+        prune_channels(model, 0.5, example_input=COLOUR)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"criterion": "l3"}, "unknown criterion 'l3'; allowed: l1, l2, taylor, random"),
+        ({"criterion": "taylor"}, "give it a loader"),
+        ({"criterion": "taylor", "loader": []}, "a loader without batches"),
+        ({"round_to": 0}, "round_to is 0; allowed"),
+        ({"round_to": True}, "round_to is True; allowed"),
+        ({"ignored": ["conv9"]}, "unknown module 'conv9'; allowed: conv1"),
+        ({"round_to": 64}, "no channel can be removed"),
+        ({"example_input": COLOUR}, r"module 'conv1' \(Conv2d\) fails on an input of shape"),
+    ],
+)
+def test_refuses_bad_options(small: SmallCNN, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        prune_channels(small, 0.5, **{"example_input": IMAGES, **options})
+
+
+@pytest.mark.parametrize(
+    ("ratio", "message"),
+    [(0.0, "macs_ratio is 0.0; allowed"), (1.0, "macs_ratio is 1.0"), (1e-4, "cannot be reached")],
+)
+def test_refuses_a_share_of_macs_that_cannot_be(
+    small: SmallCNN, ratio: float, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        prune_to_macs(small, ratio, example_input=IMAGES, round_to=1)
