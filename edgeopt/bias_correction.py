@@ -10,7 +10,7 @@ from onnx import ModelProto, numpy_helper
 from torch import Tensor, nn
 
 from edgeopt._upstream import import_extra, known_noise_silenced
-from edgeopt.export_onnx import INPUT
+from edgeopt.artifact import INPUT
 from edgeopt.links import fold_batch_norm
 from edgeopt.qdq import prepared_fp32
 from edgeopt.quantization import collect_calibration

@@ -9,8 +9,7 @@ from onnx import ModelProto
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from edgeopt.export import Artifact
-from edgeopt.export_onnx import INPUT, OUTPUT
+from edgeopt.artifact import INPUT, OUTPUT, Artifact
 from edgeopt.qdq import (
     Quantizer,
     layer_name,

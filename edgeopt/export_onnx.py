@@ -26,18 +26,23 @@ NNCF_IMAGES = 300
 
 @dataclass(frozen=True)
 class Int8Options:
-    """How static int8 ONNX is made: where the ranges come from, which integers, by whose tool."""
+    """How static int8 ONNX is made: where the ranges come from, which integers, by whose tool.
+
+    ``float_nodes`` names the nodes of the graph that stay in float.
+    """
 
     calibration: str = "minmax"
     scheme: Int8Scheme = U8S8
     quantizer: str = "onnxruntime"
+    float_nodes: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         """Refuse unknown names, and options that NNCF decides itself."""
         require_known(self.calibration, allowed=tuple(CALIBRATIONS), what="calibration method")
         require_known(self.quantizer, allowed=QUANTIZERS, what="quantizer")
-        if self.quantizer == "nncf" and (self.calibration, self.scheme) != ("minmax", U8S8):
-            raise ValueError("quantizer nncf decides calibration and scheme; allowed: the defaults")
+        own = (self.calibration, self.scheme, self.float_nodes)
+        if self.quantizer == "nncf" and own != ("minmax", U8S8, frozenset()):
+            raise ValueError("nncf decides calibration, scheme and float_nodes; allowed: the defaults")
 
 
 DEFAULT_OPTIONS = Int8Options()
@@ -73,6 +78,7 @@ def write_onnx(
                 _quantize_static(prepared, path, batches=batches, options=options)
             else:
                 _quantize_dynamic(prepared, path)
+            _drop_annotations(path)
 
 
 def run_onnx(path: Path, images: Tensor) -> np.ndarray:
@@ -140,6 +146,7 @@ def _quantize_static(
             activation_type=kinds[options.scheme.activations],
             weight_type=kinds[options.scheme.weights],
             calibrate_method=ort.CalibrationMethod[CALIBRATIONS[options.calibration]],
+            nodes_to_exclude=sorted(options.float_nodes),
             # One batch of activations in memory at a time, whatever the method's name says.
             extra_options={"CalibStridedMinMax": 1},
         )
@@ -150,6 +157,17 @@ def _quantize_dynamic(source: Path, path: Path) -> None:
 
     # ConvInteger of ONNX Runtime's CPU provider takes unsigned weights only.
     ort.quantize_dynamic(source, path, weight_type=ort.QuantType.QUInt8)
+
+
+def _drop_annotations(path: Path) -> None:
+    """Drop inferred shapes and node names, which no runtime reads and small files feel."""
+    import onnx
+
+    graph_file = onnx.load(path)
+    graph_file.graph.ClearField("value_info")
+    for node in graph_file.graph.node:
+        node.ClearField("name")
+    onnx.save(graph_file, path)
 
 
 def _quantize_nncf(source: Path, path: Path, *, batches: Sequence[Tensor]) -> None:

@@ -11,18 +11,18 @@ import pandas as pd
 from torch import Tensor, nn
 
 from edgeopt._upstream import RuntimeUnavailable
+from edgeopt.artifact import Artifact
 from edgeopt.benchmark import latency_statistics, measure_latency
 from edgeopt.coverage import LabelError, verify_label
 from edgeopt.diagnosis import diagnose
-from edgeopt.export import Artifact
 from edgeopt.parity import ExportError
 from edgeopt.quantization import QuantizationError, collect_calibration
 from edgeopt.remedies import (
     Calibration,
-    Recipe,
+    Plan,
     Remedy,
     bias_remedy,
-    export_recipe,
+    export_plan,
     float_layer_remedies,
     rescaling_remedies,
 )
@@ -64,7 +64,7 @@ class _Attempt:
     """A remedy tried; where it failed, ``error`` says why and the rest is empty."""
 
     remedy: str
-    recipe: Recipe | None = None
+    plan: Plan | None = None
     artifact: Artifact | None = None
     session: Session | None = None
     accuracy: float = math.nan
@@ -91,7 +91,7 @@ def mend(
 
     The order: calibration methods, equalization, bias correction, the most sensitive layers left
     in float, dynamic quantization, quantization-aware training. From bias correction on, each
-    stands on the most accurate recipe found before it. All artifacts are ONNX Runtime's, at batch
+    stands on the most accurate plan found before it. All artifacts are ONNX Runtime's, at batch
     1; those tried are timed together at the end, in interleaved rounds.
 
     Parameters
@@ -124,7 +124,7 @@ def mend(
     calibration = tuple(islice(calibration_loader, calibration_batches))
     collect_calibration(calibration, calibration_batches)
     climb = _Climb(Path(folder), calibration, validation, threads)
-    parent = climb.attempt(PARENT, lambda: Recipe(model, precision="fp32"))
+    parent = climb.attempt(PARENT, lambda: Plan(model, precision="fp32"))
     if parent.error:
         raise ExportError(f"the fp32 model cannot be served: {parent.error}")
     goal = parent.accuracy - max_accuracy_drop - _ROUNDING
@@ -137,7 +137,7 @@ def mend(
     latency = _latencies(climb.attempts, validation[0][:1], rounds, calls_per_round)
     ladder = _ladder(climb.attempts, latency, goal)
     reached = chosen.accuracy >= goal
-    return Mended(chosen.artifact, chosen.recipe.model, reached, ladder, climb.diagnosis)
+    return Mended(chosen.artifact, chosen.plan.model, reached, ladder, climb.diagnosis)
 
 
 class _Climb:
@@ -175,26 +175,26 @@ class _Climb:
     ) -> Iterator[Remedy]:
         """Yield remedies in order of cost; later ones stand on how the earlier ones did."""
         yield from rescaling_remedies(model, images=self._calibration[0][0])
-        yield bias_remedy(self.best.recipe, calibration=self._calibration)
+        yield bias_remedy(self.best.plan, calibration=self._calibration)
         yield from self._float_layers(float_layers)
-        base = self.best.recipe
-        yield Remedy("dynamic", lambda: Recipe(base.model, precision="int8-dynamic"))
+        base = self.best.plan
+        yield Remedy("dynamic", lambda: Plan(base.model, precision="int8-dynamic"))
         if train_quantized is not None:
             yield Remedy(
                 "quantization-aware training",
-                lambda: Recipe(train_quantized(base.model), base.calibration),
+                lambda: Plan(train_quantized(base.model), base.calibration),
             )
 
     def _float_layers(self, counts: Sequence[int]) -> Iterator[Remedy]:
         base = self.best
         images, labels = self._images[:DIAGNOSIS_IMAGES], self._labels[:DIAGNOSIS_IMAGES]
-        self.diagnosis = diagnose(base.recipe.model, base.artifact, images, labels)
+        self.diagnosis = diagnose(base.plan.model, base.artifact, images, labels)
         yield from float_layer_remedies(
-            base.recipe, self.diagnosis, counts=counts, input_shape=self._input_shape
+            base.plan, self.diagnosis, counts=counts, input_shape=self._input_shape
         )
 
-    def attempt(self, remedy: str, make: Callable[[], Recipe]) -> _Attempt:
-        """Make, write, load and score one recipe, and remember how it went."""
+    def attempt(self, remedy: str, make: Callable[[], Plan]) -> _Attempt:
+        """Make, write, load and score one plan, and remember how it went."""
         try:
             tried = self._scored(remedy, make())
         except _FAILURES as error:
@@ -202,10 +202,10 @@ class _Climb:
         self.attempts.append(tried)
         return tried
 
-    def _scored(self, remedy: str, recipe: Recipe) -> _Attempt:
-        artifact = export_recipe(
-            recipe,
-            self._folder / f"{len(self.attempts):02d}-{recipe.precision}.onnx",
+    def _scored(self, remedy: str, plan: Plan) -> _Attempt:
+        artifact = export_plan(
+            plan,
+            self._folder / f"{len(self.attempts):02d}-{plan.precision}.onnx",
             input_shape=self._input_shape,
             calibration=self._calibration,
         )
@@ -213,7 +213,7 @@ class _Climb:
         session = load_session(artifact, threads=self._threads)
         predictions = session_logits(session, self._images.numpy()).argmax(axis=1)
         accuracy = float((predictions == self._labels.numpy()).mean())
-        return _Attempt(remedy, recipe, artifact, session, accuracy, share)
+        return _Attempt(remedy, plan, artifact, session, accuracy, share)
 
 
 def _check_request(validation: tuple[Tensor, Tensor], max_accuracy_drop: float) -> None:

@@ -1,30 +1,22 @@
 """Static int8 ONNX graphs, tensor by tensor: what is quantized, how, and what stays in float."""
 
 import copy
-import io
-import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, numpy_helper
-from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
 from onnxruntime.quantization.quant_utils import QUANT_INPUT_SUFFIX
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from torch import Tensor, nn
+from torch import nn
 
-from edgeopt.export import Artifact, export_artifact, file_sha256
-from edgeopt.export_onnx import CALIBRATIONS, DEFAULT_OPTIONS, INPUT, Int8Options
-from edgeopt.parity import ExportError
-from edgeopt.quantization import collect_calibration
+from edgeopt.artifact import INPUT
+from edgeopt.export import export_artifact
 
 LAYER_OPERATORS = ("Conv", "Gemm", "MatMul")
 _GATES = ("Sigmoid", "HardSigmoid")
-_KINDS = {"uint8": "QUInt8", "int8": "QInt8"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,33 +54,6 @@ def prepared_fp32(model: nn.Module, *, input_shape: tuple[int, ...]) -> ModelPro
         prepared = Path(folder, "prepared.onnx")
         _write_prepared(model, prepared, input_shape=input_shape)
         return onnx.load(prepared)
-
-
-def export_mixed_int8(
-    model: nn.Module,
-    path: str | Path,
-    *,
-    input_shape: tuple[int, ...],
-    float_nodes: Iterable[str],
-    calibration_loader: Iterable[tuple[Tensor, Tensor]],
-    calibration_batches: int = 10,
-    options: Int8Options = DEFAULT_OPTIONS,
-) -> Artifact:
-    """Write static int8 ONNX whose ``float_nodes`` (names of graph nodes) stay in float."""
-    batches = collect_calibration(calibration_loader, calibration_batches)
-    target = Path(path)
-    with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
-        prepared, written = Path(folder, "prepared.onnx"), Path(folder, "int8.onnx")
-        _write_prepared(model, prepared, input_shape=input_shape)
-        try:
-            _quantize(prepared, written, batches, sorted(float_nodes), options)
-        except Exception as error:  # the quantizer raises whatever it likes
-            name = type(model).__name__
-            raise ExportError(f"cannot quantize {name} to {target.name}: {error}") from error
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(written, target)
-    size = target.stat().st_size
-    return Artifact(target, "onnxruntime", "int8", tuple(input_shape), file_sha256(target), size)
 
 
 def read_quantizers(int8: ModelProto) -> dict[str, Quantizer]:
@@ -218,43 +183,3 @@ def _write_prepared(model: nn.Module, path: Path, *, input_shape: tuple[int, ...
         input_shape=input_shape,
     )
     quant_pre_process(exported.path, path)
-
-
-def _quantize(
-    source: Path,
-    path: Path,
-    batches: tuple[Tensor, ...],
-    float_nodes: list[str],
-    options: Int8Options,
-) -> None:
-    with redirect_stdout(io.StringIO()):  # calibrators print their progress
-        quantize_static(
-            source,
-            path,
-            _Reader(batches),
-            per_channel=True,
-            reduce_range=options.scheme.reduce_range,
-            activation_type=QuantType[_KINDS[options.scheme.activations]],
-            weight_type=QuantType[_KINDS[options.scheme.weights]],
-            calibrate_method=CalibrationMethod[CALIBRATIONS[options.calibration]],
-            nodes_to_exclude=float_nodes,
-            extra_options={"CalibStridedMinMax": 1},  # one batch of activations in memory
-        )
-
-
-class _Reader:
-    """Hands calibration batches to ONNX Runtime, a range of them at a time."""
-
-    def __init__(self, batches: tuple[Tensor, ...]) -> None:
-        self._batches = batches
-        self._pending: Iterator[Tensor] = iter(batches)
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def set_range(self, start_index: int, end_index: int) -> None:
-        self._pending = iter(self._batches[start_index:end_index])
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        images = next(self._pending, None)
-        return None if images is None else {INPUT: images.numpy()}

@@ -141,12 +141,14 @@ def accuracy_table(networks: dict[Recipe, nn.Module], split: Split) -> pd.DataFr
 
 
 def process_pool(workers: int) -> ProcessPoolExecutor:
-    """Workers with one torch thread each, so that together they fill the cores and no more."""
+    """Workers with one torch thread each, so that together they fill the cores and no more.
+
+    They are forked from a server that has imported the package once, and has no threads.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["edgeopt.candidates", "edgeopt.recipes"])
     return ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=torch.set_num_threads,
-        initargs=(1,),
+        workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
     )
 
 

@@ -1,4 +1,4 @@
-"""The remedies for lost int8 accuracy: each turns a recipe into another, cheapest first."""
+"""The remedies for lost int8 accuracy: each turns a plan into another, cheapest first."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -7,17 +7,18 @@ from pathlib import Path
 import pandas as pd
 from torch import Tensor, nn
 
+from edgeopt.artifact import INPUT, Artifact
 from edgeopt.bias_correction import correct_bias
 from edgeopt.equalization import equalize
-from edgeopt.export import Artifact, export_artifact
-from edgeopt.export_onnx import CALIBRATIONS, INPUT, Int8Options
-from edgeopt.qdq import export_mixed_int8, nodes_around, prepared_fp32
+from edgeopt.export import export_artifact
+from edgeopt.export_onnx import CALIBRATIONS, DEFAULT_OPTIONS, Int8Options
+from edgeopt.qdq import nodes_around, prepared_fp32
 
 Calibration = tuple[tuple[Tensor, Tensor], ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Recipe:
+class Plan:
     """How one ONNX Runtime artifact is made from fp32 weights."""
 
     model: nn.Module
@@ -28,66 +29,60 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False)
 class Remedy:
-    """A named way to a recipe; making it may cost time, and may fail."""
+    """A named way to a plan; making it may cost time, and may fail."""
 
     name: str
-    make: Callable[[], Recipe]
+    make: Callable[[], Plan]
 
 
-def export_recipe(
-    recipe: Recipe, path: Path, *, input_shape: tuple[int, ...], calibration: Calibration
+def export_plan(
+    plan: Plan, path: Path, *, input_shape: tuple[int, ...], calibration: Calibration
 ) -> Artifact:
-    """Write the artifact of a recipe."""
-    if recipe.precision != "int8":
-        return export_artifact(
-            recipe.model,
-            path,
-            runtime="onnxruntime",
-            precision=recipe.precision,
-            input_shape=input_shape,
-        )
-    return export_mixed_int8(
-        recipe.model,
+    """Write the artifact of a plan."""
+    options = Int8Options(calibration=plan.calibration, float_nodes=plan.float_nodes)
+    return export_artifact(
+        plan.model,
         path,
+        runtime="onnxruntime",
+        precision=plan.precision,
         input_shape=input_shape,
-        float_nodes=recipe.float_nodes,
         calibration_loader=calibration,
         calibration_batches=len(calibration),
-        options=Int8Options(calibration=recipe.calibration),
+        options=options if plan.precision == "int8" else DEFAULT_OPTIONS,
     )
 
 
 def rescaling_remedies(model: nn.Module, *, images: Tensor) -> Iterator[Remedy]:
     """Other ranges for the same function: calibration methods, then equalization."""
     for method in CALIBRATIONS:
-        yield Remedy(f"calibration: {method}", lambda method=method: Recipe(model, method))
-    yield Remedy("equalization by weights", lambda: Recipe(equalize(model)))
+        yield Remedy(f"calibration: {method}", lambda method=method: Plan(model, method))
+    yield Remedy("equalization by weights", lambda: Plan(equalize(model)))
     for method in CALIBRATIONS:
         yield Remedy(
             f"equalization by activations, {method}",
-            lambda method=method: Recipe(equalize(model, images=images), method),
+            lambda method=method: Plan(equalize(model, images=images), method),
         )
 
 
-def bias_remedy(recipe: Recipe, *, calibration: Calibration) -> Remedy:
-    """Bias correction on top of a recipe."""
+def bias_remedy(plan: Plan, *, calibration: Calibration) -> Remedy:
+    """Bias correction on top of a plan."""
     return Remedy(
         "bias correction",
         lambda: replace(
-            recipe,
+            plan,
             model=correct_bias(
-                recipe.model, calibration_loader=calibration, calibration_batches=len(calibration)
+                plan.model, calibration_loader=calibration, calibration_batches=len(calibration)
             ),
         ),
     )
 
 
 def float_layer_remedies(
-    recipe: Recipe, diagnosis: pd.DataFrame, *, counts: Sequence[int], input_shape: tuple[int, ...]
+    plan: Plan, diagnosis: pd.DataFrame, *, counts: Sequence[int], input_shape: tuple[int, ...]
 ) -> Iterator[Remedy]:
     """Leave the most sensitive layers in float, more and more of them."""
     layers = [name for name in diagnosis["layer"].unique() if name != INPUT]
-    graph = prepared_fp32(recipe.model, input_shape=input_shape)
+    graph = prepared_fp32(plan.model, input_shape=input_shape)
     done: set[frozenset[str]] = set()
     for count in (n for n in counts if n <= len(layers)):
         nodes = frozenset().union(*(nodes_around(graph, layer) for layer in layers[:count]))
@@ -96,5 +91,5 @@ def float_layer_remedies(
         done.add(nodes)
         yield Remedy(
             f"{count} most sensitive layer{'s' * (count > 1)} in float",
-            lambda nodes=nodes: replace(recipe, float_nodes=nodes),
+            lambda nodes=nodes: replace(plan, float_nodes=nodes),
         )

@@ -41,6 +41,8 @@ energy = "proxy"
 min_accuracy = None
 
 # %%
+from concurrent.futures import ThreadPoolExecutor
+
 import pandas as pd
 
 from edgeopt import plots
@@ -155,7 +157,7 @@ folder.save_figure("drift", ax, alt=alt)
 # memory is that of a fresh process that loads the file and runs it, its runtime library included.
 
 # %%
-with process_pool(2) as pool:
+with ThreadPoolExecutor(2) as pool:
     memory = peak_rss_table(candidates, executor=pool)
 
 # %% [markdown]

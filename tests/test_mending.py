@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from edgeopt import remedies
+from edgeopt.artifact import Artifact
 from edgeopt.equalization import plant_collapse
-from edgeopt.export import ExportError
+from edgeopt.export import ExportError, export_artifact
 from edgeopt.mending import PARENT, Mended, mend
 from edgeopt.quantization import quantization_aware_train
 from edgeopt.runtimes import load_session, session_logits
@@ -165,10 +166,12 @@ def test_a_remedy_that_fails_is_a_row_and_the_others_go_on(tmp_path) -> None:
 
 
 def test_no_remedy_at_all_is_an_error_that_lists_the_causes(tmp_path, monkeypatch) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise ExportError("unknown operator Foo")
+    def only_fp32(*arguments: object, precision: str, **options: object) -> Artifact:
+        if precision != "fp32":
+            raise ExportError("unknown operator Foo")
+        return export_artifact(*arguments, precision=precision, **options)
 
-    monkeypatch.setattr(remedies, "export_mixed_int8", fail)
+    monkeypatch.setattr(remedies, "export_artifact", only_fp32)
     with pytest.raises(ExportError, match=r"no remedy could be applied: .*unknown operator Foo"):
         mended(trained_cnn(), tmp_path)
 

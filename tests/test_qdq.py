@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 
 from edgeopt import qdq
 from edgeopt.export import export_artifact
-from edgeopt.parity import ExportError
+from edgeopt.export_onnx import Int8Options
 from tests.specimens import splits, trained_cnn
 
 SHAPE = (1, 1, 28, 28)
@@ -146,29 +146,21 @@ def test_a_tensor_of_another_graph_is_refused(graphs) -> None:
 def test_chosen_nodes_stay_in_float(tmp_path) -> None:
     model = trained_cnn()
     graph = qdq.prepared_fp32(model, input_shape=SHAPE)
-    options = {"input_shape": SHAPE, "calibration_loader": splits()[0].loader(32)}
-    whole = qdq.export_mixed_int8(model, tmp_path / "whole.onnx", float_nodes=(), **options)
-    nodes = qdq.nodes_around(graph, "conv1")
-    mixed = qdq.export_mixed_int8(model, tmp_path / "mixed.onnx", float_nodes=nodes, **options)
-    tensors = set(qdq.read_quantizers(onnx.load(mixed.path)))
-    assert tensors < set(qdq.read_quantizers(onnx.load(whole.path)))
-    assert not {t for t in tensors if qdq.layer_name(qdq.source_layer(graph, t)) == "conv1"}
-    weights = {constant.name for constant in onnx.load(mixed.path).graph.initializer}
-    assert "conv1.weight" in weights
-    assert "classifier.weight_quantized" in weights
-
-
-def test_a_quantizer_that_fails_names_the_model_and_leaves_no_file(tmp_path, monkeypatch) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise KeyError("no range")
-
-    monkeypatch.setattr(qdq, "quantize_static", fail)
-    with pytest.raises(ExportError, match=r"cannot quantize SmallCNN to int8\.onnx: 'no range'"):
-        qdq.export_mixed_int8(
-            trained_cnn(),
-            tmp_path / "int8.onnx",
+    nodes = frozenset(qdq.nodes_around(graph, "conv1"))
+    tensors = {}
+    for name, float_nodes in {"whole": frozenset(), "mixed": nodes}.items():
+        artifact = export_artifact(
+            model,
+            tmp_path / name,
+            runtime="onnxruntime",
+            precision="int8",
             input_shape=SHAPE,
-            float_nodes=(),
             calibration_loader=splits()[0].loader(32),
+            options=Int8Options(float_nodes=float_nodes),
         )
-    assert list(tmp_path.iterdir()) == []
+        tensors[name] = set(qdq.read_quantizers(onnx.load(artifact.path)))
+    assert tensors["mixed"] < tensors["whole"]
+    layers = {qdq.layer_name(qdq.source_layer(graph, t)) for t in tensors["mixed"]}
+    assert "conv1" not in layers
+    weights = {constant.name for constant in onnx.load(artifact.path).graph.initializer}
+    assert {"conv1.weight", "classifier.weight_quantized"} <= weights
