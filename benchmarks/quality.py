@@ -19,7 +19,11 @@ def default_run() -> Iterator[str]:
     recipes = [Recipe(0.0, "baseline", seed) for seed in SEEDS]
     recipes += [Recipe(level, kind, seed) for level in GOALS for kind in kinds for seed in SEEDS]
     networks = {recipe: load_small_cnn(folder.require(recipe.file_name)) for recipe in recipes}
-    means = accuracy_table(networks, splits.test).groupby(["pruning_level", "recipe"])["accuracy"].mean()
+    means = (
+        accuracy_table(networks, splits.test)
+        .groupby(["pruning_level", "recipe"])["accuracy"]
+        .mean()
+    )
     base = means[0.0, "baseline"]
     yield f"baseline: {base:.4f} (goal: 0.88)"
     for level, goal in GOALS.items():

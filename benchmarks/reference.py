@@ -46,7 +46,7 @@ def usual_study(
     repeats: int,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Train, prune, quantize and measure; columns pruning_level, precision, accuracy, latency_ms."""
+    """Train, prune, quantize, measure: pruning_level, precision, accuracy, latency_ms."""
     set_deterministic(seed)
     options = {"batch_size": 64, "num_workers": 2}
     train_loader = DataLoader(PilImages(train), shuffle=True, **options)

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from edgeopt._torchvision import models
-from edgeopt.candidates import artifact_of
 from edgeopt.benchmark import latency_statistics, measure_latency
+from edgeopt.candidates import artifact_of
 from edgeopt.data import Split
 from edgeopt.export import export_artifact
 from edgeopt.model import load_small_cnn, set_deterministic
@@ -52,12 +52,16 @@ def small_cnn() -> Iterator[str]:
     ok = sweep[sweep["status"] == "ok"]
     int8 = ok[ok["accepted"] & ok["precision"].isin(INT8_PRECISIONS)]
     best = int8.loc[int8["latency_p50_ms"].idxmin()]
-    plain = (ok["pruning_level"] == 0) & (ok["runtime"] == "onnxruntime") & (ok["precision"] == "fp32")
+    plain = (
+        (ok["pruning_level"] == 0) & (ok["runtime"] == "onnxruntime") & (ok["precision"] == "fp32")
+    )
     rows = {"best int8": best, "onnxruntime fp32": ok[plain].iloc[0]}
     store, shape = folder.path("artifacts/sweep"), (1, 1, 28, 28)
     artifacts = {name: artifact_of(row, store, input_shape=shape) for name, row in rows.items()}
     sessions = {name: load_session(artifact) for name, artifact in artifacts.items()}
-    sessions["torch eager fp32"] = Eager(load_small_cnn(folder.path("weights/baseline-p0-seed0.pt")))
+    sessions["torch eager fp32"] = Eager(
+        load_small_cnn(folder.path("weights/baseline-p0-seed0.pt"))
+    )
     p50 = medians(sessions, np.random.default_rng(0).random(shape, np.float32))
     yield f"best accepted int8 artifact: {best['candidate']}"
     yield f"torch eager fp32 / it: {p50['torch eager fp32'] / p50['best int8']:.2f} (goal: 5)"
@@ -65,7 +69,7 @@ def small_cnn() -> Iterator[str]:
 
 
 def backbone(name: str, *, goal: float) -> Iterator[str]:
-    """The best int8 or bf16 artifact of a backbone at 224x224 against ONNX Runtime's static int8."""
+    """The best int8 or bf16 artifact of a backbone at 224x224 against ONNX Runtime int8."""
     set_deterministic(0)
     model = models.get_model(name, num_classes=10).eval()
     rng = torch.Generator().manual_seed(0)
@@ -85,5 +89,7 @@ def backbone(name: str, *, goal: float) -> Iterator[str]:
             sessions[f"{runtime} {precision}"] = load_session(artifact)
         p50 = medians(sessions, images[:1].numpy(), rounds=10, calls=15)
     rivals = p50.drop(["onnxruntime int8", "onnxruntime fp32"])
-    yield f"{name}: best is {rivals.idxmin()}; " + ", ".join(f"{k} {v:.2f} ms" for k, v in p50.items())
+    yield f"{name}: best is {rivals.idxmin()}; " + ", ".join(
+        f"{k} {v:.2f} ms" for k, v in p50.items()
+    )
     yield f"ONNX Runtime int8 / it: {p50['onnxruntime int8'] / rivals.min():.2f} (goal: {goal})"

@@ -1,13 +1,14 @@
 """What the libraries underneath say without need, and how the optional ones are asked for."""
 
 import importlib
+import io
 import logging
 import os
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from types import ModuleType
 
 logger = logging.getLogger(__name__)
@@ -50,18 +51,23 @@ def known_noise_silenced() -> Iterator[None]:
 
 @contextmanager
 def native_stderr_logged() -> Iterator[None]:
-    """Send what native code writes to standard error inside the block to the debug log."""
+    """Send what native code writes to standard error inside the block to the debug log.
+
+    Some of it goes to the descriptor, some through Python's stream, which a notebook replaces.
+    """
     sys.stderr.flush()
-    saved = os.dup(2)
+    saved, words = os.dup(2), io.StringIO()
     with tempfile.TemporaryFile() as captured:
         os.dup2(captured.fileno(), 2)
         try:
-            yield
+            with redirect_stderr(words):
+                yield
         finally:
             os.dup2(saved, 2)
             os.close(saved)
             captured.seek(0)
-            logger.debug("native messages: %s", captured.read().decode(errors="replace"))
+            native = captured.read().decode(errors="replace")
+            logger.debug("native messages: %s%s", native, words.getvalue())
 
 
 def import_extra(module: str, *, extra: str) -> ModuleType:

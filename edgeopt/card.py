@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from edgeopt.explorer import bound_names
+from edgeopt.explorer import ENERGY, MEMORY, bound_names
 from edgeopt.page_parts import TIMES, as_text, known, signed, with_unit
 from edgeopt.schema import COLUMNS
 
@@ -18,12 +18,8 @@ COMPARED = (
     "latency_p50_ms",
     "latency_p95_ms",
     "throughput_sps",
-    "memory_mb",
-    "artifact_bytes",
-    "peak_activation_bytes",
-    "peak_rss_bytes",
-    "energy_proxy_j",
-    "energy_model_j",
+    *MEMORY,
+    *ENERGY,
     "int8_mac_share",
 )
 

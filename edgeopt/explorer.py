@@ -10,23 +10,14 @@ from markupsafe import Markup
 
 from edgeopt.page_parts import SHARES, known
 from edgeopt.rundir import RunFolder
-from edgeopt.schema import COLUMNS, PRECISIONS, RUNTIMES
+from edgeopt.schema import COLUMNS, MIB, PRECISIONS, RUNTIMES
 from edgeopt.style import INK, PRECISION_COLORS, RUNTIME_MARKERS, RUNTIME_TITLES
 
 SWEEPS = ("sweep_results.csv", "results.csv")
 TEXTS = ("candidate", "recipe", "precision", "runtime")
-COSTS = (
-    "latency_p50_ms",
-    "latency_p95_ms",
-    "latency_ms",
-    "memory_mb",
-    "artifact_bytes",
-    "peak_activation_bytes",
-    "peak_rss_bytes",
-    "energy_proxy_j",
-    "energy_model_j",
-    "macs",
-)
+MEMORY = ("memory_mb", "artifact_bytes", "peak_activation_bytes", "peak_rss_bytes")
+ENERGY = ("energy_proxy_j", "energy_model_j")
+COSTS = ("latency_p50_ms", "latency_p95_ms", "latency_ms", *MEMORY, *ENERGY, "macs")
 QUALITIES = ("accuracy", "macro_f1", "agreement", "test_accuracy")
 FIRST = ("accuracy", "latency_p50_ms", "memory_mb", "artifact_bytes")
 LAST = ("throughput_sps", "int8_mac_share", "pruning_level", *TEXTS[1:])
@@ -75,10 +66,10 @@ def explorer_data(
     """Everything that the explorer's template and script need.
 
     ``roles`` maps a word such as ``Pick`` to a candidate; ``reasons`` says why a candidate was
-    rejected. Shares become percentages and bytes KiB.
+    rejected. Shares become percentages, bytes KiB or MiB.
     """
     shown = [name for name in ORDER if name in sweep and sweep[name].notna().any()]
-    columns = [column_spec(name) for name in shown]
+    columns = [column_spec(name, sweep[name]) for name in shown]
     columns.insert(1, {"key": "state", "title": "State", "kind": "text", "axis": None})
     columns.append({"key": "reason", "title": "Reason", "kind": "text", "axis": None})
     axes = [column for column in columns if column["axis"]]
@@ -110,12 +101,12 @@ def explorer_data(
     }
 
 
-def column_spec(name: str) -> dict[str, Any]:
+def column_spec(name: str, column: pd.Series) -> dict[str, Any]:
     """Say how the page shows a column: heading with unit, kind of cell, and its axis."""
     title, kind = COLUMNS[name].title, "text" if name in TEXTS else "number"
     if name in SHARES or name == "pruning_level":
         kind = "percent"
-    _, unit = display_unit(name)
+    _, unit = display_unit(name, column)
     axis = "x" if name in COSTS else "y" if name in QUALITIES else None
     return {
         "key": name,
@@ -125,12 +116,13 @@ def column_spec(name: str) -> dict[str, Any]:
     }
 
 
-def display_unit(name: str) -> tuple[float, str]:
-    """Scale and unit in which the page counts a column."""
+def display_unit(name: str, column: pd.Series) -> tuple[float, str]:
+    """Scale and unit in which the page counts a column; that of bytes suits the largest."""
     if name in SHARES or name == "pruning_level":
         return 100, "%"
-    if name.endswith("_bytes"):
-        return 1 / 1024, "KiB"
+    if name in MEMORY:
+        count = MIB if name == "memory_mb" else 1
+        return (count / MIB, "MiB") if column.max() * count >= MIB else (count / 1024, "KiB")
     return (1e6, "\N{MICRO SIGN}J") if name.endswith("_j") else (1, COLUMNS[name].unit)
 
 
@@ -138,9 +130,12 @@ def column_values(sweep: pd.DataFrame, *, reasons: Mapping[str, str]) -> dict[st
     """Cells of every column that the page uses, in display units; null where not known."""
     values = {}
     for name in ORDER:
-        for column in (name, *bound_names(name)):
-            if column in sweep:
-                values[column] = _display(sweep[column], name)
+        if name in TEXTS and name in sweep:
+            values[name] = [str(value) if known(value) else None for value in sweep[name]]
+        elif name in sweep:
+            scale, _ = display_unit(name, sweep[name])
+            own = [column for column in (name, *bound_names(name)) if column in sweep]
+            values |= {column: _scaled(sweep[column], scale) for column in own}
     rows = sweep.to_dict("records")
     values["accepted"] = [_accepted(row) for row in rows]
     verdicts = [verdict(row, reasons=reasons) for row in rows]
@@ -162,10 +157,7 @@ def _accepted(row: Mapping[str, Any]) -> bool:
     return row.get("status") != "failed" and bool(row.get("accepted", True) == 1)
 
 
-def _display(column: pd.Series, name: str) -> list[Any]:
-    if name in TEXTS:
-        return [str(value) if known(value) else None for value in column]
-    scale, _ = display_unit(name)
+def _scaled(column: pd.Series, scale: float) -> list[float | None]:
     return [None if pd.isna(value) else float(f"{value * scale:.6g}") for value in column]
 
 

@@ -42,7 +42,9 @@ class Int8Options:
         require_known(self.quantizer, allowed=QUANTIZERS, what="quantizer")
         own = (self.calibration, self.scheme, self.float_nodes)
         if self.quantizer == "nncf" and own != ("minmax", U8S8, frozenset()):
-            raise ValueError("nncf decides calibration, scheme and float_nodes; allowed: the defaults")
+            raise ValueError(
+                "nncf decides calibration, scheme and float_nodes; allowed: the defaults"
+            )
 
 
 DEFAULT_OPTIONS = Int8Options()

@@ -75,7 +75,9 @@ def _open_folder(root: Path, *, transform: transforms.Compose) -> datasets.Image
 def _read_images(folder: datasets.ImageFolder, *, root: Path) -> LabelledImages:
     first_path = folder.samples[0][0]
     images = []
-    for position in tqdm(range(len(folder)), desc=f"reading {root.name}", unit="image"):
+    for position in tqdm(
+        range(len(folder)), desc=f"reading {root.name}", unit="image", disable=None
+    ):
         path = folder.samples[position][0]
         image = _read_image(folder, position, path=path)
         if images and image.shape != images[0].shape:

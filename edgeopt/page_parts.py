@@ -13,9 +13,9 @@ import pandas as pd
 from markupsafe import Markup
 from PIL import Image
 
+from edgeopt import style
 from edgeopt.rundir import ASSETS, FIGURE_DPI, RunFolder, write_atomically
 from edgeopt.schema import COLUMNS, MIB, label
-from edgeopt.style import RUNTIME_TITLES
 
 SHARES = {"accuracy", "test_accuracy", "macro_f1", "agreement", "int8_mac_share"}
 JOULES = ((1, "J"), (1e-3, "mJ"), (1e-6, "\N{MICRO SIGN}J"), (1e-9, "nJ"))
@@ -75,10 +75,9 @@ def describe(row: Mapping[str, Any]) -> str:
     """Name a candidate in words, e.g. ``ExecuTorch int8, 25% pruned, fine-tuned``."""
     if not known(row.get("runtime")) or not known(row.get("pruning_level")):
         return str(row.get("candidate"))
-    level = f"{row['pruning_level']:.0%} pruned" if row["pruning_level"] else "unpruned"
     recipe = row.get("recipe")
     how = f", {recipe}" if recipe in ("fine-tuned", "scratch") else ""
-    return f"{RUNTIME_TITLES.get(row['runtime'], row['runtime'])} {row['precision']}, {level}{how}"
+    return style.describe(row) + how
 
 
 def change(row: Mapping[str, Any], name: str) -> str:
@@ -128,7 +127,8 @@ def read_figures(run: RunFolder) -> list[FigurePart]:
 def _read_figure(path: Path) -> FigurePart:
     with Image.open(path) as picture:
         buffer = BytesIO()
-        picture.convert("RGB").save(buffer, format="WEBP", quality=85, method=4)
+        # Drawn figures have few colours: lossless they are smaller than with losses, and sharp.
+        picture.convert("RGB").save(buffer, format="WEBP", lossless=True, method=4)
         alt = picture.info.get("Description") or path.stem.replace("_", " ")
         width, height = picture.size
     uri = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
@@ -151,7 +151,7 @@ def templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(text=as_text, describe=describe, change=change)
+    environment.filters.update(text=as_text, unit=with_unit, describe=describe, change=change)
     environment.globals["asset"] = _asset
     return environment
 

@@ -1,6 +1,8 @@
 """The pages that people open: a run's index, the index of all runs, two runs compared."""
 
 import argparse
+import base64
+import gzip
 import json
 import logging
 import sys
@@ -21,6 +23,8 @@ from edgeopt.rundir import RunFolder, check_schema
 from edgeopt.stamps import INDEX, read_record
 
 SUMMARY = "summary.json"
+# The figures that argue for the pick, in the order of the argument.
+LEADING = ("frontier", "budgets", "pruning_curves", "quantization", "precision_tradeoffs")
 log = logging.getLogger(__name__)
 
 
@@ -68,23 +72,33 @@ def write_run_index(run: RunFolder, facts: Mapping[str, Any]) -> Path:
         decision=decision,
         **(card(decision) if decision else {}),
         explorer=None if sweep is None else _explorer(sweep, decision),
-        plotly=Markup(get_plotlyjs()) if sweep is not None else "",
+        plotly=packed_plotly() if sweep is not None else "",
         sweep_file=sweep_path(run).name,
         figures=figure_groups(run, facts["notebooks"]),
     )
 
 
+def packed_plotly() -> Markup:
+    """Plotly's script as gzip in base64, 2 of its 4.8 MB; ``explorer.js`` unpacks it."""
+    packed = gzip.compress(get_plotlyjs().encode(), mtime=0)
+    return Markup(base64.b64encode(packed).decode())
+
+
 def figure_groups(
     run: RunFolder, notebooks: Mapping[str, Mapping[str, Any]]
 ) -> list[tuple[str, list[FigurePart]]]:
-    """Figures of a run by the notebook that drew them: its title and its figures, in order."""
+    """Figures of a run, first those of the argument, then by the title of their notebook.
+
+    The group of the argument has no title; figures that no notebook claims come last, as others.
+    """
     left = {f"figures/{figure.name}.png": figure for figure in read_figures(run)}
-    groups = []
+    names = [f"figures/{name}.png" for name in LEADING]
+    groups = [("", [left.pop(name) for name in names if name in left])]
     for name, state in notebooks.items():
         record = read_record(run.path(f"{name}.ipynb"))
         own = [path for path in left if record and path in record.outputs]
         groups.append((state["title"], [left.pop(path) for path in own]))
-    groups.append(("", list(left.values())))
+    groups.append(("Others", list(left.values())))
     return [(title, figures) for title, figures in groups if figures]
 
 

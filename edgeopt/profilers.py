@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from scipy.stats import trim_mean
 
+from edgeopt._upstream import known_noise_silenced, native_stderr_logged
 from edgeopt.schema import require_known
 
 if TYPE_CHECKING:
@@ -184,12 +185,13 @@ def profile_executorch(
     """
     runs = _count_runs(repeats=repeats, warmup=warmup)
     _require_installed("executorch")
-    from executorch.extension.pybindings import portable_lib
-    from executorch.runtime import Runtime
+    with known_noise_silenced(), native_stderr_logged():
+        from executorch.extension.pybindings import portable_lib
+        from executorch.runtime import Runtime
 
-    portable_lib._unsafe_reset_threadpool(threads)
-    program = Runtime.get().load_program(path, enable_etdump=True, debug_buffer_size=0)
-    method = program.load_method("forward")
+        portable_lib._unsafe_reset_threadpool(threads)
+        program = Runtime.get().load_program(path, enable_etdump=True, debug_buffer_size=0)
+        method = program.load_method("forward")
     inputs = (torch.from_numpy(_batch(input_shape)),)
     for _ in range(runs):
         method.execute(inputs)
@@ -204,7 +206,8 @@ def profile_executorch(
 
 
 def _etdump_calls(dump: Path) -> pd.DataFrame:
-    from executorch.devtools import Inspector
+    with known_noise_silenced(), native_stderr_logged():
+        from executorch.devtools import Inspector
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Output Buffer not found", category=UserWarning)

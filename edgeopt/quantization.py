@@ -147,7 +147,9 @@ def quantization_aware_train(
     with known_noise_silenced():
         simulated = _simulate_int8(trained, next(iter(train_loader))[0])
         optimizer = torch.optim.Adam(simulated.parameters(), lr=learning_rate)
-        for _ in tqdm(range(epochs), desc="QAT epochs", disable=not progress, leave=False):
+        for _ in tqdm(
+            range(epochs), desc="QAT epochs", disable=None if progress else True, leave=False
+        ):
             for images, labels in train_loader:
                 optimizer.zero_grad(set_to_none=True)
                 nn.functional.cross_entropy(simulated(images), labels).backward()

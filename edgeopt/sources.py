@@ -93,7 +93,7 @@ def _download(url: str, target: Path) -> None:
     with (
         urllib.request.urlopen(url, timeout=MIRROR_TIMEOUT_S) as response,
         target.open("wb") as sink,
-        tqdm(unit="B", unit_scale=True, desc=target.name) as bar,
+        tqdm(disable=None, unit="B", unit_scale=True, desc=target.name) as bar,
     ):
         bar.total = int(response.headers.get("Content-Length", 0)) or None
         while chunk := response.read(CHUNK_BYTES):
@@ -161,7 +161,7 @@ def _run(command: Sequence[str], *, folder: Path) -> None:
     with (
         log.open("wb") as stream,
         subprocess.Popen(command, cwd=folder, stdout=stream, stderr=subprocess.STDOUT) as process,
-        tqdm(unit="B", unit_scale=True, desc=" ".join(command[:2])) as bar,
+        tqdm(disable=None, unit="B", unit_scale=True, desc=" ".join(command[:2])) as bar,
     ):
         _follow(process, folder=folder, bar=bar)
     if process.returncode != 0:

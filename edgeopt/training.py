@@ -68,7 +68,9 @@ def fit(
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) if cosine else None
     rows = []
     with deterministic_algorithms():
-        for epoch in tqdm(range(1, epochs + 1), desc="epochs", disable=not progress, leave=False):
+        for epoch in tqdm(
+            range(1, epochs + 1), desc="epochs", disable=None if progress else True, leave=False
+        ):
             loss, accuracy = _train_epoch(trained, train_loader, optimizer, scheduler, device)
             val_accuracy = evaluate(trained, val_loader) if val_loader else float("nan")
             rows.append((epoch, loss, accuracy, val_accuracy))

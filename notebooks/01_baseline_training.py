@@ -132,7 +132,9 @@ predictions = {
     for seed, trained in runs.items()
 }
 classes = len(splits.class_names)
-quality = pd.DataFrame({s: quality_row(labels, p, num_classes=classes) for s, p in predictions.items()})
+quality = pd.DataFrame(
+    {s: quality_row(labels, p, num_classes=classes) for s, p in predictions.items()}
+)
 quality = quality.T.rename_axis("seed").reset_index()
 quality.round(4)
 

@@ -85,9 +85,11 @@ sizes
 
 # %% tags=["nbval-ignore-output"]
 norms = pd.DataFrame(
-    (layer, index, float(norm))
+    (layer, index, norm)
     for layer in ("conv1", "conv2")
-    for index, norm in enumerate(baseline.get_submodule(layer).weight.abs().sum(dim=(1, 2, 3)))
+    for index, norm in enumerate(
+        baseline.get_submodule(layer).weight.abs().sum(dim=(1, 2, 3)).tolist()
+    )
 )
 norms.columns = ["layer", "filter", "l1_norm"]
 ax = plots.filter_norms(norms)

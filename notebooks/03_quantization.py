@@ -21,8 +21,6 @@ benchmark_batch_size = 1
 max_int8_drop = 0.01
 
 # %%
-import pandas as pd
-
 from edgeopt import plots
 from edgeopt.candidates import grid, prepare_candidates
 from edgeopt.config import ExperimentConfig
@@ -198,5 +196,7 @@ print(
 first = mended.ladder[mended.ladder["reached"]].iloc[1] if mended.reached else None
 print(
     f"The specimen fell to {collapsed[1].facts['accuracy']:.1%} in int8 and was mended to "
-    f"{first['accuracy']:.1%} by {first['remedy']}." if mended.reached else "No remedy reached it."
+    f"{first['accuracy']:.1%} by {first['remedy']}."
+    if mended.reached
+    else "No remedy reached it."
 )

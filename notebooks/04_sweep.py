@@ -323,5 +323,7 @@ print(decision.reason)
 print("Runner-up:", decision.what_it_would_take)
 if pick:
     print(f"On the test images, scored once, {pick} has an accuracy of {test_accuracy[pick]:.1%}.")
-print(f"{sweep['accepted'].sum()} of {len(sweep)} candidates fit the budget of "
-      f"{config.active_memory_budget_mb:g} MiB of weights.")
+print(
+    f"{sweep['accepted'].sum()} of {len(sweep)} candidates fit the budget of "
+    f"{config.active_memory_budget_mb:g} MiB of weights."
+)

@@ -76,7 +76,9 @@ folder.save_figure("layers", ax, alt=alt, numbers=layers)
 # %%
 chosen = sweep[(sweep["pruning_level"] == 0) & (sweep["status"] == "ok")]
 chosen = chosen[chosen["precision"].isin(["fp32", "int8"]) & (chosen["runtime"] != "torch")]
-artifacts = {row.candidate: artifact_of(row, store, input_shape=shape) for row in chosen.itertuples()}
+artifacts = {
+    row.candidate: artifact_of(row, store, input_shape=shape) for row in chosen.itertuples()
+}
 profiles, unavailable = {}, {}
 for name, artifact in artifacts.items():
     try:
@@ -171,7 +173,7 @@ print(f"Scheme {scheme.name}: {scheme.reason}. {scheme.note}")
 # %%
 devices = load_devices()
 folder.write_table("devices.csv", devices)
-devices.groupby("device", sort=False)["kind"].value_counts().unstack(fill_value=0)
+pd.crosstab(devices["device"], devices["kind"])
 
 # %% tags=["nbval-ignore-output"]
 wanted = sweep[(sweep["runtime"] == "onnxruntime") & sweep["precision"].isin(["fp32", "int8"])]

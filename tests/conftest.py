@@ -7,7 +7,7 @@ from edgeopt.model import SmallCNN, set_deterministic
 
 
 def striped_split(count: int, *, seed: int, classes: int = 4) -> Split:
-    """Images whose class is the row of a bright stripe, under noise: quick to learn, never trivial."""
+    """Images whose class is the row of a bright stripe, under noise: quick to learn."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(count) % classes)
     images = rng.uniform(0, 0.4, (count, 1, 28, 28)).astype(np.float32)

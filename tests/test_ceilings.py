@@ -1,7 +1,6 @@
-import pandas as pd
 import numpy as np
+import pandas as pd
 import pytest
-import torch
 
 from edgeopt import ceilings as module
 from edgeopt.ceilings import configure_ceilings, measure_ceilings

@@ -49,7 +49,8 @@ def tags_of(source: str, cells: list) -> list[str]:
 def imported_modules(path: Path) -> set[str]:
     nodes = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)]
     names = {n.module.split(".")[1] for n in nodes if (n.module or "").startswith("edgeopt.")}
-    return names | {a.name for n in nodes if n.module == "edgeopt" for a in n.names} - {"__version__"}
+    whole = {a.name for n in nodes if n.module == "edgeopt" for a in n.names}
+    return names | whole - {"__version__"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "edgeopt").glob("[!_]*.py")), ids=lambda p: p.stem)

@@ -1,10 +1,14 @@
+import base64
+import gzip
 import json
 import re
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
+from plotly.offline import get_plotlyjs
 
 from edgeopt import pages
 from edgeopt.card import interval, points, times
@@ -19,6 +23,7 @@ from edgeopt.explorer import (
 )
 from edgeopt.gates import Gates
 from edgeopt.manifest import read_manifest, write_manifest
+from edgeopt.notebook_page import notebook_body, tidy_table
 from edgeopt.page_parts import as_text, describe, signed, table_html, with_unit
 from edgeopt.pages import finished, write_comparison, write_run_index, write_runs_index
 from edgeopt.rundir import RunFolder, open_run
@@ -120,7 +125,7 @@ def test_a_notebook_page_has_contents_and_code_behind_a_click(reports):
     assert [link.text for link in links] == ["The data", "What it looks like", "In one picture"]
     assert all(page.find(id=link["href"].removeprefix("#")) for link in links)
     blocks = page.find_all("details", class_="code")
-    assert [block.has_attr("open") for block in blocks] == [True, False, False]
+    assert not any(block.has_attr("open") for block in blocks)
     assert blocks[0].summary.text == "Parameters of this run"
     assert "\x1b" not in page.text
 
@@ -148,6 +153,27 @@ def test_the_index_stays_under_its_size(reports):
     assert (reports / "first/index.html").stat().st_size < 6 * 2**20
 
 
+def test_the_plotting_library_is_in_the_page_packed(reports):
+    packed = soup(reports / "first/index.html").find(id="plotly").string
+    assert gzip.decompress(base64.b64decode(packed)).decode() == get_plotlyjs()
+
+
+def test_the_figures_of_the_argument_come_first_and_unfolded(tmp_path):
+    run = synthetic_run(tmp_path)
+    drawn = run.path("figures/accuracy_by_level.png").read_bytes()
+    for name in ("pruning_curves", "frontier"):
+        run.write_bytes(f"figures/{name}.png", drawn)
+    facts = read_manifest(run)
+    groups = pages.figure_groups(run, facts["notebooks"])
+    assert [(title, [figure.name for figure in group]) for title, group in groups] == [
+        ("", ["frontier", "pruning_curves"]),
+        ("Others", ["accuracy_by_level"]),
+    ]
+    [folded] = soup(write_run_index(run, facts)).find_all("details", class_="group")
+    assert len(folded.find_all("figure")) == 1
+    assert not folded.has_attr("open")
+
+
 def test_html_in_names_is_text(reports):
     sweep = synthetic_sweep(levels=(0.0,))
     sweep.loc[0, "candidate"] = NASTY
@@ -159,7 +185,7 @@ def test_html_in_names_is_text(reports):
     assert explorer(page)["values"]["candidate"][0] == NASTY
     assert explorer(page)["values"]["reason"][1] == f"</script>{NASTY}"
     notebook = soup(reports / "first/01_baseline_training.html")
-    assert "<script>alert(1)</script>" in notebook.find("td", string=re.compile("script")).text
+    assert "<script>alert(1)</script>" in notebook.find("th", string=re.compile("script")).text
 
 
 def test_a_run_with_nothing_says_so(reports):
@@ -181,7 +207,7 @@ def test_the_table_of_backbones_is_shown_where_there_is_no_sweep(tmp_path):
 def test_figures_stand_under_the_notebook_that_drew_them(tmp_path):
     run = synthetic_run(tmp_path)
     states = read_manifest(run)["notebooks"]
-    assert [title for title, _ in pages.figure_groups(run, states)] == [""]
+    assert [title for title, _ in pages.figure_groups(run, states)] == ["Others"]
     executed = run.path("02_pruning.ipynb")
     temporary = executed.rename(run.path(".running.ipynb"))
     record = Record("done", "s", outputs={"figures/accuracy_by_level.png": "x"})
@@ -382,19 +408,59 @@ def test_the_verdict_on_a_candidate(row, words):
 
 
 def test_columns_say_their_unit_and_axis():
-    assert column_spec("artifact_bytes")["title"] == "Artifact on disk (KiB)"
-    assert column_spec("accuracy") == {
+    small, large = pd.Series([900.0, np.nan, 2**20 - 1]), pd.Series([900.0, 2**20])
+    assert column_spec("artifact_bytes", small)["title"] == "Artifact on disk (KiB)"
+    assert column_spec("artifact_bytes", large)["title"] == "Artifact on disk (MiB)"
+    assert column_spec("memory_mb", small / 2**20)["title"] == "Weights (KiB)"
+    assert column_spec("memory_mb", large / 2**20)["title"] == "Weights (MiB)"
+    assert column_spec("accuracy", pd.Series([0.5])) == {
         "key": "accuracy",
         "title": "Validation accuracy (%)",
         "kind": "percent",
         "axis": "y",
     }
-    assert column_spec("runtime")["axis"] is None
+    assert column_spec("runtime", pd.Series(["torch"]))["axis"] is None
 
 
 def test_json_in_a_page_cannot_end_its_script():
     assert "</" not in script_json({"a": "</script>"})
     assert json.loads(script_json({"a": "</script>"})) == {"a": "</script>"}
+
+
+def tidied(df):
+    page = BeautifulSoup(df.to_html(), "html.parser")
+    tidy_table(page.table)
+    return [[cell.get_text() for cell in row.find_all(["th", "td"])] for row in page("tr")], page
+
+
+def test_the_counter_of_a_data_frame_is_dropped_and_its_first_column_heads_the_rows():
+    rows, page = tidied(pd.DataFrame({"name": ["a", "b" * 41], "share": [0.5, np.nan]}, [7, 3]))
+    assert rows == [["name", "share"], ["a", "0.5"], ["b" * 41, "NaN"]]
+    assert [cell.get_text() for cell in page.find_all("th", scope="row")] == ["a", "b" * 41]
+    assert [cell.get_text() for cell in page.select(".number")] == ["share", "0.5", "NaN"]
+    assert [cell["class"] for cell in page.find_all("th", scope="row")] == ["words"] * 2
+
+
+def test_a_named_index_stays_and_its_name_joins_the_headings():
+    df = pd.DataFrame({"x": [1, 2]}, pd.Index(["a", "b"], name="class"))
+    assert tidied(df)[0] == [["class", "x"], ["a", "1"], ["b", "2"]]
+    assert tidied(df.rename_axis(columns="axis"))[0][0] == ["class", "x"]
+    assert tidied(df.set_axis([0, 1]))[0] == [["x"], ["1"], ["2"]]
+    assert tidied(df.set_axis(pd.Index([0, 1], name="epoch")))[0][1] == ["0", "1"]
+
+
+def test_a_table_with_cells_that_span_keeps_its_form():
+    df = pd.DataFrame({"x": [1, 2]}, pd.MultiIndex.from_tuples([("a", 0), ("a", 1)]))
+    assert tidied(df)[0] == [["", "", "x"], ["a", "0", "1"], ["1", "2"]]
+
+
+def test_the_log_of_a_cell_is_one_block(tmp_path):
+    v4 = nbformat.v4
+    parts = [v4.new_output("stream", name="stderr", text=text) for text in ("[", "W", "]\n")]
+    notebook = v4.new_notebook(cells=[v4.new_code_cell("x", outputs=parts)])
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    [log] = notebook_body(tmp_path / "a.ipynb").find_all("details", class_="log")
+    assert log.pre.get_text() == "[W]\n"
 
 
 def test_long_tables_say_what_they_leave_out():

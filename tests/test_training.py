@@ -51,7 +51,10 @@ def test_cosine_schedule_ends_slower_than_constant(small_cnn, striped):
     assert torch.equal(constant.conv1.weight, annealed.conv1.weight)
     loader = striped.loader(16)
     moved = [
-        (fit(small_cnn, loader, cosine=cosine, **options).model.conv1.weight - small_cnn.conv1.weight)
+        (
+            fit(small_cnn, loader, cosine=cosine, **options).model.conv1.weight
+            - small_cnn.conv1.weight
+        )
         for cosine in (False, True)
     ]
     assert moved[1].norm() < moved[0].norm()

@@ -1,5 +1,6 @@
 "use strict";
 // Filters, frontier and table of one run, all from the JSON that stands in the page.
+// The plotting library stands in the page too, packed; the table does not wait for it.
 const DATA = JSON.parse(document.getElementById("explorer-data").textContent);
 const FIRST_ROWS = 100;
 const MOST_INTERVALS = 300;
@@ -52,10 +53,12 @@ function tableRow(row) {
   const line = document.createElement("tr");
   if (names[row] === DATA.roles.Pick) line.className = "chosen";
   DATA.columns.forEach((column) => {
-    const cell = line.insertCell();
+    const cell = document.createElement(column.key === "candidate" ? "th" : "td");
+    if (cell.tagName === "TH") cell.scope = "row";
     cell.textContent = cellText(column, row);
     if (column.kind !== "text") cell.className = "number";
     if (column.key === "reason") cell.className = "words";
+    line.append(cell);
   });
   return line;
 }
@@ -193,7 +196,15 @@ function drawChart(rows) {
 function draw() {
   const rows = selectedRows();
   drawTable(rows);
-  if (byId("frontier")) drawChart(rows);
+  if (window.Plotly) drawChart(rows);
+}
+
+async function loadPlotly() {
+  const packed = await fetch(`data:application/gzip;base64,${byId("plotly").textContent}`);
+  const script = document.createElement("script");
+  script.textContent = await new Response(packed.body.pipeThrough(new DecompressionStream("gzip"))).text();
+  document.head.append(script);
+  drawChart(selectedRows());
 }
 
 document.querySelector("#explorer form").addEventListener("submit", (event) => event.preventDefault());
@@ -211,3 +222,6 @@ document.querySelectorAll("#candidates th button").forEach((button) => {
 byId("show-all").addEventListener("click", () => { state.showAll = true; drawTable(selectedRows()); });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 draw();
+if (byId("frontier")) {
+  loadPlotly().catch((error) => { byId("frontier").textContent = `No plot: this browser cannot unpack it (${error}).`; });
+}

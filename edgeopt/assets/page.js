@@ -1,8 +1,8 @@
 "use strict";
-// A box that scrolls sideways must be reachable by keyboard; one that does not must not be a stop.
+// A box that scrolls must be reachable by keyboard; one that does not must not be a stop.
 function markScrollers() {
   document.querySelectorAll(".scroll").forEach((box) => {
-    if (box.scrollWidth > box.clientWidth + 1) {
+    if (box.scrollWidth > box.clientWidth + 1 || box.scrollHeight > box.clientHeight + 1) {
       box.tabIndex = 0;
     } else {
       box.removeAttribute("tabindex");
