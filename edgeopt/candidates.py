@@ -254,6 +254,27 @@ def with_failures(candidates: Sequence[Candidate], latency: pd.DataFrame) -> lis
     return [replace(c, error=c.error or errors.get(c.name, "")) for c in candidates]
 
 
+def fp32_parents(candidates: Sequence[Candidate]) -> dict[str, str]:
+    """Map every candidate that ran to the one its losses are counted from.
+
+    That is the same network in fp32, of the first runtime that ran it; for this one, the unpruned
+    network. The unpruned fp32 network itself has none.
+    """
+    ran = [c for c in candidates if not c.error]
+    roots: dict[tuple[str, float], str] = {}
+    for candidate in ran:
+        if candidate.spec.precision == "fp32":
+            spec = candidate.spec
+            roots.setdefault((spec.model, spec.pruning_level), candidate.name)
+    parents = {}
+    for candidate in ran:
+        own = roots.get((candidate.spec.model, candidate.spec.pruning_level))
+        parent = roots.get((candidate.spec.model, 0.0)) if candidate.name == own else own
+        if parent not in (None, candidate.name):
+            parents[candidate.name] = parent
+    return parents
+
+
 def score(candidates: Sequence[Candidate], split: Split) -> dict[str, np.ndarray]:
     """Predicted classes [N] of every prepared candidate on a split, by its own artifact."""
     images = split.images.numpy()

@@ -2,6 +2,7 @@
 
 import copy
 import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
@@ -140,11 +141,12 @@ def accuracy_table(networks: dict[Recipe, nn.Module], split: Split) -> pd.DataFr
     return pd.DataFrame(rows)
 
 
-def process_pool(workers: int) -> ProcessPoolExecutor:
-    """Workers with one torch thread each, so that together they fill the cores and no more.
+def process_pool(workers: int | None = None) -> ProcessPoolExecutor:
+    """Workers with one torch thread each, as many as there are usable cores unless told.
 
     They are forked from a server that has imported the package once, and has no threads.
     """
+    workers = workers or len(os.sched_getaffinity(0))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["edgeopt.candidates", "edgeopt.recipes"])
     return ProcessPoolExecutor(

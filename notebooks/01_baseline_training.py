@@ -95,7 +95,7 @@ pd.Series({name: p.numel() for name, p in model.named_parameters()}, name="param
 
 # %%
 schedule = config.part(Schedule)
-with process_pool(len(config.seeds)) as pool:
+with process_pool() as pool:
     runs = train_baselines(
         model,
         splits.train,

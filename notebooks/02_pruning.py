@@ -105,7 +105,7 @@ folder.save_figure("filter_norms", ax, alt=alt, numbers=norms)
 # %%
 schedule = config.part(Schedule)
 recipes = study_recipes(config.pruning_levels, config.seeds)
-with process_pool(2) as pool:
+with process_pool() as pool:
     networks = train_recipes(recipes, baselines, splits.train, schedule=schedule, executor=pool)
 networks |= {Recipe(0.0, "baseline", seed): network for seed, network in baselines.items()}
 len(networks)
@@ -138,7 +138,7 @@ rivals = [
     for criterion in config.pruning_criteria
     for kind in ("one-shot", "fine-tuned")
 ]
-with process_pool(2) as pool:
+with process_pool() as pool:
     contest = train_recipes(rivals, baselines, splits.train, schedule=schedule, executor=pool)
 len(contest)
 

@@ -65,7 +65,7 @@ baseline = load_small_cnn(folder.require(Recipe(0.0, "baseline", config.seeds[0]
 
 # %%
 specs = grid([0.0], config.precisions, config.runtimes, seed=config.seeds[0])
-with process_pool(2) as pool:
+with process_pool() as pool:
     candidates = prepare_candidates(
         specs,
         executor=pool,
@@ -107,7 +107,8 @@ recalls = recall_table(candidates, labels, class_names=splits.class_names)
 folder.write_table("quantization_per_class.csv", recalls)
 change = recalls.pivot_table(index="class_name", columns="candidate", values="recall", sort=False)
 parent = next(c.name for c in candidates if c.spec.precision == "fp32")
-change.sub(change[parent], axis=0).filter(like="int8").mul(100).round(2)
+difference = change.sub(change[parent], axis=0).filter(like="int8").mul(100)
+difference.rename_axis(index=None, columns="points of recall").round(2)
 
 # %% [markdown]
 # ## A collapse, made to order

@@ -1,4 +1,5 @@
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ from edgeopt.candidates import (
     Candidate,
     CandidateSpec,
     artifact_of,
+    fp32_parents,
     gather,
     grid,
     measure_candidates,
@@ -117,6 +119,23 @@ def test_score_runs_the_artifacts_that_were_prepared(options, striped):
     scored = score(candidates, Split(striped.images[:64], striped.labels[:64]))
     assert list(scored) == [candidates[0].name]
     np.testing.assert_array_equal(scored[candidates[0].name], candidates[0].logits.argmax(1))
+
+
+def test_losses_are_counted_from_the_same_network_in_fp32():
+    specs = grid([0.0, 0.5], ["fp32", "int8"], ["torch", "onnxruntime"], recipe="fine-tuned")
+    candidates = [Candidate(spec) for spec in specs]
+    assert fp32_parents(candidates) == {
+        "small_cnn-p0-torch-int8": "small_cnn-p0-torch-fp32",
+        "small_cnn-p0-onnxruntime-fp32": "small_cnn-p0-torch-fp32",
+        "small_cnn-p0-onnxruntime-int8": "small_cnn-p0-torch-fp32",
+        "small_cnn-p50-torch-fp32": "small_cnn-p0-torch-fp32",
+        "small_cnn-p50-torch-int8": "small_cnn-p50-torch-fp32",
+        "small_cnn-p50-onnxruntime-fp32": "small_cnn-p50-torch-fp32",
+        "small_cnn-p50-onnxruntime-int8": "small_cnn-p50-torch-fp32",
+    }
+    failed = [replace(c, error="broken") if c.spec.runtime == "torch" else c for c in candidates]
+    assert fp32_parents(failed)["small_cnn-p0-onnxruntime-int8"] == "small_cnn-p0-onnxruntime-fp32"
+    assert "small_cnn-p0-onnxruntime-fp32" not in fp32_parents(failed)
 
 
 def test_resident_memory_holds_at_least_what_the_process_held_before(options):

@@ -221,7 +221,12 @@ def test_ignored_modules_keep_their_channels(small: SmallCNN) -> None:
     assert (pruned.conv1.out_channels, pruned.conv2.out_channels) == (8, 6)
 
 
-@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.8])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "ratio", [0.5, pytest.param(0.3, marks=SLOW), pytest.param(0.8, marks=SLOW)]
+)
 def test_prunes_to_a_share_of_the_macs(mobilenet: nn.Module, ratio: float) -> None:
     pruned = prune_to_macs(mobilenet, ratio, example_input=COLOUR)
     macs = [count_macs(model, example_input=COLOUR) for model in (mobilenet, pruned)]
