@@ -45,7 +45,10 @@ notebooks: setup  ## execute the quick run in place, so that the committed outpu
 verify: setup  ## recompute the checksums of reports/$(RUN)
 	$(PY) -m edgeopt.manifest verify --run $(RUN)
 
+readme: setup  ## write the results of reports/$(RUN) into README.md
+	$(PY) -m edgeopt.readme --run $(RUN)
+
 clean:  ## remove the reports
 	git clean -fdX reports
 
-.PHONY: help setup report test test-slow bench lab lint notebooks verify clean
+.PHONY: help setup report test test-slow bench lab lint notebooks verify readme clean

@@ -4,7 +4,7 @@ import argparse
 import sys
 from functools import partial
 
-from benchmarks import quality, runtimes, study
+from benchmarks import pages, quality, runtimes, study
 
 BENCHMARKS = {
     "harness": study.harness_overhead,
@@ -14,13 +14,17 @@ BENCHMARKS = {
     "mobilenet-v3-small": partial(runtimes.backbone, "mobilenet_v3_small", goal=1.4),
     "mobilenet-v3-large": partial(runtimes.backbone, "mobilenet_v3_large", goal=1.3),
     "quality": quality.default_run,
+    "index-page": pages.index_page,
+    "filter": pages.filter_time,
+    "five-seeds": pages.five_seeds,
 }
+ON_REQUEST = {"five-seeds"}  # minutes
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="name", help=", ".join(BENCHMARKS))
-    names = parser.parse_args().names or list(BENCHMARKS)
+    names = parser.parse_args().names or [n for n in BENCHMARKS if n not in ON_REQUEST]
     if unknown := set(names) - set(BENCHMARKS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; allowed: {', '.join(BENCHMARKS)}")
     for name in names:

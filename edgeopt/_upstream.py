@@ -70,6 +70,17 @@ def native_stderr_logged() -> Iterator[None]:
             logger.debug("native messages: %s%s", native, words.getvalue())
 
 
+@contextmanager
+def nncf_progress_dropped() -> Iterator[None]:
+    """Keep NNCF's progress bars out of notebooks: it draws them on rich's one global console."""
+    rich = importlib.import_module("rich")
+    rich.reconfigure(quiet=True, force_jupyter=False)
+    try:
+        yield
+    finally:
+        rich.reconfigure()
+
+
 def import_extra(module: str, *, extra: str) -> ModuleType:
     """Import a module of an optional dependency, or raise ``RuntimeUnavailable`` naming it."""
     try:

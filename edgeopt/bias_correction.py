@@ -9,7 +9,7 @@ import torch
 from onnx import ModelProto, numpy_helper
 from torch import Tensor, nn
 
-from edgeopt._upstream import import_extra, known_noise_silenced
+from edgeopt._upstream import import_extra, known_noise_silenced, nncf_progress_dropped
 from edgeopt.artifact import INPUT
 from edgeopt.links import fold_batch_norm
 from edgeopt.qdq import prepared_fp32
@@ -53,7 +53,7 @@ def correct_bias(
 def _quantized(graph: ModelProto, batches: Iterable[Tensor]) -> ModelProto:
     nncf = import_extra("nncf", extra="openvino")
     samples = [{INPUT: images.numpy()} for images in batches]
-    with redirect_stdout(StringIO()), known_noise_silenced():
+    with redirect_stdout(StringIO()), known_noise_silenced(), nncf_progress_dropped():
         return nncf.quantize(
             graph, nncf.Dataset(samples), subset_size=len(samples), fast_bias_correction=False
         )

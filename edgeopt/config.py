@@ -89,7 +89,7 @@ class ExperimentConfig(BaseModel):
     backbones: tuple[str, ...] = ("mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0")
     backbone_weights: str | None = None
     image_size: Positive = 64
-    backbone_epochs: Positive = 2
+    backbone_epochs: Annotated[int, Field(ge=0)] = 2
     pruning_criteria: tuple[Literal[CRITERIA], ...] = Field(CRITERIA, min_length=1)
 
     @field_validator("*", mode="before")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgeopt._upstream import import_extra, known_noise_silenced
+from edgeopt._upstream import import_extra, known_noise_silenced, nncf_progress_dropped
 from edgeopt.artifact import INPUT, OUTPUT
 from edgeopt.host import U8S8, Int8Scheme
 from edgeopt.parity import check_parity, parity_images
@@ -178,7 +178,7 @@ def _quantize_nncf(source: Path, path: Path, *, batches: Sequence[Tensor]) -> No
     nncf = import_extra("nncf", extra="openvino")
     images = torch.cat(list(batches))[:NNCF_IMAGES]
     samples = [{INPUT: image.numpy()} for image in images.split(1)]
-    with _stdout_dropped(), known_noise_silenced():
+    with _stdout_dropped(), known_noise_silenced(), nncf_progress_dropped():
         quantized = nncf.quantize(
             onnx.load(source), nncf.Dataset(samples), subset_size=len(samples)
         )

@@ -198,13 +198,14 @@ def misses(table: pd.DataFrame, limits: Sequence[Limit]) -> list[str]:
 
 
 def quantity(column: str, value: float) -> str:
-    """Write a number with the unit of its column, e.g. ``2.00 points`` or ``0.0205 MiB``."""
+    """Write a number with the unit of its column, e.g. ``2.00 points`` or ``20.5 KiB``."""
     if column in ("accuracy_drop", "worst_recall_drop"):
         return f"{100 * value:.2f} points"
     if column in TITLES or column == "accuracy":
         return f"{value:.1%}"
-    if column.endswith("_bytes"):
-        return f"{value / MIB:.4g} MiB"
+    if column.endswith("_bytes") or column == "memory_mb":
+        size = value if column == "memory_mb" else value / MIB
+        return f"{size:.4g} MiB" if size >= 1 else f"{1024 * size:.4g} KiB"
     return f"{value:.4g} {COLUMNS[column].unit}"
 
 

@@ -60,6 +60,8 @@ def notebook_body(executed: Path) -> BeautifulSoup:
     body = BeautifulSoup(html, "html.parser")
     for link in body.select("a.anchor-link"):
         link.decompose()
+    for block in body.select(".output-html pre[style]"):
+        del block["style"]  # a scroll area of its own, which no keyboard reaches
     for table in body.select("table.dataframe"):
         tidy_table(table)
     return body

@@ -79,7 +79,7 @@ def write_run_index(run: RunFolder, facts: Mapping[str, Any]) -> Path:
 
 
 def packed_plotly() -> Markup:
-    """Plotly's script as gzip in base64, 2 of its 4.8 MB; ``explorer.js`` unpacks it."""
+    """Pack Plotly's script as gzip in base64, 2 of its 4.8 MB; ``explorer.js`` unpacks it."""
     packed = gzip.compress(get_plotlyjs().encode(), mtime=0)
     return Markup(base64.b64encode(packed).decode())
 

@@ -5,6 +5,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,9 @@ def write_readme(run: RunFolder, *, root: Path) -> Path:
     frontier = run.require("figures/frontier.png", made_by="04_sweep")
     (root / "docs").mkdir(exist_ok=True)
     shutil.copyfile(frontier, root / FRONTIER)
-    photograph(run.require(INDEX), ".card", to=root / CARD)
     parts = [
         f"## What the {run.name} run found",
-        picture(f"Decision card. {summary['reason']}", CARD),
+        *card_picture(run.require(INDEX), summary, root=root),
         picture(figure_words(frontier), FRONTIER),
         markdown_table(table),
         origin(run, facts),
@@ -74,13 +74,25 @@ def outside(text: str) -> tuple[str, str]:
     return before, after
 
 
+def card_picture(index: Path, summary: Mapping[str, Any], *, root: Path) -> list[str]:
+    """Save and name the picture of the decision card; nothing where no browser is installed."""
+    try:
+        photograph(index, ".card", to=root / CARD)
+    except FileNotFoundError as error:
+        log.warning("README gets no picture of the decision card: %s", error)
+        return []
+    return [picture(f"Decision card. {summary['reason']}", CARD)]
+
+
 def photograph(page: Path, selector: str, *, to: Path, width: int = 960) -> None:
     """Save a picture of one element of a page, at twice the size so that its text is sharp."""
     with open_browser() as browser:
         view = {"width": width, "height": 900}
         tab = browser.new_page(viewport=view, device_scale_factor=2, color_scheme="light")
         tab.goto(page.resolve().as_uri())
-        tab.locator(selector).screenshot(path=to)
+        shot = Image.open(BytesIO(tab.locator(selector).screenshot()))
+    # Text and lines on one ground: 64 colours show no difference and take a third of the bytes.
+    shot.convert("RGB").quantize(64).save(to, optimize=True)
 
 
 def figure_words(path: Path) -> str:
@@ -120,7 +132,7 @@ def _table_row(row: Mapping[str, Any], *, role: str) -> dict[str, str]:
 
 def markdown_table(df: pd.DataFrame) -> str:
     """Write a table of texts in Markdown, its first column to the left and the others right."""
-    rows = [list(df), ["---", *["---:"] * (df.shape[1] - 1)], *df.values.tolist()]
+    rows = [list(df), ["---", *["---:"] * (df.shape[1] - 1)], *df.to_numpy().tolist()]
     return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in rows)
 
 

@@ -24,6 +24,8 @@ PAGE_MODULES = {
     "page_parts.py",
     "explorer.py",
     "card.py",
+    "browser.py",
+    "readme.py",
 }
 PAGE_SUFFIXES = {".j2", ".css", ".js", ".pyc"}
 

@@ -85,7 +85,7 @@ for name, artifact in artifacts.items():
         profiles[name] = join_profile(breakdown, profile_artifact(artifact, threads=config.threads))
     except (ProfilerUnavailableError, ValueError) as error:
         unavailable[name] = str(error)
-sorted(unavailable.items())
+print(f"profiled: {', '.join(profiles)}; unavailable: {unavailable or 'none'}")
 
 # %% tags=["nbval-ignore-output"]
 columns = ["candidate", "layer", "op", "macs_share", "measured_ms", "share"]
@@ -132,11 +132,12 @@ rows = [
 ]
 summary = pd.concat(rows, ignore_index=True)
 folder.write_table("hardware_summary.csv", summary)
+columns = ["candidate", "arithmetic_intensity", "achieved_gmacs", "compute_utilization", "bound"]
+summary[columns].round(3)
 
 # %% tags=["nbval-ignore-output"]
 ax = plots.roofline(summary.assign(runtime=unpruned["runtime"].to_numpy()), ceilings)
 alt = "Achieved GMAC/s against arithmetic intensity under this machine's measured ceilings."
-columns = ["candidate", "arithmetic_intensity", "achieved_gmacs", "compute_utilization", "bound"]
 folder.save_figure("roofline", ax, alt=alt, numbers=summary[columns])
 
 # %% [markdown]

@@ -122,7 +122,7 @@ class TestDecide:
         assert decision.baseline["candidate"] == "base"
         assert decision.reason == (
             "fast is the fastest of the 3 (out of 4) candidates that pass every gate and limit: "
-            "median latency 0.4 ms (-60.0%), weights 0.05 MiB (-50.0%), "
+            "median latency 0.4 ms (-60.0%), weights 51.2 KiB (-50.0%), "
             "accuracy 88.5% (-1.50 points), against base."
         )
         assert decision.what_it_would_take == (

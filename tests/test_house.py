@@ -30,6 +30,7 @@ ROOMS = (
     {"style", "labels", "plots_quality", "plots_compression", "plots_hardware", "plots"},
     {"rundir", "manifest", "stamps"},
     {"page_parts", "card", "explorer", "notebook_page", "compare", "pages", "reports"},
+    {"browser", "readme"},
 )
 PARTS = {part.__name__: part for part in (Constraints, Gates, Schedule)}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

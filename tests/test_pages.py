@@ -463,6 +463,14 @@ def test_the_log_of_a_cell_is_one_block(tmp_path):
     assert log.pre.get_text() == "[W]\n"
 
 
+def test_a_block_in_rich_output_leaves_scrolling_to_the_page(tmp_path):
+    v4 = nbformat.v4
+    rich = v4.new_output("display_data", {"text/html": '<pre style="overflow-x:auto">x</pre>'})
+    notebook = v4.new_notebook(cells=[v4.new_code_cell("x", outputs=[rich])])
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    assert str(notebook_body(tmp_path / "a.ipynb").select_one(".scroll pre")) == "<pre>x</pre>"
+
+
 def test_long_tables_say_what_they_leave_out():
     html = table_html(pd.DataFrame({"<b>": range(230)}))
     assert html.count("<tr>") == 201

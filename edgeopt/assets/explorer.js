@@ -2,7 +2,7 @@
 // Filters, frontier and table of one run, all from the JSON that stands in the page.
 // The plotting library stands in the page too, packed; the table does not wait for it.
 const DATA = JSON.parse(document.getElementById("explorer-data").textContent);
-const FIRST_ROWS = 100;
+const FIRST_ROWS = 50;
 const MOST_INTERVALS = 300;
 const byId = (id) => document.getElementById(id);
 const state = { sort: DATA.sort, descending: false, showAll: false };
@@ -74,7 +74,7 @@ function drawTable(rows) {
     if (sorted) head.setAttribute("aria-sort", state.descending ? "descending" : "ascending");
     else head.removeAttribute("aria-sort");
   });
-  markScrollers();
+  requestAnimationFrame(markScrollers);
 }
 
 function frontierRows(rows, x, y) {
@@ -179,10 +179,10 @@ function drawChart(rows) {
     DATA.axes.find((axis) => axis.key === select.value));
   const logarithmic = byId("log-x").checked;
   const theme = readTheme();
-  const shared = { gridcolor: theme.line, linecolor: theme.line, zeroline: false, automargin: true };
+  const shared = { gridcolor: theme.line, linecolor: theme.line, zeroline: false };
   const narrow = window.innerWidth < 640;
   Plotly.react("frontier", traces(rows, axes, theme), {
-    margin: { l: 55, r: 15, t: 10, b: 50 }, hovermode: "closest", dragmode: narrow ? false : "zoom",
+    margin: { l: 62, r: 15, t: 10, b: 55 }, hovermode: "closest", dragmode: narrow ? false : "zoom",
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: theme.ink },
     hoverlabel: { bgcolor: theme.panel, bordercolor: theme.soft, font: { color: theme.ink }, align: "left" },

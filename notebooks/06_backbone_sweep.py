@@ -1,0 +1,502 @@
+# %% [markdown]
+# # 6. Which backbone should ship, in which precision, and what does INT8 cost it?
+#
+# Mobile backbones promise accuracy for few operations; int8 promises a quarter of the bytes. What
+# neither promises is that the two go together. This notebook trains the backbones, makes every
+# variant of each, mends the int8 that falls, prunes one of them by half, and picks what to ship.
+
+# %% tags=["parameters"]
+run = "quick"
+dataset = "fashion-mnist-20k"
+data_dir = "data"
+train_subset = 4000
+calibration_subset = 640
+val_subset = None
+test_subset = None
+batch_size = 64
+seeds = [0]
+backbones = ["mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0"]
+backbone_weights = None
+image_size = 64
+backbone_epochs = 2
+finetune_epochs = 2
+learning_rate = 0.003
+pruning_criteria = ["l1", "l2", "taylor", "random"]
+precisions = ["fp32", "fp16", "bf16", "int8", "int8-dynamic"]
+runtimes = ["torch", "onnxruntime", "executorch", "openvino"]
+calibration_batches = 10
+benchmark_repeats = 10
+calls_per_round = 30
+latency_multiplier = 1.0
+power_watts = 5.0
+memory_budgets_mb = [0.015, 0.03, 0.06]
+active_memory_budget_mb = 0.03
+accuracy_drop_good = 0.02
+accuracy_drop_bad = 0.05
+size_reduction_good = 0.5
+latency_reduction_good = 0.3
+max_recall_drop = 0.1
+min_recall = 0.2
+max_latency_p95_ms = None
+max_memory_mb = None
+memory = "weights"
+max_energy_j = None
+energy = "proxy"
+min_accuracy = None
+max_int8_drop = 0.01
+
+# %%
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+from IPython.display import display
+
+from edgeopt import plots
+from edgeopt.backbones import ByValue, Workshop, int8_cost, markdown_table
+from edgeopt.backbones import mend_backbone, prune_backbone, train_backbones
+from edgeopt.candidates import grid, measure_candidates, peak_rss_table, prepare_candidates, score
+from edgeopt.config import ExperimentConfig
+from edgeopt.data import load_splits
+
+# %%
+from edgeopt.benchmark import latency_statistics, measure_latency
+from edgeopt.decision import decide, find_baseline
+from edgeopt.experiments import candidate_table, recall_table, sweep_table, with_seeds
+from edgeopt.export import export_artifact
+from edgeopt.gates import Constraints, Gates
+from edgeopt.host import host_facts, int8_scheme
+from edgeopt.metrics import per_class_table, quality_row
+from edgeopt.pruning import count_macs
+from edgeopt.recipes import Schedule, process_pool
+from edgeopt.rundir import open_run
+from edgeopt.runtimes import load_session
+from edgeopt.selection import pareto_frontier
+from edgeopt.statistics import frontier_probability, paired_comparison
+from edgeopt.training import predict_logits
+
+# %%
+config = ExperimentConfig.from_namespace(globals())
+folder = open_run(config.run)
+plots.use_style()
+
+# %% [markdown]
+# ## The images
+#
+# Backbones are built for colour and for more pixels: the images are scaled up, and grey is repeated
+# three times. That adds no information, only the shapes that the backbones were made for.
+
+# %%
+load = partial(
+    load_splits,
+    config.dataset,
+    train_subset=config.train_subset,
+    calibration_subset=config.calibration_subset,
+    val_subset=config.val_subset,
+    test_subset=config.test_subset,
+    data_dir=config.data_dir,
+    image_size=config.image_size,
+    channels=3,
+)
+splits = load()
+
+# %%
+images = splits.validation.images.numpy()
+labels = splits.validation.labels.numpy()
+roles = ["train", "calibration", "validation", "test"]
+counts = pd.Series({role: len(getattr(splits, role)) for role in roles}, name="images")
+origin = {"name": splits.name, "checksum": splits.checksum, "counts": counts.to_dict()}
+folder.write_json("data.json", origin)
+counts.to_frame()
+
+# %% [markdown]
+# ## Training
+#
+# Each backbone is trained once per seed by the same recipe: Adam, with the learning rate annealed to
+# zero by a cosine. The weights are kept beside the data, under a digest of everything that decides
+# them, so that a second run with the same parameters trains nothing.
+
+# %%
+rate, batch = config.learning_rate, config.batch_size
+schedule = Schedule(config.backbone_epochs, config.finetune_epochs, rate, batch)
+trained = Path(config.data_dir, "trained")
+workshop = Workshop(load, schedule, trained, config.backbone_weights)
+with process_pool(2) as pool:
+    networks = train_backbones(config.backbones, workshop, seeds=config.seeds, executor=pool)
+
+# %%
+predicted = {
+    key: predict_logits(network, splits.validation.images).argmax(1).numpy()
+    for key, network in networks.items()
+}
+
+# %% tags=["nbval-ignore-output"]
+classes = len(splits.class_names)
+quality = pd.DataFrame(
+    {"model": name, "seed": seed, **quality_row(labels, found, num_classes=classes)}
+    for (name, seed), found in predicted.items()
+)
+folder.write_table("backbone_quality.csv", quality)
+quality.round(4)
+
+# %% [markdown]
+# One number per backbone hides which classes it owes it to. Read the table along a row: a class that
+# is hard for all of them is hard in the images, one that is hard for a single backbone is its own.
+
+# %% tags=["nbval-ignore-output"]
+by_class = pd.concat(
+    per_class_table(labels, found, class_names=splits.class_names).assign(model=name, seed=seed)
+    for (name, seed), found in predicted.items()
+)
+folder.write_table("backbone_per_class.csv", by_class)
+by_class.pivot_table("f1", "class_name", "model", sort=False).round(3)
+
+# %% [markdown]
+# ## Every variant of every backbone
+#
+# Each is exported to the file that its runtime loads, its label is proved from the graph that is
+# executed, and it is scored one image at a time, as it would be served.
+
+# %%
+store = folder.folder("artifacts/backbones")
+scheme = int8_scheme(host_facts()["isa"])
+axes = ([0.0], config.precisions, config.runtimes)
+common = {
+    "calibration_loader": splits.calibration.loader(config.batch_size),
+    "calibration_batches": config.calibration_batches,
+    "images": images,
+    "labels": labels,
+    "directory": store,
+    "scheme": scheme,
+}
+
+# %%
+prepared = []
+with process_pool(2) as pool:
+    for (name, seed), network in networks.items():
+        specs = grid(*axes, model=name, seed=seed)
+        models = ByValue({(seed, 0.0): network})
+        prepared += prepare_candidates(specs, executor=pool, models=models, **common)
+
+# %%
+first = config.seeds[0]
+candidates = [c for c in prepared if c.spec.seed == first]
+
+# %% tags=["nbval-ignore-output"]
+table = candidate_table(candidates)
+accuracies = table.pivot_table("accuracy", ["runtime", "precision"], "model", sort=False)
+accuracies.round(4)
+
+# %% [markdown]
+# ## Does int8 hold?
+#
+# Accuracy and macro-F1 of every int8 variant minus those of the fp32 variant in the same runtime; the
+# worst comes first. A backbone whose ONNX int8 falls by more than the allowed drop goes up the ladder
+# of remedies, and what comes out joins the others as a candidate of its own, called *mended*.
+
+# %% tags=["nbval-ignore-output"]
+cost = int8_cost(table)
+named = ["model", "runtime", "precision"]
+cost.sort_values("accuracy_change").drop(columns=named).round(4)
+
+# %%
+onnx = (cost["runtime"] == "onnxruntime") & (cost["precision"] == "int8")
+fell = list(cost.loc[onnx & (cost["accuracy_change"] < -config.max_int8_drop), "model"])
+repairs = {
+    name: mend_backbone(
+        name,
+        networks[name, first],
+        splits,
+        directory=store,
+        seed=first,
+        calibration_loader=common["calibration_loader"],
+        calibration_batches=config.calibration_batches,
+        max_accuracy_drop=config.max_int8_drop,
+    )
+    for name in fell
+}
+
+# %% tags=["nbval-ignore-output"]
+print(f"fell by more than {config.max_int8_drop:.1%}:", ", ".join(fell) or "none")
+for name, (_, mended) in repairs.items():
+    ladder = mended.ladder.assign(model=name)
+    folder.write_table(f"ladder_{name}.csv", ladder)
+    goal = ladder["accuracy"].iloc[0] - config.max_int8_drop
+    ax = plots.ladder_plot(ladder, target=goal)
+    alt = f"Accuracy of {name} after each remedy, beside fp32 and the goal."
+    display(folder.save_figure(f"ladder_{name}", ax, alt=alt, numbers=ladder))
+
+# %% [markdown]
+# Read a ladder, where there is one, from the top: fp32, plain int8, then each remedy. The first that is
+# right of the line ends the climb; the numbers beside it are what it costs.
+#
+# ## Measure
+#
+# At batch 1 on one thread, all candidates of all backbones in the same interleaved rounds.
+
+# %%
+candidates += [candidate for candidate, _ in repairs.values()]
+rounds = {"rounds": config.benchmark_repeats, "calls_per_round": config.calls_per_round}
+samples = measure_candidates(candidates, images[:1], threads=1, **rounds)
+folder.write_table("latency_samples.csv", samples)
+with ThreadPoolExecutor(2) as pool:
+    resident = peak_rss_table(candidates, executor=pool)
+len(samples)
+
+# %%
+sweep = sweep_table(
+    candidates,
+    samples,
+    batch_size=1,
+    power_watts=config.power_watts,
+    latency_multiplier=config.latency_multiplier,
+    memory_budgets_mb=config.memory_budgets_mb,
+    active_memory_budget_mb=config.active_memory_budget_mb,
+)
+
+# %%
+others = [candidate for candidate in prepared if candidate.spec.seed != first]
+sweep = with_seeds(sweep, candidates + others, labels=labels).merge(resident, "left", "candidate")
+remedies = {candidate.name: candidate.spec.remedy for candidate, _ in repairs.values()}
+sweep["remedy"] = sweep["candidate"].map(remedies).fillna("")
+
+# %% tags=["nbval-ignore-output"]
+shown = ["candidate", "accuracy", "macro_f1", "latency_p50_ms", "artifact_bytes", "accepted"]
+sweep[shown].sort_values("latency_p50_ms").round(4)
+
+# %% [markdown]
+# ## The frontier
+#
+# Budgets first: what does not fit the active budget on weights cannot be chosen, and is hollow in the
+# figure. Of the rest, a candidate is on the frontier when none is both faster (or smaller) and at
+# least as accurate.
+
+# %%
+correct = {c.name: c.logits.argmax(1) == labels for c in candidates if not c.error}
+accepted = sweep.loc[sweep["accepted"], "candidate"]
+chance = frontier_probability(
+    {name: correct[name] for name in accepted}, samples[samples["candidate"].isin(accepted)]
+)
+sweep = sweep.merge(chance[["candidate", "frontier_probability"]], "left", "candidate")
+
+# %% tags=["nbval-ignore-output"]
+frontier = pareto_frontier(sweep, "latency_p50_ms")
+smallest = pareto_frontier(sweep, "artifact_bytes")
+folder.write_table("pareto_frontier_latency.csv", frontier)
+frontier[[*shown[:-1], "frontier_probability"]].round(4)
+
+# %% tags=["nbval-ignore-output"]
+smallest[shown[:-1]].round(4)
+
+# %% [markdown]
+# ## What does INT8 cost, and which class pays?
+#
+# `file_ratio` and `speedup` are fp32 over int8 in the same runtime: above 1, int8 is smaller or
+# faster. Below 1 it is not, whatever one expects of fewer bits.
+
+# %% tags=["nbval-ignore-output"]
+cost = int8_cost(sweep)
+folder.write_table("int8_cost.csv", cost)
+cost.drop(columns=named).round(3)
+
+# %%
+recalls = recall_table(candidates, labels, class_names=splits.class_names)
+folder.write_table("per_class.csv", recalls)
+recall = recalls.pivot_table("recall", "class_name", "candidate", sort=False)
+parents = sweep[sweep["precision"] == "fp32"].set_index(["model", "runtime"])["candidate"]
+
+# %%
+as_made = (cost["precision"] == "int8") & ~cost["candidate"].isin(remedies)
+best = cost[as_made].groupby("model", sort=False)["accuracy_change"].idxmax()
+best_int8 = cost.loc[best]
+
+# %% tags=["nbval-ignore-output"]
+paid = pd.DataFrame(
+    {
+        row.model: recall[row.candidate] - recall[parents[row.model, row.runtime]]
+        for row in best_int8.itertuples()
+    }
+)
+paid.mul(100).round(2)
+
+# %% [markdown]
+# Above: the change of each class's recall, in points, in the static int8 variant of each backbone that
+# holds best. Below: the backbone on which some class pays most.
+
+# %% tags=["nbval-ignore-output"]
+worst = best_int8.set_index("model").loc[paid.min().idxmin()]
+before = recall[parents[worst.name, worst["runtime"]]]
+change = pd.DataFrame({"before": before, "after": recall[worst["candidate"]]}).reset_index()
+ax = plots.per_class_change(change)
+alt = f"Recall of each class before and after int8: {worst['candidate']}."
+folder.save_figure("int8_per_class", ax, alt=alt, numbers=change)
+
+# %% [markdown]
+# ## The decision
+#
+# Everything is set against the most accurate backbone in fp32: what a smaller backbone gives up counts
+# as much as what fewer bits do. The rule is that of the sweep: of what fits and loses too little to be
+# bad, the best class by the gates, then the fastest; between equals, the smallest weights.
+
+# %% tags=["nbval-ignore-output"]
+full = sweep[sweep["precision"] == "fp32"]
+leader = full.loc[full["accuracy"].idxmax(), "model"]
+decision = decide(
+    sweep,
+    gates=config.part(Gates),
+    constraints=config.part(Constraints),
+    recalls=recalls,
+    baseline=find_baseline(sweep[sweep["model"] == leader]),
+)
+folder.write_table("rejected.csv", decision.rejected)
+decision.rejected[["candidate", "reason"]].head(10)
+
+# %% tags=["nbval-ignore-output"]
+pick = decision.pick and decision.pick["candidate"]
+ax = plots.frontier(sweep, "latency_p50_ms", pick=pick)
+alt = f"Validation accuracy against median latency of all candidates. {decision.reason}"
+folder.save_figure("frontier", ax, alt=alt, numbers=sweep[shown])
+
+# %% [markdown]
+# ## Half the operations
+#
+# The other way to make a backbone smaller: remove channels until half of its multiply-accumulates are
+# left, in multiples of 8, consistently through depthwise convolutions and squeeze-and-excitation. Four
+# criteria choose the channels; each is fine-tuned alike. *Scratch* is the control: the same small
+# network from new weights, for as long as the others were trained in all.
+
+# %%
+slim = config.backbones[0]
+options = {"macs_ratio": 0.5, "criteria": config.pruning_criteria}
+with process_pool(2) as pool:
+    pruned = prune_backbone(
+        (slim, first), networks[slim, first], workshop, executor=pool, **options
+    )
+
+# %% tags=["nbval-ignore-output"]
+rivals = {("baseline", "none"): networks[slim, first], **pruned}
+contest = pd.DataFrame(
+    {
+        "recipe": recipe,
+        "criterion": criterion,
+        "macs": count_macs(network, example_input=splits.validation.images[:1]),
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "accuracy": (
+            predict_logits(network, splits.validation.images).argmax(1).numpy() == labels
+        ).mean(),
+    }
+    for (recipe, criterion), network in rivals.items()
+)
+folder.write_table("backbone_pruning.csv", contest)
+contest.round(4)
+
+# %% [markdown]
+# Compare each fine-tuned row with *random*: only what is above it did the criterion itself buy. And
+# with *scratch*: only what is above that did the inherited weights buy.
+#
+# Fewer operations are not yet less time. Full and pruned network are timed in the same runtime, at the
+# size that they would serve photographs in.
+
+# %%
+tuned = contest[contest["recipe"] == "fine-tuned"]
+winner = tuned.loc[tuned["accuracy"].idxmax()]
+pair = {"full": networks[slim, first], "pruned": pruned["fine-tuned", winner["criterion"]]}
+served = {"runtime": "onnxruntime", "precision": "fp32", "input_shape": (1, 3, 224, 224)}
+sessions = {
+    name: load_session(export_artifact(network, store / f"{slim}-{name}-224", **served))
+    for name, network in pair.items()
+}
+
+# %% tags=["nbval-ignore-output"]
+picture = torch.rand(served["input_shape"], generator=torch.Generator().manual_seed(0)).numpy()
+halves = latency_statistics(measure_latency(sessions, picture, **rounds)).set_index("candidate")
+halves[["samples", "latency_ms", "latency_p50_ms", "latency_p95_ms"]].round(3)
+
+# %% [markdown]
+# ## Test, once
+#
+# The choice is made. Only now are the test images read: by the pick, what it is compared with, and the
+# fp32 and the best static int8 of each backbone, each once, by the artifact that would ship.
+
+# %%
+spoken = {row["candidate"] for row in (decision.pick, decision.runner_up, decision.baseline) if row}
+spoken |= set(best_int8["candidate"]) | set(remedies)
+spoken |= {parents[row.model, row.runtime] for row in best_int8.itertuples()}
+chosen = [candidate for candidate in candidates if candidate.name in spoken]
+
+# %% tags=["nbval-ignore-output"]
+test_labels = splits.test.labels.numpy()
+answers = score(chosen, splits.test)
+right = {name: answer == test_labels for name, answer in answers.items()}
+comparison = paired_comparison(right, parent=decision.baseline["candidate"])
+folder.write_table("paired_comparison.csv", comparison)
+comparison.round(4)
+
+# %% tags=["nbval-ignore-output"]
+tested = {n: quality_row(test_labels, a, num_classes=classes) for n, a in answers.items()}
+sweep["test_accuracy"] = sweep["candidate"].map({n: q["accuracy"] for n, q in tested.items()})
+sweep["test_macro_f1"] = sweep["candidate"].map({n: q["macro_f1"] for n, q in tested.items()})
+folder.write_table("results.csv", sweep)
+folder.write_json("summary.json", decision.to_dict() | {"test": comparison.to_dict("records")})
+sweep.loc[sweep["candidate"].isin(answers), ["candidate", "accuracy", "test_accuracy"]].round(4)
+
+# %% [markdown]
+# ## The answers, in words
+#
+# Computed from the tables above, for `pareto.md` and for the conclusion.
+
+# %%
+points = ", ".join(
+    f"{row.candidate} ({row.accuracy:.1%}, {row.latency_p50_ms:.2f} ms, "
+    f"{row.artifact_bytes / 2**20:.2f} MiB)"
+    for row in frontier.itertuples()
+)
+words = [f"The frontier of accuracy against latency, from the fastest: {points}."]
+for row in best_int8.itertuples():
+    change = paid[row.model].mul(100).round(2) + 0.0
+    payer = f"{change.idxmin()} pays most, with {change.min():+.2f} points of recall"
+    words.append(
+        f"{row.model} in static int8 ({row.runtime}) changes by {100 * row.accuracy_change:+.2f} "
+        f"points of accuracy and {100 * row.macro_f1_change:+.2f} of macro-F1 in a file "
+        f"{row.file_ratio:.2f} times smaller; "
+        f"{payer if change.min() < 0 else 'no class loses recall'}."
+    )
+
+# %%
+for name, (candidate, mended) in repairs.items():
+    verdict = "inside" if mended.reached else "not inside"
+    broken = sweep[(sweep["model"] == name) & (sweep["precision"] == "int8")]
+    broken = broken[(broken["runtime"] == "onnxruntime") & (broken["remedy"] == "")]["accuracy"]
+    words.append(
+        f"{name} fell to {broken.item():.1%} in ONNX Runtime's static int8; {candidate.spec.remedy} "
+        f"brought it to {candidate.facts['accuracy']:.1%}, {verdict} the allowed drop."
+    )
+gain = halves.loc["full", "latency_p50_ms"] / halves.loc["pruned", "latency_p50_ms"]
+kept, base = winner["macs"] / contest["macs"][0], contest["accuracy"][0]
+words.append(
+    f"{slim} pruned to {kept:.0%} of its MACs by {winner['criterion']} and fine-tuned changes by "
+    f"{100 * (winner['accuracy'] - base):+.2f} points and is {gain:.2f} times faster at 224x224."
+)
+
+# %%
+final = f" On the test images it has an accuracy of {tested[pick]['accuracy']:.1%}." if pick else ""
+words += [decision.reason + final, f"Runner-up: {decision.what_it_would_take}"]
+columns = ["candidate", "accuracy", "macro_f1", "latency_p50_ms", "artifact_bytes", "memory_mb"]
+columns += ["accepted", "frontier_probability", "remedy", "status"]
+sections = {
+    "The frontier of accuracy against latency": frontier,
+    "The frontier of accuracy against size": smallest,
+    "All candidates, fastest first": sweep.sort_values("latency_p50_ms"),
+}
+page = ["# Backbones: accuracy, latency and size", *words]
+for title, rows in sections.items():
+    page += [f"## {title}", markdown_table(rows[columns])]
+folder.write_bytes("pareto.md", ("\n\n".join(page) + "\n").encode())
+
+# %% [markdown]
+# ## Conclusion
+
+# %% tags=["nbval-ignore-output"]
+print("\n\n".join(words))
