@@ -40,6 +40,7 @@ lint: setup  ## format and lint the code
 	$(PY) -m ruff check --fix .
 
 notebooks: setup  ## execute the quick run in place, so that the committed outputs are fresh
+	$(PY) -m jupytext --quiet --update --to ipynb notebooks/*.py
 	$(PY) -m edgeopt.reports --params params/quick.yaml --write-back
 
 verify: setup  ## recompute the checksums of reports/$(RUN)
@@ -49,6 +50,6 @@ readme: setup  ## write the results of reports/$(RUN) into README.md
 	$(PY) -m edgeopt.readme --run $(RUN)
 
 clean:  ## remove the reports
-	git clean -fdX reports
+	git clean -fdXq reports
 
 .PHONY: help setup report test test-slow bench lab lint notebooks verify readme clean

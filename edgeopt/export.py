@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeopt._upstream import RuntimeUnavailable, known_noise_silenced
+from edgeopt._upstream import RuntimeUnavailable, known_noise_silenced, native_stderr_logged
 from edgeopt.artifact import Artifact, check_target, file_sha256
 from edgeopt.export_executorch import write_executorch
 from edgeopt.export_onnx import DEFAULT_OPTIONS, Int8Options, write_onnx
@@ -102,7 +102,8 @@ def _write_torchscript(
     variant, input_precision = precision_variant(model, precision, calibration, len(batches))
     images = parity_images(input_shape)
     images = images.half() if input_precision == "fp16" else images
-    with known_noise_silenced(), quantized_engine(), torch.inference_mode():
+    silence, log = known_noise_silenced(), native_stderr_logged()
+    with silence, log, quantized_engine(), torch.inference_mode():
         torch.jit.save(torch.jit.freeze(torch.jit.trace(variant, images)), path)
         logits = variant(images)
         if precision == "fp16":
