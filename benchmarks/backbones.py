@@ -55,7 +55,7 @@ def backbones() -> Iterator[str]:
         config.backbone_epochs, config.finetune_epochs, config.learning_rate, config.batch_size
     )
     workshop = Workshop(load, schedule, Path(config.data_dir, "trained"), config.backbone_weights)
-    with process_pool(2) as pool:
+    with process_pool() as pool:
         networks = train_backbones(config.backbones, workshop, seeds=SEEDS, executor=pool)
     splits = load()
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as scratch:
@@ -101,7 +101,7 @@ def prepared(
 ) -> list[Candidate]:
     """Make the fp32 and static int8 candidates of every runtime, scored on validation."""
     runtimes = ("torch", "onnxruntime", "executorch", "openvino")
-    with process_pool(2) as pool:
+    with process_pool() as pool:
         return prepare_candidates(
             grid([0.0], ["fp32", "int8"], runtimes, model=name, seed=seed),
             executor=pool,
@@ -161,17 +161,17 @@ def half_the_macs(
     splits: Splits,
     scratch: Path,
 ) -> Iterator[str]:
-    """Half the MACs by L1, fine-tuned: accuracy at the trained size, latency at 224x224."""
+    """Half the MACs by Taylor, fine-tuned: accuracy at the trained size, latency at 224x224."""
     labels, changes = splits.test.labels, []
     for seed in SEEDS:
         full = networks[name, seed]
-        options = {"macs_ratio": 0.5, "criteria": ["l1"]}
-        with process_pool(2) as pool:
+        options = {"macs_ratio": 0.5, "criteria": ["taylor"]}
+        with process_pool() as pool:
             pruned = prune_backbone((name, seed), full, workshop, executor=pool, **options)
-        small = pruned["fine-tuned", "l1"]
+        small = pruned["fine-tuned", "taylor"]
         right = [
             (predict_logits(model, splits.test.images).argmax(1) == labels).float().mean().item()
-            for model in (full, small, pruned["scratch", "l1"])
+            for model in (full, small, pruned["scratch", "taylor"])
         ]
         changes.append([100 * (accuracy - right[0]) for accuracy in right[1:]])
     tuned, scratch_trained = np.mean(changes, axis=0)

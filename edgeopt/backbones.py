@@ -262,7 +262,7 @@ def _gathered(
 ) -> dict[Any, nn.Module]:
     results = (executor.map if executor else map)(task, jobs)
     networks: dict[Any, nn.Module] = {}
-    for found in tqdm(results, desc="trainings", total=len(jobs), leave=False):
+    for found in tqdm(results, desc="trainings", total=len(jobs), disable=None):
         networks |= found
     return networks
 

@@ -62,15 +62,13 @@ class TorchSession(Session):
         import torch
 
         super().__init__(artifact)
-        with known_noise_silenced():
+        with known_noise_silenced(), native_stderr_logged():
             self._module = torch.jit.load(artifact.path, map_location="cpu")
         self._torch = torch
         self._pinned = _TorchThreads(torch, threads)
         self._dtype = torch.float16 if artifact.precision == "fp16" else torch.float32
         self._tensor = torch.zeros(artifact.input_shape)
         self._input = self._tensor.numpy()
-        with native_stderr_logged():
-            self._run(self._input)  # the first call compiles, and int8's announces a deprecation
 
     def _run(self, images: np.ndarray) -> np.ndarray:
         np.copyto(self._input, images)

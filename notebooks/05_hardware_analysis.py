@@ -117,8 +117,10 @@ ceilings.round(1)
 # Left of the ridge, moving bytes binds; right of it, computing does. A point far below both roofs is
 # bound by neither: on a network this small, the calls themselves cost more than the work in them.
 
-# %% tags=["nbval-ignore-output"]
+# %%
 unpruned = sweep[(sweep["pruning_level"] == 0) & (sweep["status"] == "ok")]
+
+# %% tags=["nbval-ignore-output"]
 rows = [
     hardware_summary(
         layerwise_breakdown(baseline, input_shape=shape, precision=row.precision),
