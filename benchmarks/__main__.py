@@ -9,6 +9,7 @@ from benchmarks import pages, quality, runtimes, study
 BENCHMARKS = {
     "harness": study.harness_overhead,
     "usual-way": study.speed_against_the_usual_way,
+    "usual-accuracy": study.accuracy_against_the_usual_way,
     "repeatability": study.repeatability,
     "small-cnn": runtimes.small_cnn,
     "mobilenet-v3-small": partial(runtimes.backbone, "mobilenet_v3_small", goal=1.4),
