@@ -157,6 +157,7 @@ def prepare_candidate(
         )
         share = verify_label(artifact)
         logits = session_logits(load_session(artifact, threads=1), images)
+        sizes = static_facts(model, artifact)
     except Exception as error:  # exporters and runtimes raise whatever they like
         logger.exception("candidate %s failed", spec.name)
         return Candidate(spec, error=f"{type(error).__name__}: {error}")
@@ -165,7 +166,7 @@ def prepare_candidate(
         **quality_row(labels, logits.argmax(1), num_classes=logits.shape[1]),
         "agreement": agreement(parent, logits.argmax(1)),
         "int8_mac_share": share,
-        **static_facts(model, artifact),
+        **sizes,
     }
     return Candidate(spec, artifact, facts, logits)
 
