@@ -7,8 +7,9 @@ from edgeopt.browser import find_browser, open_browser
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
+    """Ends with the module: Playwright allows no second session beside an open one."""
     try:
         find_browser()
     except FileNotFoundError as error:
