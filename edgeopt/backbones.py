@@ -19,11 +19,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from edgeopt import __version__
-from edgeopt.candidates import Candidate, CandidateSpec, static_facts
-from edgeopt.coverage import verify_label
+from edgeopt.candidates import Candidate, CandidateSpec, artifact_facts, with_agreement
 from edgeopt.data import Split, Splits
 from edgeopt.mending import Mended, mend
-from edgeopt.metrics import agreement, quality_row
 from edgeopt.model import build_model, dump_weights, load_weights, set_deterministic
 from edgeopt.probing import last_layer, run_named
 from edgeopt.pruning import prune_to_macs
@@ -130,14 +128,9 @@ def mend_backbone(
     remedy = rungs.loc[rungs["reached" if mended.reached else "accuracy"].idxmax(), "remedy"]
     spec = MendedSpec(0.0, artifact.precision, artifact.runtime, "baseline", name, seed, remedy)
     logits = session_logits(load_session(artifact), images.numpy())
+    facts = artifact_facts(artifact, model=mended.model, logits=logits, labels=labels.numpy())
     parent = predict_logits(model, images).argmax(1).numpy()
-    facts = {
-        **quality_row(labels.numpy(), logits.argmax(1), num_classes=logits.shape[1]),
-        "agreement": agreement(parent, logits.argmax(1)),
-        "int8_mac_share": verify_label(artifact),
-        **static_facts(mended.model, artifact),
-    }
-    return Candidate(spec, artifact, facts, logits), mended
+    return with_agreement(Candidate(spec, artifact, facts, logits), parent), mended
 
 
 def int8_cost(table: pd.DataFrame) -> pd.DataFrame:

@@ -155,19 +155,11 @@ def prepare_candidate(
             calibration_batches=calibration_batches,
             options=options,
         )
-        share = verify_label(artifact)
         logits = session_logits(load_session(artifact, threads=1), images)
-        sizes = static_facts(model, artifact)
+        facts = artifact_facts(artifact, model=model, logits=logits, labels=labels)
     except Exception as error:  # exporters and runtimes raise whatever they like
         logger.exception("candidate %s failed", spec.name)
         return Candidate(spec, error=f"{type(error).__name__}: {error}")
-    parent = predict_logits(model, torch.from_numpy(images)).argmax(1).numpy()
-    facts = {
-        **quality_row(labels, logits.argmax(1), num_classes=logits.shape[1]),
-        "agreement": agreement(parent, logits.argmax(1)),
-        "int8_mac_share": share,
-        **sizes,
-    }
     return Candidate(spec, artifact, facts, logits)
 
 
@@ -175,8 +167,19 @@ def _takes_scheme(spec: CandidateSpec) -> bool:
     return spec.precision == "int8" and spec.runtime in ("onnxruntime", "openvino")
 
 
+def artifact_facts(
+    artifact: Artifact, *, model: nn.Module, logits: np.ndarray, labels: np.ndarray
+) -> dict[str, Any]:
+    """Prove an artifact's label, score its logits, and count what needs no clock."""
+    return {
+        "int8_mac_share": verify_label(artifact),
+        **quality_row(labels, logits.argmax(1), num_classes=logits.shape[1]),
+        **static_facts(model, artifact),
+    }
+
+
 def static_facts(model: nn.Module, artifact: Artifact) -> dict[str, Any]:
-    """Count what needs no clock: parameters, MACs, bytes of artifact, weights and activations.
+    """Count parameters, MACs, and the bytes of artifact, weights and activations.
 
     Activations are counted by liveness over the torch graph, every element in the size of the
     artifact's precision.
@@ -199,11 +202,35 @@ def static_facts(model: nn.Module, artifact: Artifact) -> dict[str, Any]:
 
 
 def prepare_candidates(
-    specs: Sequence[CandidateSpec], *, executor: Executor | None = None, **options: Any
+    specs: Sequence[CandidateSpec],
+    *,
+    models: Mapping[tuple[int, float], nn.Module],
+    images: np.ndarray,
+    executor: Executor | None = None,
+    **options: Any,
 ) -> list[Candidate]:
-    """Prepare every candidate, in order; ``options`` are those of :func:`prepare_candidate`."""
-    prepare = partial(prepare_candidate, **options)
-    return list((executor.map if executor else map)(prepare, specs))
+    """Prepare every candidate, in order, and add its ``agreement`` with its network in torch.
+
+    ``options`` are the others of :func:`prepare_candidate`.
+    """
+    prepare = partial(prepare_candidate, models=models, images=images, **options)
+    candidates = list((executor.map if executor else map)(prepare, specs))
+    parents = {
+        key: predict_logits(models[key], torch.from_numpy(images)).argmax(1).numpy()
+        for key in {(spec.seed, spec.pruning_level) for spec in specs}
+    }
+    return [
+        with_agreement(candidate, parents[candidate.spec.seed, candidate.spec.pruning_level])
+        for candidate in candidates
+    ]
+
+
+def with_agreement(candidate: Candidate, parent: np.ndarray) -> Candidate:
+    """Add the share of images on which a candidate answers as its fp32 parent [N] does."""
+    if candidate.logits is None:
+        return candidate
+    facts = {**candidate.facts, "agreement": agreement(parent, candidate.logits.argmax(1))}
+    return replace(candidate, facts=facts)
 
 
 def artifact_of(row: Any, directory: Path, *, input_shape: tuple[int, ...]) -> Artifact:

@@ -49,7 +49,7 @@ def options(trained, striped, tmp_path):
     ("runtime", "precision"), [(r, p) for r, known in PRECISIONS_OF_RUNTIME.items() for p in known]
 )
 def test_every_runtime_and_precision_is_what_its_label_says(runtime, precision, options, trained):
-    candidate = prepare_candidate(CandidateSpec(0.0, precision, runtime), **options)
+    [candidate] = prepare_candidates([CandidateSpec(0.0, precision, runtime)], **options)
     assert candidate.error == ""
     parent = predict_logits(trained, torch.from_numpy(options["images"])).numpy()
     assert candidate.facts["agreement"] == np.mean(parent.argmax(1) == candidate.logits.argmax(1))
