@@ -1,13 +1,16 @@
 """The user's own images: one sub-folder per class, read through torchvision's ImageFolder."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
 
-from edgeopt._torchvision import datasets, transforms
 from edgeopt.fetch import combined_checksum, sha256_of
 from edgeopt.pool import LabelledImages, Pool, carve, without_duplicates
+
+if TYPE_CHECKING:
+    from edgeopt._torchvision import datasets, transforms
 
 FOLDER_PREFIX = "folder:"
 ROLES = 4
@@ -49,14 +52,18 @@ def load_folder(
     )
 
 
-def _transform(*, image_size: int | None, channels: int | None) -> transforms.Compose:
+def _transform(*, image_size: int | None, channels: int | None) -> "transforms.Compose":
+    from edgeopt._torchvision import transforms
+
     steps = [transforms.Grayscale()] if channels == 1 else []
     if image_size is not None:
         steps.append(transforms.Resize((image_size, image_size), antialias=True))
     return transforms.Compose([*steps, transforms.PILToTensor()])
 
 
-def _open_folder(root: Path, *, transform: transforms.Compose) -> datasets.ImageFolder:
+def _open_folder(root: Path, *, transform: "transforms.Compose") -> "datasets.ImageFolder":
+    from edgeopt._torchvision import datasets
+
     if not root.is_dir():
         raise ValueError(
             f"{FOLDER_PREFIX}{root} is no folder; it must be one with a sub-folder per class"
@@ -72,7 +79,7 @@ def _open_folder(root: Path, *, transform: transforms.Compose) -> datasets.Image
     return folder
 
 
-def _read_images(folder: datasets.ImageFolder, *, root: Path) -> LabelledImages:
+def _read_images(folder: "datasets.ImageFolder", *, root: Path) -> LabelledImages:
     first_path = folder.samples[0][0]
     images = []
     for position in tqdm(
@@ -89,7 +96,7 @@ def _read_images(folder: datasets.ImageFolder, *, root: Path) -> LabelledImages:
     return LabelledImages(torch.stack(images), torch.tensor(folder.targets))
 
 
-def _read_image(folder: datasets.ImageFolder, position: int, *, path: str) -> torch.Tensor:
+def _read_image(folder: "datasets.ImageFolder", position: int, *, path: str) -> torch.Tensor:
     try:
         return folder[position][0]
     except (OSError, SyntaxError, ValueError) as error:
@@ -136,7 +143,7 @@ def _concatenated(parts: list[LabelledImages]) -> LabelledImages:
     )
 
 
-def _checksum(folder: datasets.ImageFolder, *, root: Path) -> str:
+def _checksum(folder: "datasets.ImageFolder", *, root: Path) -> str:
     """Checksum over relative names and bytes of all image files."""
     files = [Path(path) for path, _ in folder.samples]
     return combined_checksum({path.relative_to(root).as_posix(): sha256_of(path) for path in files})

