@@ -117,7 +117,7 @@ def test_f1(candidates: list[Candidate], splits: Splits) -> dict[str, float]:
     labels, classes = splits.test.labels.numpy(), len(splits.class_names)
     answers = score(candidates, splits.test)
     return {
-        name: quality_row(labels, answer, num_classes=classes)["macro_f1"]
+        name: quality_row(labels, answer[0], num_classes=classes)["macro_f1"]
         for name, answer in answers.items()
     }
 

@@ -303,14 +303,21 @@ def fp32_parents(candidates: Sequence[Candidate]) -> dict[str, str]:
     return parents
 
 
-def score(candidates: Sequence[Candidate], split: Split) -> dict[str, np.ndarray]:
-    """Predicted classes [N] of every prepared candidate on a split, by its own artifact."""
-    images = split.images.numpy()
-    return {
-        candidate.name: session_logits(load_session(candidate.artifact), images).argmax(1)
-        for candidate in candidates
-        if candidate.artifact and not candidate.error
-    }
+def score(
+    candidates: Sequence[Candidate], split: Split, *, executor: Executor | None = None
+) -> dict[str, np.ndarray]:
+    """Predicted classes [seeds, N] of every prepared candidate on a split, by its own artifacts."""
+    ran = [candidate for candidate in candidates if candidate.artifact and not candidate.error]
+    classify = partial(_classify, images=split.images.numpy())
+    answers: dict[str, list[np.ndarray]] = {}
+    found = (executor.map if executor else map)(classify, [c.artifact for c in ran])
+    for candidate, classes in zip(ran, found, strict=True):
+        answers.setdefault(candidate.name, []).append(classes)
+    return {name: np.stack(classes) for name, classes in answers.items()}
+
+
+def _classify(artifact: Artifact, *, images: np.ndarray) -> np.ndarray:
+    return session_logits(load_session(artifact), images).argmax(1)
 
 
 def gather(loader: Iterable) -> tuple[np.ndarray, np.ndarray]:

@@ -75,7 +75,8 @@ def tested(pick: Mapping[str, Any]) -> str:
     """Say how the pick did on the test images; empty when it was not scored on them."""
     if not known(pick.get("test_accuracy")):
         return ""
-    return f"{with_unit(pick['test_accuracy'], 'test_accuracy')} on test images, scored once"
+    words = f"{with_unit(pick['test_accuracy'], 'test_accuracy')} on test images, scored once"
+    return ", ".join(filter(None, (words, interval(pick, "test_accuracy"))))
 
 
 def interval(row: Mapping[str, Any], name: str) -> str:

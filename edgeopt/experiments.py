@@ -21,7 +21,7 @@ from edgeopt.candidates import (
     with_failures,
 )
 from edgeopt.energy import energy_model_j, energy_proxy_j
-from edgeopt.metrics import per_class_table
+from edgeopt.metrics import per_class_table, wilson_interval
 from edgeopt.pruning import structured_channel_prune
 from edgeopt.quantization import precision_variant
 from edgeopt.selection import apply_budgets, pareto_frontier
@@ -29,6 +29,7 @@ from edgeopt.statistics import two_level_interval
 from edgeopt.training import train_model
 
 __all__ = [
+    "accuracy_over_seeds",
     "candidate_table",
     "pareto_frontier",
     "precision_variant",
@@ -230,28 +231,33 @@ def with_seeds(
     """Put the mean accuracy over seeds and its interval in the place of the first seed's.
 
     ``candidates`` are those of all seeds, prepared on the same images. Adds ``seeds``, the number
-    of trainings. The interval is over both other seeds and other images; with one seed it stays
-    Wilson's, over images alone.
+    of trainings.
     """
-    correct: dict[str, list[np.ndarray]] = {}
+    hits: dict[str, list[np.ndarray]] = {}
     for candidate in candidates:
         if candidate.logits is not None:
-            hits = candidate.logits.argmax(1) == labels
-            correct.setdefault(candidate.name, []).append(hits)
+            hits.setdefault(candidate.name, []).append(candidate.logits.argmax(1) == labels)
+    table = accuracy_over_seeds({name: np.stack(rows) for name, rows in hits.items()})
+    return sweep.drop(columns=table.columns[2:]).merge(table, "left", "candidate")
+
+
+def accuracy_over_seeds(correct: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """Accuracy of every candidate from its right answers [seeds, images], with its interval.
+
+    Columns: candidate, seeds, accuracy, accuracy_low, accuracy_high. The interval is over both
+    other seeds and other images; with one seed, or where all answers are right or all wrong, it
+    is Wilson's, over images alone.
+    """
     rows = [
         {"candidate": name, "seeds": len(hits), **_seed_interval(hits)}
         for name, hits in correct.items()
     ]
-    joined = sweep.merge(pd.DataFrame(rows), "left", "candidate", suffixes=("", "_over_seeds"))
-    for column in ("accuracy", "accuracy_low", "accuracy_high"):
-        joined[column] = joined.pop(f"{column}_over_seeds").fillna(joined[column])
-    return joined
+    columns = ["candidate", "seeds", "accuracy", "accuracy_low", "accuracy_high"]
+    return pd.DataFrame(rows, columns=columns)
 
 
-def _seed_interval(hits: Sequence[np.ndarray]) -> dict[str, float]:
-    interval = two_level_interval(np.stack(hits))
-    return {
-        "accuracy": interval.mean,
-        "accuracy_low": interval.low,
-        "accuracy_high": interval.high,
-    }
+def _seed_interval(hits: np.ndarray) -> dict[str, float]:
+    mean, low, high = two_level_interval(hits)
+    if np.isnan(low):
+        low, high = wilson_interval(int(hits[0].sum()), len(hits[0]))
+    return {"accuracy": mean, "accuracy_low": low, "accuracy_high": high}

@@ -21,6 +21,7 @@ from edgeopt.candidates import (
     with_failures,
 )
 from edgeopt.data import Split
+from edgeopt.model import SmallCNN
 from edgeopt.runtimes import load_session
 from edgeopt.schema import PRECISIONS_OF_RUNTIME
 from edgeopt.training import fit, predict_logits
@@ -28,8 +29,6 @@ from edgeopt.training import fit, predict_logits
 
 @pytest.fixture(scope="session")
 def trained(striped):
-    from edgeopt.model import SmallCNN
-
     loader = striped.loader(32, shuffle=True, seed=0)
     return fit(SmallCNN(6, 8, 4), loader, epochs=3, learning_rate=0.01, progress=False).model
 
@@ -118,7 +117,19 @@ def test_score_runs_the_artifacts_that_were_prepared(options, striped):
     candidates = [*prepare_candidates(grid([0.0], ["fp32"], ["torch"]), **options), failed]
     scored = score(candidates, Split(striped.images[:64], striped.labels[:64]))
     assert list(scored) == [candidates[0].name]
-    np.testing.assert_array_equal(scored[candidates[0].name], candidates[0].logits.argmax(1))
+    np.testing.assert_array_equal(scored[candidates[0].name], [candidates[0].logits.argmax(1)])
+
+
+def test_score_has_a_row_per_seed_in_their_order(options, striped):
+    [first] = prepare_candidates([CandidateSpec(0.0, "fp32")], **options)
+    options["models"] = {(1, 0.0): SmallCNN(6, 8, 4)}
+    [second] = prepare_candidates([CandidateSpec(0.0, "fp32", seed=1)], **options)
+    with ThreadPoolExecutor(1) as executor:
+        scored = score(
+            [first, second], Split(striped.images[:64], striped.labels[:64]), executor=executor
+        )
+    expected = [first.logits.argmax(1), second.logits.argmax(1)]
+    np.testing.assert_array_equal(scored[first.name], expected)
 
 
 def test_losses_are_counted_from_the_same_network_in_fp32():

@@ -4,7 +4,13 @@ import pytest
 
 from edgeopt.candidates import Candidate, CandidateSpec
 from edgeopt.energy import energy_model_j
-from edgeopt.experiments import recall_table, run_sweep, with_energy, with_seeds
+from edgeopt.experiments import (
+    accuracy_over_seeds,
+    recall_table,
+    run_sweep,
+    with_energy,
+    with_seeds,
+)
 from edgeopt.model import SmallCNN
 from edgeopt.training import fit
 
@@ -145,9 +151,8 @@ def test_accuracy_over_seeds_is_their_mean():
         }
     )
     joined = with_seeds(sweep, seeds, labels=labels)
-    assert joined["accuracy"].tolist() == [0.75, 0.5]
+    assert joined["accuracy"].tolist() == pytest.approx([0.75, np.nan], nan_ok=True)
     assert joined["seeds"].tolist()[0] == 2
-    assert joined["accuracy_low"][1] == 0.2
 
 
 def test_one_seed_keeps_the_interval_over_images():
@@ -162,11 +167,21 @@ def test_one_seed_keeps_the_interval_over_images():
         }
     )
     joined = with_seeds(sweep, [only], labels=labels)
-    assert joined[["accuracy", "accuracy_low", "accuracy_high"]].iloc[0].tolist() == [
-        0.75,
-        0.3,
-        0.95,
-    ]
+    # Wilson, 3 of 4, z = 1.96: (0.75 + 0.4802 +- 1.96 sqrt(0.0469 + 0.0600)) / 1.9604
+    numbers = joined[["accuracy", "accuracy_low", "accuracy_high"]].iloc[0].tolist()
+    assert numbers == pytest.approx([0.75, 0.3006, 0.9544], abs=1e-4)
+
+
+def test_accuracy_over_seeds_and_images_is_wider_than_over_images_alone():
+    images = np.random.default_rng(0).random(400)
+    unequal = np.stack([images < share for share in (0.7, 0.8, 0.9)])
+    table = accuracy_over_seeds({"net": unequal, "perfect": np.ones((3, 400), bool)})
+    table = table.set_index("candidate")
+    assert table.loc["net", "accuracy"] == unequal.mean()
+    # three seeds 0.1 apart: Student's t on them alone is +- 4.303 x 0.1 / sqrt(3)
+    assert table.loc["net", "accuracy_high"] - table.loc["net", "accuracy"] > 0.2
+    # all right: Wilson's low end, n / (n + z^2)
+    assert table.loc["perfect", "accuracy_low"] == pytest.approx(400 / (400 + 1.96**2), abs=1e-4)
 
 
 def test_recalls_of_every_class_and_candidate():

@@ -91,6 +91,10 @@ def test_what_was_measured_after_the_choice_is_on_the_card(reports):
     summary = decide(sweep, gates=Gates()).to_dict()
     page = index_of(reports, sweep.assign(test_accuracy=0.8123), summary)
     assert "81.2% on test images, scored once" in page.find(class_="card").text
+    bounds = {"test_accuracy_low": 0.8011, "test_accuracy_high": 0.8234}
+    page = index_of(reports, sweep.assign(test_accuracy=0.8123, **bounds), summary)
+    expected = "81.2% on test images, scored once, 95% interval 80.1% to 82.3%"
+    assert expected in page.find(class_="card").text
 
 
 def test_the_explorer_holds_every_candidate_in_display_units(reports):
