@@ -48,7 +48,14 @@ class ByValue(dict):
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return pickle.loads, (pickle.dumps(dict(self)),)
+        return _from_bytes, (pickle.dumps(dict(self)),)
+
+
+def _from_bytes(content: bytes) -> dict[Any, nn.Module]:
+    # pickle would import torchvision, which may not load by itself
+    import edgeopt._torchvision  # noqa: F401
+
+    return pickle.loads(content)
 
 
 @dataclass(frozen=True)

@@ -125,27 +125,6 @@ def resampled_medians(samples: pd.DataFrame, weights: NDArray[np.int64]) -> NDAr
     return latencies[(2 * below >= below[:, -1:]).argmax(axis=1)]
 
 
-def drift_table(samples: pd.DataFrame) -> pd.DataFrame:
-    """Median of each candidate's round over its median of all rounds: ``relative_median``."""
-    check_samples(samples)
-    overall = samples.groupby("candidate", sort=False)["latency_ms"].transform("median")
-    relative = samples.assign(relative_median=samples["latency_ms"] / overall)
-    keys = ["candidate", "round"]
-    return relative.groupby(keys, sort=False)["relative_median"].median().reset_index()
-
-
-def harness_overhead_ns(*, calls: int = 10_000, repeats: int = 5) -> float:
-    """Nanoseconds per call of the timed loop around a session that does nothing."""
-    _require_at_least(1, calls=calls, repeats=repeats)
-    costs = []
-    for _ in range(repeats):
-        with _garbage_collector_off():
-            start = time.perf_counter_ns()
-            _timed_calls(_do_nothing, np.zeros(1), calls=calls, warmup=0)
-            costs.append((time.perf_counter_ns() - start) / calls)
-    return min(costs)
-
-
 @contextmanager
 def fixed_threads(threads: int) -> Iterator[None]:
     """Let torch use ``threads`` threads inside the block; at most the CPUs of this process."""
@@ -238,10 +217,6 @@ def _garbage_collector_off() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
-
-
-def _do_nothing(batch: NDArray) -> None:
-    """Stand for a session that costs nothing."""
 
 
 def _require_at_least(smallest: int, **counts: int) -> None:

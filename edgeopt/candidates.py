@@ -1,6 +1,7 @@
 """Candidates: what each is, how it is prepared, timed beside the others, and scored."""
 
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from edgeopt.artifact import Artifact
 from edgeopt.benchmark import measure_latency
 from edgeopt.coverage import verify_label
 from edgeopt.data import Split
+from edgeopt.energy import POWERCAP_ROOT, measured_energy_j, measured_energy_unavailable
 from edgeopt.export import export_artifact
 from edgeopt.export_onnx import DEFAULT_OPTIONS, Int8Options
 from edgeopt.footprint import artifact_weight_bytes, peak_activation_bytes
@@ -24,7 +26,7 @@ from edgeopt.host import Int8Scheme
 from edgeopt.metrics import agreement, quality_row
 from edgeopt.pruning import count_macs
 from edgeopt.resident import resident_memory
-from edgeopt.runtimes import load_session, session_logits
+from edgeopt.runtimes import Session, load_session, session_logits
 from edgeopt.schema import (
     ELEMENT_BYTES,
     MIB,
@@ -274,6 +276,40 @@ def peak_rss_table(
             "idle_rss_bytes": [memory.baseline_bytes for memory in memories],
         }
     )
+
+
+def measured_energy_table(
+    candidates: Sequence[Candidate],
+    batch: np.ndarray,
+    *,
+    threads: int = 1,
+    seconds: float = 0.5,
+    powercap_root: Path = POWERCAP_ROOT,
+) -> pd.DataFrame:
+    """Joules per call of every prepared candidate, by RAPL: candidate, energy_measured_j.
+
+    Each is called for about ``seconds``, alone on the machine, whose idle power is in the number.
+    NaN for all where RAPL cannot be read.
+    """
+    prepared = [candidate for candidate in candidates if candidate.artifact]
+    joules = np.nan
+    if not measured_energy_unavailable(powercap_root=powercap_root):
+        joules = [
+            _joules_per_call(
+                load_session(candidate.artifact, threads=threads), batch, seconds, powercap_root
+            )
+            for candidate in prepared
+        ]
+    names = [candidate.name for candidate in prepared]
+    return pd.DataFrame({"candidate": names, "energy_measured_j": joules})
+
+
+def _joules_per_call(
+    session: Session, batch: np.ndarray, seconds: float, powercap_root: Path
+) -> float:
+    pace = measure_latency({"it": session}, batch, rounds=1, calls_per_round=20)["latency_ms"]
+    calls = math.ceil(1e3 * seconds / pace.median())
+    return measured_energy_j(partial(session, batch), calls=calls, powercap_root=powercap_root)
 
 
 def with_failures(candidates: Sequence[Candidate], latency: pd.DataFrame) -> list[Candidate]:

@@ -62,6 +62,7 @@ COLUMNS = {
     "peak_rss_bytes": Column("Peak process RSS", "bytes"),
     "energy_proxy_j": Column("Energy proxy: mean latency x assumed power", "J"),
     "energy_model_j": Column("Energy model: 45 nm operations and traffic", "J"),
+    "energy_measured_j": Column("Energy measured by RAPL", "J"),
     "int8_mac_share": Column("Share of MACs in integer arithmetic"),
     "agreement": Column("Top-1 agreement with the fp32 parent"),
     "macs": Column("Multiply-accumulates", "MACs"),

@@ -22,7 +22,6 @@ __all__ = [
     "detectable_difference",
     "frontier_probability",
     "hypervolume",
-    "mean_interval_over_seeds",
     "paired_comparison",
     "two_level_interval",
 ]
@@ -34,24 +33,6 @@ class Interval(NamedTuple):
     mean: float
     low: float
     high: float
-
-
-def mean_interval_over_seeds(values: ArrayLike, *, confidence: float = 0.95) -> Interval:
-    """Mean over seeds and its Student t interval.
-
-    One seed says nothing about the spread between seeds: ``low`` and ``high`` are then NaN.
-    """
-    check_share(confidence=confidence)
-    values = np.asarray(values, dtype=float)
-    if values.ndim != 1 or values.size == 0:
-        raise ValueError(f"values have shape {values.shape}; allowed: (seeds,) with 1 or more")
-    if not np.isfinite(values).all():
-        raise ValueError("values hold a number that is not finite; leave failed seeds out")
-    mean, seeds = float(values.mean()), len(values)
-    if seeds == 1:
-        return Interval(mean, np.nan, np.nan)
-    half = t.ppf((1 + confidence) / 2, seeds - 1) * values.std(ddof=1) / np.sqrt(seeds)
-    return Interval(mean, mean - half, mean + half)
 
 
 def two_level_interval(correct: ArrayLike, *, confidence: float = 0.95) -> Interval:

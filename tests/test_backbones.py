@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -25,7 +27,7 @@ from edgeopt.candidates import artifact_of
 from edgeopt.data import Split, Splits
 from edgeopt.experiments import candidate_table
 from edgeopt.mending import Mended
-from edgeopt.model import dump_weights, set_deterministic
+from edgeopt.model import build_model, dump_weights, set_deterministic
 from edgeopt.pruning import count_macs
 from edgeopt.recipes import Schedule
 from edgeopt.runtimes import load_session, session_logits
@@ -221,6 +223,19 @@ def test_networks_travel_by_value_and_not_through_shared_memory():
     arrived = ForkingPickler.loads(ForkingPickler.dumps(ByValue({(0, 0.0): network})))
     assert torch.equal(arrived[0, 0.0][0].weight, network[0].weight)
     assert not any(parameter.is_shared() for parameter in network.parameters())
+
+
+def test_a_process_without_torchvision_can_receive_its_networks(tmp_path):
+    network = build_model("mobilenet_v3_small", num_classes=3)
+    sent = tmp_path / "sent"
+    sent.write_bytes(bytes(ForkingPickler.dumps(ByValue({"net": network}))))
+    receive = (
+        "import pathlib, pickle, sys; print(*pickle.loads(pathlib.Path(sys.argv[1]).read_bytes()))"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", receive, str(sent)], capture_output=True, text=True
+    )
+    assert (child.stdout, child.returncode) == ("net\n", 0), child.stderr
 
 
 def test_pruning_leaves_half_the_macs_by_every_criterion_and_a_control(workshop, splits):

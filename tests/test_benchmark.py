@@ -9,9 +9,7 @@ import pytest
 import torch
 
 from edgeopt.benchmark import (
-    drift_table,
     fixed_threads,
-    harness_overhead_ns,
     latency_statistics,
     measure_latency,
     median_interval,
@@ -193,23 +191,12 @@ def test_median_interval_needs_ten_rounds():
     assert np.isfinite(median_interval(samples_of([1.0] * 10, calls=1))).all()
 
 
-def test_drift_table_by_hand():
-    table = drift_table(samples_of([1.0, 1.0, 3.0, 3.0], calls=2))
-    assert table["relative_median"].tolist() == [0.5, 1.5]
-    assert table["round"].tolist() == [0, 1]
-
-
-@pytest.mark.parametrize("function", [latency_statistics, drift_table])
-def test_missing_samples_are_named(function):
+def test_missing_samples_are_named():
     table = samples_of([1.0], calls=1)
     with pytest.raises(ValueError, match="latency samples are empty"):
-        function(table.iloc[:0])
+        latency_statistics(table.iloc[:0])
     with pytest.raises(ValueError, match="latency samples have no column latency_ms"):
-        function(table.drop(columns="latency_ms"))
-
-
-def test_harness_overhead_is_a_positive_time():
-    assert harness_overhead_ns(calls=100) > 0
+        latency_statistics(table.drop(columns="latency_ms"))
 
 
 def test_fixed_threads_sets_and_restores_even_after_an_error():

@@ -14,6 +14,7 @@ from edgeopt.candidates import (
     gather,
     grid,
     measure_candidates,
+    measured_energy_table,
     peak_rss_table,
     prepare_candidate,
     prepare_candidates,
@@ -154,6 +155,26 @@ def test_resident_memory_holds_at_least_what_the_process_held_before(options):
     table = peak_rss_table(candidates)
     assert list(table["candidate"]) == [candidates[0].name]
     assert (table["peak_rss_bytes"] > table["idle_rss_bytes"]).all()
+
+
+def test_measured_energy_is_what_the_counter_gained_per_call(options, tmp_path, monkeypatch):
+    candidates = prepare_candidates(grid([0.0], ["fp32"], ["torch"]), **options)
+    image = options["images"][:1]
+    nothing = measured_energy_table(candidates, image, powercap_root=tmp_path / "none")
+    assert nothing["energy_measured_j"].isna().all()
+    package = tmp_path / "intel-rapl:0"
+    package.mkdir()
+    (package / "name").write_text("package-0\n")
+    counter = package / "energy_uj"
+    counter.write_text("0\n")
+
+    class Metered:
+        def __call__(self, batch):
+            counter.write_text(f"{int(counter.read_text()) + 250}\n")
+
+    monkeypatch.setattr("edgeopt.candidates.load_session", lambda *_, **__: Metered())
+    table = measured_energy_table(candidates, image, seconds=0.01, powercap_root=tmp_path)
+    assert table["energy_measured_j"].tolist() == pytest.approx([250e-6])
 
 
 def test_an_artifact_is_found_again_from_its_row(options):

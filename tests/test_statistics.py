@@ -12,7 +12,6 @@ from edgeopt.metrics import wilson_interval
 from edgeopt.statistics import (
     frontier_probability,
     hypervolume,
-    mean_interval_over_seeds,
     two_level_interval,
 )
 
@@ -34,33 +33,6 @@ def latency_samples(medians, *, rounds=10, calls=5, spread=0.0):
 
 def answers(accuracy, *, images=200):
     return np.arange(images) < round(accuracy * images)
-
-
-def test_interval_over_seeds_by_hand():
-    # mean 0.88, sample deviation 0.02, t(0.975, 2) = 4.302653
-    interval = mean_interval_over_seeds([0.86, 0.88, 0.90])
-    half = 4.302653 * 0.02 / np.sqrt(3)
-    assert interval == pytest.approx((0.88, 0.88 - half, 0.88 + half), abs=1e-6)
-
-
-def test_one_seed_has_a_mean_and_no_interval():
-    interval = mean_interval_over_seeds([0.9])
-    assert interval.mean == 0.9
-    assert np.isnan([interval.low, interval.high]).all()
-
-
-@pytest.mark.parametrize(
-    ("values", "options", "message"),
-    [
-        ([], {}, r"values have shape \(0,\); allowed: \(seeds,\)"),
-        ([[0.9]], {}, r"values have shape \(1, 1\)"),
-        ([0.9, np.nan], {}, "values hold a number that is not finite; leave failed seeds out"),
-        ([0.9, 0.8], {"confidence": 95}, "confidence is 95; allowed: above 0 and below 1"),
-    ],
-)
-def test_interval_over_seeds_refuses(values, options, message):
-    with pytest.raises(ValueError, match=message):
-        mean_interval_over_seeds(values, **options)
 
 
 def test_two_level_interval_of_identical_seeds_is_the_interval_over_images():
@@ -215,14 +187,6 @@ def logistic_accuracy(rng, *, spread, count=2_000_000):
 def test_wilson_interval_covers_95_percent():
     right = np.random.default_rng(0).binomial(3000, 0.88, size=4000)
     intervals = [wilson_interval(correct, 3000) for correct in right]
-    assert 0.93 <= coverage(intervals, 0.88) <= 0.97
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seeds", [3, 5, 10])
-def test_interval_over_seeds_covers_95_percent(seeds):
-    accuracies = np.random.default_rng(0).normal(0.88, 0.01, size=(4000, seeds))
-    intervals = [mean_interval_over_seeds(values)[1:] for values in accuracies]
     assert 0.93 <= coverage(intervals, 0.88) <= 0.97
 
 
