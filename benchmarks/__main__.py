@@ -4,7 +4,7 @@ import argparse
 import sys
 from functools import partial
 
-from benchmarks import pages, quality, runtimes, study
+from benchmarks import backbones, pages, quality, runtimes, study
 
 BENCHMARKS = {
     "harness": study.harness_overhead,
@@ -15,11 +15,12 @@ BENCHMARKS = {
     "mobilenet-v3-small": partial(runtimes.backbone, "mobilenet_v3_small", goal=1.4),
     "mobilenet-v3-large": partial(runtimes.backbone, "mobilenet_v3_large", goal=1.3),
     "quality": quality.default_run,
+    "backbones": backbones.backbones,
     "index-page": pages.index_page,
     "filter": pages.filter_time,
     "five-seeds": pages.five_seeds,
 }
-ON_REQUEST = {"five-seeds"}  # minutes
+ON_REQUEST = {"five-seeds", "backbones"}  # minutes, and half an hour
 
 
 def main() -> None:

@@ -1,6 +1,5 @@
 """The file that a runtime loads and what it is; nothing heavy is imported here."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,9 +36,3 @@ def check_target(runtime: str, precision: str, input_shape: tuple[int, ...]) -> 
     require_known(precision, allowed=known, what=f"precision of the {runtime} runtime")
     if len(input_shape) != 4 or min(input_shape) < 1:
         raise ValueError(f"input_shape is {tuple(input_shape)}; allowed: [B, C, H, W], each >= 1")
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import os
 import pickle
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from edgeopt import __version__
 from edgeopt.candidates import Candidate, CandidateSpec, artifact_facts, with_agreement
 from edgeopt.data import Split, Splits
+from edgeopt.files import write_atomically
 from edgeopt.mending import Mended, mend
 from edgeopt.model import build_model, dump_weights, load_weights, set_deterministic
 from edgeopt.probing import last_layer, run_named
@@ -234,10 +234,7 @@ def _fit_once(
         loader = train.loader(batch, shuffle=True, seed=seed)
         options = {"epochs": epochs, "learning_rate": rate, "cosine": True, "progress": False}
         fitted = fit(_quick_to_settle(model), loader, **options).model
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(dump_weights(fitted))
-        temporary.replace(path)
+        write_atomically(path, dump_weights(fitted))
     return load_weights(copy.deepcopy(model), path).eval()
 
 

@@ -3,7 +3,6 @@
 import argparse
 import logging
 import numbers
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from edgeopt.embedded import (
     packed,
 )
 from edgeopt.fetch import SourcesUnreachableError, combined_checksum, fetch
+from edgeopt.files import write_atomically
 from edgeopt.folder import FOLDER_PREFIX, load_folder
 from edgeopt.pool import LabelledImages, Pool, carve, stratified_order, without_duplicates
 from edgeopt.schema import DATASETS, require_known
@@ -209,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         arrays = build_embedded(options.data_dir)
         if options.output is not None:
-            _write_whole(options.output, packed(arrays))
+            write_atomically(options.output, packed(arrays))
         differences = differences_from_shipped(arrays, EMBEDDED_FILE)
     except (OSError, ValueError, SourcesUnreachableError) as error:
         logger.error("%s", error)
@@ -217,15 +217,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verdict = f"differs in {'; '.join(differences)}" if differences else "is equal byte for byte"
     logger.info("rebuilt %s: %s %s", EMBEDDED_NAME, EMBEDDED_FILE.name, verdict)
     return int(bool(differences))
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

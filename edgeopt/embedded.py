@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edgeopt.fetch import CorruptFileError, fetch, sha256_of
+from edgeopt.fetch import CorruptFileError, fetch
+from edgeopt.files import file_sha256
 from edgeopt.pool import LabelledImages, Pool, image_contents
 from edgeopt.sources import FULL_SETS
 
@@ -26,7 +27,7 @@ def load_embedded(path: Path = EMBEDDED_FILE, *, sha256: str = EMBEDDED_SHA256) 
     """Return the shipped images after checking the file's bytes."""
     if not path.exists():
         raise FileNotFoundError(f"the embedded data set {path} is missing; reinstall edgeopt")
-    found = sha256_of(path)
+    found = file_sha256(path)
     if found != sha256:
         raise CorruptFileError(
             f"{path} is truncated or corrupt: its {path.stat().st_size} bytes have SHA-256 "

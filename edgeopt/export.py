@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from edgeopt._upstream import RuntimeUnavailable, known_noise_silenced, native_stderr_logged
-from edgeopt.artifact import Artifact, check_target, file_sha256
+from edgeopt.artifact import Artifact, check_target
 from edgeopt.export_executorch import write_executorch
 from edgeopt.export_onnx import DEFAULT_OPTIONS, Int8Options, write_onnx
+from edgeopt.files import file_sha256, replacing
 from edgeopt.parity import ExportError, check_parity, parity_images
 from edgeopt.quantization import collect_calibration, precision_variant, quantized_engine
 
@@ -77,7 +77,7 @@ def export_artifact(
     parent = copy.deepcopy(model).cpu().eval()
     target = _with_suffix(Path(path), SUFFIXES[runtime])
     label = f"{type(model).__name__} to {target.name} ({runtime} {precision})"
-    with _failure_named(label), _replacing(target) as temporary:
+    with _failure_named(label), replacing(target) as temporary:
         if runtime == "torch":
             _write_torchscript(parent, temporary, calibration=calibration, **request)
         elif runtime == "executorch":
@@ -138,14 +138,3 @@ def _failure_named(label: str) -> Iterator[None]:
         raise
     except Exception as error:  # exporters and quantizers raise whatever they like
         raise ExportError(f"cannot export {label}: {type(error).__name__}: {error}") from error
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

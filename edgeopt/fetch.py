@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from edgeopt.files import file_sha256
 from edgeopt.sources import FullSet, Source, remote_sources, unpack_gzip
 
 logger = logging.getLogger(__name__)
@@ -32,12 +33,6 @@ class CorruptFileError(ValueError):
 
 class SourcesUnreachableError(RuntimeError):
     """No source delivered a data set; the message lists what was tried."""
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def combined_checksum(sha256: Mapping[str, str]) -> str:
@@ -96,7 +91,7 @@ def _require_digest(path: Path, *, digest: str, culprit: Path) -> None:
 
 def _difference(path: Path, *, digest: str) -> str:
     """Say how a file differs from its SHA-256; nothing where it does not."""
-    found = sha256_of(path)
+    found = file_sha256(path)
     if found == digest:
         return ""
     return f"its {path.stat().st_size} bytes have SHA-256 {found}, expected {digest}"

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm import tqdm
 
-from edgeopt.fetch import combined_checksum, sha256_of
+from edgeopt.fetch import combined_checksum
+from edgeopt.files import file_sha256
 from edgeopt.pool import LabelledImages, Pool, carve, without_duplicates
 
 if TYPE_CHECKING:
@@ -146,4 +147,6 @@ def _concatenated(parts: list[LabelledImages]) -> LabelledImages:
 def _checksum(folder: "datasets.ImageFolder", *, root: Path) -> str:
     """Checksum over relative names and bytes of all image files."""
     files = [Path(path) for path, _ in folder.samples]
-    return combined_checksum({path.relative_to(root).as_posix(): sha256_of(path) for path in files})
+    return combined_checksum(
+        {path.relative_to(root).as_posix(): file_sha256(path) for path in files}
+    )

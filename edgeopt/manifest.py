@@ -1,7 +1,6 @@
 """What a run was made from and what it left: ``manifest.json``, and the check against it."""
 
 import argparse
-import hashlib
 import json
 import logging
 import platform
@@ -15,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from edgeopt import __version__
+from edgeopt.files import file_sha256
 from edgeopt.host import host_facts, int8_scheme
 from edgeopt.rundir import RunFolder, check_schema, reports_folder
 
@@ -40,12 +40,6 @@ PACKAGES = (
     "nbconvert",
 )
 log = logging.getLogger(__name__)
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def artifact_paths(run: RunFolder) -> dict[str, Path]:
@@ -130,7 +124,7 @@ def provenance(
 def write_manifest(run: RunFolder, facts: Mapping[str, Any]) -> Path:
     """Write ``facts`` with the size and SHA-256 of every file in the run's folder."""
     artifacts = {
-        name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for name, path in artifact_paths(run).items()
     }
     return run.write_json(MANIFEST, {**facts, "artifacts": artifacts})
@@ -168,7 +162,7 @@ def verify(run: RunFolder) -> pd.DataFrame:
     rows = []
     for name in sorted(recorded.keys() | present.keys()):
         expected = recorded.get(name, {}).get("sha256", "")
-        found = sha256_of(present[name]) if name in present else ""
+        found = file_sha256(present[name]) if name in present else ""
         if expected != found:
             problem = "missing" if not found else "differs" if expected else "extra"
             rows.append((name, problem, expected, found))

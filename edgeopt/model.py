@@ -68,8 +68,11 @@ def build_model(
     Raises
     ------
     ValueError
-        When the name is unknown, or the factory does not return an ``nn.Module``.
+        When the name is unknown, the factory does not return an ``nn.Module``, or torchvision has
+        no weights of this network.
     """
+    if weights == "torchvision" and (name == "small_cnn" or ":" in name):
+        raise ValueError(f"torchvision has no weights of {name!r}; allowed: a local state dict")
     if name == "small_cnn":
         model = SmallCNN(conv1_channels, conv2_channels, num_classes)
     elif ":" in name:

@@ -14,7 +14,8 @@ from markupsafe import Markup
 from PIL import Image
 
 from edgeopt import style
-from edgeopt.rundir import ASSETS, FIGURE_DPI, RunFolder, write_atomically
+from edgeopt.files import write_atomically
+from edgeopt.rundir import ASSETS, FIGURE_DPI, RunFolder
 from edgeopt.schema import COLUMNS, MIB, label
 
 SHARES = {"accuracy", "test_accuracy", "macro_f1", "agreement", "int8_mac_share"}

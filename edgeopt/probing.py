@@ -19,7 +19,7 @@ def run_named(model: nn.Module, example_input: Tensor) -> Tensor:
     try:
         with torch.no_grad():
             return model(example_input)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         name = described(model, running[-1])
         shape = tuple(example_input.shape)
         raise ValueError(f"{name} fails on an input of shape {shape}: {error}") from error

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from edgeopt.files import write_atomically
+
 if TYPE_CHECKING:
     from IPython.display import Image
     from matplotlib.axes import Axes
@@ -36,20 +38,6 @@ def reports_folder() -> Path:
     """Folder of all runs: ``$EDGEOPT_REPORTS``, else ``reports``, both seen from the project."""
     folder = Path(os.environ.get(REPORTS_VARIABLE) or "reports")
     return folder if folder.is_absolute() else project_root() / folder
-
-
-def write_atomically(path: Path, content: bytes) -> Path:
-    """Write a whole file under a temporary name, then rename it; make its folder first."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except PermissionError as error:
-        raise PermissionError(f"cannot write {path}: no permission in {path.parent}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
 
 
 def check_schema(value: Any, *, name: str) -> None:

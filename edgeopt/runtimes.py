@@ -16,7 +16,8 @@ from edgeopt._upstream import (
     known_noise_silenced,
     native_stderr_logged,
 )
-from edgeopt.artifact import INPUT, OUTPUT, Artifact, file_sha256
+from edgeopt.artifact import INPUT, OUTPUT, Artifact
+from edgeopt.files import file_sha256
 
 if TYPE_CHECKING:
     from onnxruntime import SessionOptions

@@ -9,8 +9,9 @@ from typing import Any
 
 import nbformat
 
-from edgeopt.manifest import MANIFEST, artifact_paths, sha256_of
-from edgeopt.rundir import RunFolder, write_atomically
+from edgeopt.files import file_sha256, write_atomically
+from edgeopt.manifest import MANIFEST, artifact_paths
+from edgeopt.rundir import RunFolder
 
 INDEX = "index.html"
 PACKAGE = Path(__file__).parent
@@ -52,7 +53,7 @@ def package_digest(package: Path = PACKAGE) -> str:
         for path in sorted(package.rglob("*"))
         if path.is_file() and path.suffix not in PAGE_SUFFIXES and path.name not in PAGE_MODULES
     ]
-    return digest({path.relative_to(package).as_posix(): sha256_of(path) for path in files})
+    return digest({path.relative_to(package).as_posix(): file_sha256(path) for path in files})
 
 
 def stamp_of(
@@ -134,7 +135,7 @@ def outputs_since(run: RunFolder, before: Mapping[str, int]) -> dict[str, str]:
     """SHA-256 of the files that are new or rewritten since ``before``."""
     now = file_times(run)
     changed = [name for name, time in now.items() if before.get(name) != time]
-    return {name: sha256_of(run.path(name)) for name in changed}
+    return {name: file_sha256(run.path(name)) for name in changed}
 
 
 def last_written(records: Iterable[Record | None]) -> dict[str, str]:
@@ -153,7 +154,7 @@ def is_current(
         return False
     present = artifact_paths(run)
     return all(
-        name in present and sha256_of(present[name]) == expected[name] for name in record.outputs
+        name in present and file_sha256(present[name]) == expected[name] for name in record.outputs
     )
 
 

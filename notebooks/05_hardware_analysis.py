@@ -89,7 +89,8 @@ print(f"profiled: {', '.join(profiles)}; unavailable: {unavailable or 'none'}")
 
 # %% tags=["nbval-ignore-output"]
 columns = ["candidate", "layer", "op", "macs_share", "measured_ms", "share"]
-profile = pd.concat([table.assign(candidate=name) for name, table in profiles.items()])[columns]
+tables = [table.assign(candidate=name)[columns] for name, table in profiles.items()]
+profile = pd.concat(tables) if tables else pd.DataFrame(columns=columns)
 folder.write_table("runtime_profiles.csv", profile)
 profile.round(4)
 

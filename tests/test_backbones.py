@@ -218,6 +218,11 @@ def test_an_image_that_the_network_cannot_take_names_the_module(splits):
         start_backbone("alexnet", sized(splits, 40))
 
 
+def test_a_network_for_one_image_size_is_named_too(splits):
+    with pytest.raises(ValueError, match=r"VisionTransformer fails on an input of shape .*224"):
+        start_backbone("vit_b_16", sized(splits, 40))
+
+
 def test_networks_travel_by_value_and_not_through_shared_memory():
     network = tiny(4)
     arrived = ForkingPickler.loads(ForkingPickler.dumps(ByValue({(0, 0.0): network})))

@@ -17,8 +17,8 @@ from edgeopt.fetch import (
     SourcesUnreachableError,
     combined_checksum,
     fetch,
-    sha256_of,
 )
+from edgeopt.files import file_sha256
 from edgeopt.sources import FULL_SETS, IDX_FILES, FullSet
 
 CONTENTS = {name: name.encode() * 40 for name in IDX_FILES}
@@ -238,7 +238,7 @@ def test_checksums_agree_with_hashlib(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(b"abc")
     digest = hashlib.sha256(b"abc").hexdigest()
-    assert sha256_of(path) == digest
+    assert file_sha256(path) == digest
     listing = f"{digest}  a\n{digest}  b\n".encode()
     assert combined_checksum({"b": digest, "a": digest}) == hashlib.sha256(listing).hexdigest()
 

@@ -18,7 +18,7 @@ from edgeopt.recipes import Schedule
 
 ROOT = Path(__file__).parent.parent
 ROOMS = (
-    {"schema", "host", "artifact", "_upstream", "_torchvision"},
+    {"schema", "host", "artifact", "files", "_upstream", "_torchvision"},
     {"config"},
     {"sources", "fetch", "pool", "embedded", "folder", "splits", "data", "model"},
     {"links", "probing", "training", "pruning", "recipes", "quantization", "equalization"},

@@ -85,3 +85,9 @@ def test_local_weights_are_loaded(tmp_path, small_cnn):
 def test_unknown_models_are_named(name, message):
     with pytest.raises(ValueError, match=message):
         build_model(name)
+
+
+@pytest.mark.parametrize("name", ["small_cnn", "tests.test_model:tiny_factory"])
+def test_weights_that_torchvision_does_not_have(name):
+    with pytest.raises(ValueError, match=f"torchvision has no weights of '{name}'; allowed"):
+        build_model(name, weights="torchvision")
