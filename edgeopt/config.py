@@ -44,8 +44,8 @@ class ExperimentConfig(BaseModel):
     data_dir: str = "data"
     train_subset: Positive | None = 4000
     calibration_subset: Positive = 640
-    val_subset: Positive | None = None
-    test_subset: Positive | None = None
+    val_subset: Positive | None = 1000
+    test_subset: Positive | None = 1500
     batch_size: Positive = 64
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
 
