@@ -161,7 +161,10 @@ def precision_tradeoffs(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
             beside(ax, ratio, height, f"{precision} {ratio:#.2g}x", left=ratio < 1)
     ax.axvline(1, color=INK, lw=1.2, zorder=1)
     log_axis(ax.xaxis)
-    ax.set_xlim(ratios.min(axis=None) / 4, max(4 * ratios.max(axis=None), 4))
+    if ratios.empty:
+        ax.text(1.1, len(COSTS) / 2 - 0.5, "nothing beside fp32 was measured")
+    low, high = (1, 1) if ratios.empty else (ratios.min(axis=None), ratios.max(axis=None))
+    ax.set_xlim(low / 4, max(4 * high, 4))
     ax.set_yticks(range(len(COSTS)), list(COSTS.values()))
     ax.set(ylim=(len(COSTS) - 0.5, -0.5), xlabel="Mean relative to fp32 (ratio; left is cheaper)")
     return ax

@@ -138,7 +138,8 @@ def accuracy_table(networks: dict[Recipe, nn.Module], split: Split) -> pd.DataFr
         }
         for recipe, model in networks.items()
     ]
-    return pd.DataFrame(rows)
+    columns = ["seed", "pruning_level", "recipe", "criterion", "parameters", "accuracy"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def process_pool(workers: int | None = None) -> ProcessPoolExecutor:

@@ -180,7 +180,7 @@ def open_run(name: str, *, root: Path | None = None) -> RunFolder:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         writable = os.access(folder, os.W_OK | os.X_OK)
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+    except OSError as error:
         raise PermissionError(
             f"cannot make the report folder {folder}: {error.strerror}"
         ) from error

@@ -27,6 +27,15 @@ __all__ = [
 ]
 
 
+FRONTIER_COLUMNS = (
+    "candidate",
+    "accuracy",
+    "latency_p50_ms",
+    "frontier_probability",
+    "tied_with",
+)
+
+
 class Interval(NamedTuple):
     """An estimate with the low and high end of its interval."""
 
@@ -77,8 +86,10 @@ def frontier_probability(
     measurement's rounds anew, the same for all, and takes the frontier of that draw. One row per
     candidate of ``correct``: ``accuracy, latency_p50_ms, frontier_probability, tied_with``; the
     last names, joined by commas, the candidates whose accuracy the Holm-adjusted exact McNemar
-    test over all pairs cannot tell from this one's.
+    test over all pairs cannot tell from this one's. No candidate in, no row out.
     """
+    if not len(correct):
+        return pd.DataFrame(columns=list(FRONTIER_COLUMNS))
     table = correctness_table(correct)
     own_samples = _samples_of(table.columns, samples)
     if replicates < 1:

@@ -252,6 +252,12 @@ class TestSweep:
         with pytest.raises(ValueError, match="no fp32 row to compare with; there are: int8"):
             plots.precision_tradeoffs(table)
 
+    def test_precision_tradeoffs_of_fp32_alone_say_so(self, sweep):
+        ax = plots.precision_tradeoffs(
+            precision_tradeoff_table(sweep[sweep["precision"] == "fp32"])
+        )
+        assert "nothing beside fp32 was measured" in texts(ax)
+
     def test_energy_tiers_name_both_as_estimates(self, sweep):
         ax = plots.energy_tiers(sweep, unavailable="unavailable: no RAPL on this host")
         assert "estimates" in ax.get_title(loc="left")

@@ -78,6 +78,12 @@ def test_reinitialised_keeps_the_architecture_and_the_original(baselines):
     assert torch.equal(baselines[0].conv1.weight, before)
 
 
+def test_accuracy_table_of_no_network_has_its_columns(striped):
+    table = accuracy_table({}, striped)
+    assert table.empty
+    assert "accuracy" in table
+
+
 def test_accuracy_table_counts_hits(baselines, striped):
     recipe = Recipe(0.0, "baseline", 1)
     row = accuracy_table({recipe: baselines[1]}, striped).iloc[0]

@@ -153,6 +153,14 @@ def points_table(points):
     return pd.DataFrame(points, columns=["latency_ms", "accuracy"], dtype=float)
 
 
+def test_no_candidate_has_no_frontier():
+    empty = frontier_probability({}, latency_samples({"a": 1.0}))
+    assert list(empty) == list(
+        frontier_probability({"a": answers(0.5)}, latency_samples({"a": 1.0}))
+    )
+    assert empty.empty
+
+
 def test_hypervolume_of_two_steps_by_hand():
     table = points_table([(3, 0.9), (1, 0.5), (2, 0.4), (9, 0.99), (0.5, 0.05)])
     # (1, 0.5) up to x = 3, (3, 0.9) up to the reference; the others are beaten or outside
