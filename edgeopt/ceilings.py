@@ -1,12 +1,14 @@
 """What this machine can do at best: multiply-accumulate rates and copy bandwidths."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import onnxruntime
 import pandas as pd
 import torch
+from torch.nn import functional
 from torch.utils.benchmark import Timer
 
 from edgeopt.schema import require_known
@@ -14,6 +16,7 @@ from edgeopt.schema import require_known
 CEILING_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 FLOAT_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MATRIX_SIZES = (256, 512, 1024)
+CONV_SIDE = 28  # pixels
 SLOW_CALL_S = 0.05
 DRAM_BUFFER_BYTES = 64 * 2**20
 COLUMNS = ("name", "precision", "value", "unit", "kind", "how")
@@ -26,7 +29,7 @@ def measure_ceilings(
     cache_bytes: int | None = None,
     seconds: float = 0.2,
 ) -> pd.DataFrame:
-    """Measure the best matrix-multiply rate per precision and the best copy bandwidth.
+    """Measure the best rate of large layers per precision and the best copy bandwidth.
 
     Rows: ``compute`` (GMAC/s) per precision, ``memory`` (GB/s, buffers of 64 MiB each) and, where
     ``cache_bytes`` (of the last private level, usually L2) is given, ``cache`` (GB/s, source and
@@ -87,48 +90,68 @@ def _compute_row(precision: str, *, threads: int, seconds: float) -> dict[str, o
     return _row("compute", precision, value, "GMAC/s", how)
 
 
-Kernel = tuple[str, Callable[[int], Callable[[], object]]]
+@dataclass(frozen=True)
+class _Work:
+    """A call that does so many multiply-accumulates, and what it is in words."""
+
+    call: Callable[[], object]
+    macs: int
+    words: str
+
+
+Kernel = Callable[[int], _Work]
 
 
 def _rates(kernel: Kernel, threads: int, seconds: float) -> Iterator[tuple[float, str]]:
     """Rate per matrix size, growing until a call is slow: emulated types take seconds at 1024."""
-    name, make = kernel
     for size in MATRIX_SIZES:
-        best = _best_seconds(make(size), threads=threads, seconds=seconds)
-        yield size**3 / best / 1e9, f"{name} {size}x{size}"
+        work = kernel(size)
+        best = _best_seconds(work.call, threads=threads, seconds=seconds)
+        yield work.macs / best / 1e9, work.words
         if best > SLOW_CALL_S:
             return
 
 
 def _float_kernels(precision: str, threads: int) -> list[Kernel]:
-    def make_torch(size: int) -> Callable[[], object]:
-        left, right = (torch.rand(size, size).to(FLOAT_TYPES[precision]) for _ in range(2))
-        return lambda: torch.mm(left, right)
+    dtype = FLOAT_TYPES[precision]
 
-    def make_onnxruntime(size: int) -> Callable[[], object]:
+    def linear(size: int) -> _Work:
+        left, right = (torch.rand(size, size).to(dtype) for _ in range(2))
+        words = f"torch linear {size}x{size}"
+        return _Work(lambda: functional.linear(left, right), size**3, words)
+
+    def convolution(size: int) -> _Work:
+        width, last = size // 4, torch.channels_last
+        images = torch.rand(1, width, CONV_SIDE, CONV_SIDE).to(dtype, memory_format=last)
+        weights = torch.rand(width, width, 3, 3).to(dtype, memory_format=last)
+        macs = 9 * width**2 * CONV_SIDE**2
+        words = f"torch conv2d 3x3, {width} channels, {CONV_SIDE}x{CONV_SIDE}"
+        return _Work(lambda: functional.conv2d(images, weights, padding=1), macs, words)
+
+    def onnxruntime_matmul(size: int) -> _Work:
         left, right = np.random.default_rng(0).random((2, size, size), dtype=np.float32)
-        return _onnxruntime_matmul("MatMul", left, right, threads=threads)
+        call = _onnxruntime_matmul("MatMul", left, right, threads=threads)
+        return _Work(call, size**3, f"onnxruntime MatMul {size}x{size}")
 
-    kernels = [("torch.mm", make_torch)]
+    kernels: list[Kernel] = [linear, convolution]
     # torch's library may not use all that the CPU has, so a second one has its say.
-    return [*kernels, ("onnxruntime MatMul", make_onnxruntime)] if precision == "fp32" else kernels
+    return [*kernels, onnxruntime_matmul] if precision == "fp32" else kernels
 
 
 def _int8_kernels(threads: int) -> list[Kernel]:
-    def make_torch(size: int) -> Callable[[], object]:
+    def torch_matmul(size: int) -> _Work:
         left, right = (torch.randint(-128, 128, (size, size), dtype=torch.int8) for _ in "ab")
-        return lambda: torch._int_mm(left, right)
+        words = f"torch._int_mm (S8S8) {size}x{size}"
+        return _Work(lambda: torch._int_mm(left, right), size**3, words)
 
-    def make_onnxruntime(size: int) -> Callable[[], object]:
+    def onnxruntime_matmul(size: int) -> _Work:
         rng = np.random.default_rng(0)
         left = rng.integers(0, 256, (size, size), dtype=np.uint8)
         right = rng.integers(-127, 128, (size, size), dtype=np.int8)
-        return _onnxruntime_matmul("MatMulInteger", left, right, threads=threads)
+        call = _onnxruntime_matmul("MatMulInteger", left, right, threads=threads)
+        return _Work(call, size**3, f"onnxruntime MatMulInteger (U8S8) {size}x{size}")
 
-    return [
-        ("torch._int_mm (S8S8)", make_torch),
-        ("onnxruntime MatMulInteger (U8S8)", make_onnxruntime),
-    ]
+    return [torch_matmul, onnxruntime_matmul]
 
 
 def _onnxruntime_matmul(

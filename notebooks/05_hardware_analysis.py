@@ -97,9 +97,9 @@ profile.round(4)
 # %% [markdown]
 # ## The machine's ceilings
 #
-# Not from a data sheet: the best matrix multiplication per precision and the best copy that this
-# machine managed just now, on as many threads as the candidates were timed with. A configured value
-# takes the place of a measured one, and is labelled so.
+# Not from a data sheet: the best matrix product or convolution per precision and the best copy that
+# this machine managed just now, on as many threads as the candidates were timed with. A configured
+# value takes the place of a measured one, and is labelled so.
 
 # %% tags=["nbval-ignore-output"]
 facts = host_facts()

@@ -19,6 +19,7 @@ MEASURED = pd.DataFrame(
 @pytest.fixture
 def tiny(monkeypatch):
     monkeypatch.setattr(module, "MATRIX_SIZES", (16, 32))
+    monkeypatch.setattr(module, "CONV_SIDE", 1)
     monkeypatch.setattr(module, "DRAM_BUFFER_BYTES", 2**16)
 
 
@@ -42,6 +43,16 @@ def test_the_values_are_work_over_the_best_time(monkeypatch):
     assert memory == pytest.approx(2 * 2**16 / 1e-6 / 1e9)
     assert cache == pytest.approx(2 * 2**12 / 1e-6 / 1e9)
     assert "32x32" in table["how"][0]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_fastest_kind_of_layer_sets_the_ceiling(monkeypatch):
+    monkeypatch.setattr(module, "_best_seconds", lambda *_, **__: 1e-6)
+    monkeypatch.setattr(module, "CONV_SIDE", 28)
+    table = measure_ceilings(precisions=["fp16"])
+    # 8 channels in and out, 9 taps, 28 x 28 pixels: more work in the same time than 32^3
+    assert table["value"][0] == pytest.approx(8 * 8 * 9 * 28 * 28 / 1e-6 / 1e9)
+    assert table["how"][0].startswith("torch conv2d 3x3, 8 channels, 28x28")
 
 
 @pytest.mark.usefixtures("tiny")
