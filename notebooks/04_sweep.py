@@ -43,6 +43,8 @@ min_accuracy = None
 # %%
 from concurrent.futures import ThreadPoolExecutor
 
+import pandas as pd
+
 from edgeopt import plots
 from edgeopt.candidates import fp32_parents, grid, measure_candidates, measured_energy_table
 from edgeopt.candidates import peak_rss_table, prepare_candidates, score
@@ -66,6 +68,7 @@ from edgeopt.statistics import frontier_probability, hypervolume, paired_compari
 config = ExperimentConfig.from_namespace(globals())
 folder = open_run(config.run)
 plots.use_style()
+pd.set_option("display.max_colwidth", None)
 
 # %%
 splits = load_splits(

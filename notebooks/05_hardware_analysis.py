@@ -37,6 +37,7 @@ from edgeopt.profilers import ProfilerUnavailableError, join_profile, profile_ar
 config = ExperimentConfig.from_namespace(globals())
 folder = open_run(config.run)
 plots.use_style()
+pd.set_option("display.max_colwidth", None)
 
 # %%
 baseline = load_small_cnn(folder.require(Recipe(0.0, "baseline", config.seeds[0]).file_name))
