@@ -4,6 +4,7 @@ SHELL := /bin/bash
 VENV ?= .venv
 PYTHON ?= python3
 RUN ?= default
+WITH ?= quick
 PY := $(VENV)/bin/python
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
@@ -46,10 +47,13 @@ notebooks: setup  ## execute the quick run in place, so that the committed outpu
 verify: setup  ## recompute the checksums of reports/$(RUN)
 	$(PY) -m edgeopt.manifest verify --run $(RUN)
 
+compare: setup  ## compare the runs $(RUN) and $(WITH), candidate by candidate
+	$(PY) -m edgeopt.pages compare $(RUN) $(WITH)
+
 readme: setup  ## write the results of reports/$(RUN) into README.md
 	$(PY) -m edgeopt.readme --run $(RUN)
 
 clean:  ## remove the reports
 	git clean -fdXq reports
 
-.PHONY: help setup report test test-slow bench lab lint notebooks verify readme clean
+.PHONY: help setup report test test-slow bench lab lint notebooks verify compare readme clean

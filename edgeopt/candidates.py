@@ -253,12 +253,16 @@ def measure_candidates(
     """Time all candidates that were prepared in interleaved rounds, alone on the machine.
 
     Returns the raw samples. ``options`` are those of :func:`edgeopt.benchmark.measure_latency`.
+    Raises ``ValueError`` with every candidate's error when none could be prepared.
     """
     sessions = {
         candidate.name: load_session(candidate.artifact, threads=threads)
         for candidate in candidates
         if candidate.artifact
     }
+    if not sessions:
+        errors = "; ".join(f"{candidate.name}: {candidate.error}" for candidate in candidates)
+        raise ValueError(f"no candidate could be prepared: {errors or 'there is none'}")
     return measure_latency(sessions, batch, **options)
 
 

@@ -113,6 +113,13 @@ def test_samples_of_every_candidate_and_errors_while_timing(options):
     assert [c.error for c in candidates] == ["", ""]
 
 
+def test_when_all_failed_their_errors_are_told():
+    failed = [Candidate(CandidateSpec(0.0, name), error=f"no {name}") for name in ("fp32", "int8")]
+    expected = "no candidate could be prepared: small_cnn-p0-torch-fp32: no fp32; .*int8: no int8"
+    with pytest.raises(ValueError, match=expected):
+        measure_candidates(failed, np.zeros((1, 1, 28, 28), np.float32))
+
+
 def test_score_runs_the_artifacts_that_were_prepared(options, striped):
     failed = Candidate(CandidateSpec(0.0, "int8"), error="broken")
     candidates = [*prepare_candidates(grid([0.0], ["fp32"], ["torch"]), **options), failed]
