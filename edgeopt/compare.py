@@ -14,6 +14,9 @@ from edgeopt.rundir import RunFolder
 ACCURACY = ("accuracy", "accuracy_low", "accuracy_high")
 MEDIAN = ("latency_p50_ms", "latency_p50_low_ms", "latency_p50_high_ms")
 SECTIONS = ("data", "parameters", "git", "packages", "host", "threads")
+# Two sweeps of the same code on one machine differ by up to this much (`make bench` prints by how
+# much here): more than the intervals within a run know of.
+REPEATABILITY = 0.05
 WORSE, BETTER, SAME = "worse", "better", "within noise"
 NOT_JUDGED, UNKNOWN = "not judged", "not measured"
 OVERALL = (
@@ -57,6 +60,7 @@ def compare_runs(first: RunFolder, second: RunFolder) -> dict[str, Any]:
         "spread": "median with its interval"
         if _has_median_interval(tables)
         else "mean and one standard deviation of the calls",
+        "repeatability": REPEATABILITY,
         "rows": judged.to_dict("records"),
         "counts": judged["verdict"].value_counts(sort=False).to_dict(),
     }
@@ -102,7 +106,8 @@ def compare_tables(
 
     Columns: ``candidate``, each number with ``_first`` and ``_second``, ``accuracy_verdict``,
     ``latency_verdict`` (worse, better, within noise, not measured or not judged) and ``verdict``
-    of the candidate as a whole. Worse and better need intervals that do not overlap.
+    of the candidate as a whole. Worse and better need intervals that do not overlap, and latencies
+    that differ by more than two runs of the same code do (``REPEATABILITY``).
 
     Parameters
     ----------
@@ -124,7 +129,9 @@ def compare_tables(
         sides[1], on="candidate", how="outer", suffixes=("_first", "_second"), indicator=True
     )
     both["accuracy_verdict"] = _verdicts(both, "accuracy", sign=1) if accuracy else NOT_JUDGED
-    both["latency_verdict"] = _verdicts(both, "latency", sign=-1) if latency else NOT_JUDGED
+    steady = (both["latency_second"] / both["latency_first"] - 1).abs() <= REPEATABILITY
+    judged = pd.Series(_verdicts(both, "latency", sign=-1), index=both.index)
+    both["latency_verdict"] = judged.mask(steady, SAME) if latency else NOT_JUDGED
     both["verdict"] = both.apply(_overall, axis=1)
     order = pd.Categorical(both["verdict"], ordered=True, categories=list(OVERALL))
     return both.iloc[np.argsort(order.codes, kind="stable")].drop(columns="_merge")

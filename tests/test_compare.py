@@ -42,6 +42,13 @@ def test_a_change_counts_only_where_intervals_do_not_overlap(second, accuracy, l
     assert row["verdict"] == verdict
 
 
+def test_a_latency_change_that_two_runs_of_the_same_code_show_is_noise():
+    first, second = table(a=(0.9, 10.0), b=(0.9, 10.0)), table(a=(0.9, 9.6), b=(0.9, 10.6))
+    judged = compare_tables(first, second).set_index("candidate")["latency_verdict"]
+    # intervals of 0.1 to each side are apart; 4 % is within the 5 % of repeated runs, 6 % is not
+    assert judged.to_dict() == {"a": "within noise", "b": "worse"}
+
+
 def test_touching_intervals_are_noise():
     first, second = table(a=(0.5, 1.0)), table(a=(0.5, 1.0))
     second[["accuracy_low", "accuracy_high"]] = [[0.4, first["accuracy_low"].iloc[0]]]
