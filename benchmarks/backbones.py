@@ -28,10 +28,10 @@ from edgeopt.config import load_config
 from edgeopt.data import Splits, load_splits
 from edgeopt.diagnosis import diagnose
 from edgeopt.export import export_artifact
+from edgeopt.files import project_root
 from edgeopt.mending import DIAGNOSIS_IMAGES
 from edgeopt.metrics import quality_row
 from edgeopt.recipes import Schedule, process_pool
-from edgeopt.rundir import project_root
 from edgeopt.runtimes import load_session
 from edgeopt.training import predict_logits
 
@@ -47,14 +47,14 @@ def backbones() -> Iterator[str]:
         load_splits,
         config.dataset,
         calibration_subset=config.calibration_subset,
-        data_dir=config.data_dir,
+        data_dir=config.data_folder,
         image_size=config.image_size,
         channels=3,
     )
     schedule = Schedule(
         config.backbone_epochs, config.finetune_epochs, config.learning_rate, config.batch_size
     )
-    workshop = Workshop(load, schedule, Path(config.data_dir, "trained"), config.backbone_weights)
+    workshop = Workshop(load, schedule, config.data_folder / "trained", config.backbone_weights)
     with process_pool() as pool:
         networks = train_backbones(config.backbones, workshop, seeds=SEEDS, executor=pool)
     splits = load()

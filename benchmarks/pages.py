@@ -12,8 +12,8 @@ from statistics import median
 import yaml
 
 from edgeopt.browser import open_browser
+from edgeopt.files import REPORTS_VARIABLE
 from edgeopt.manifest import find_run
-from edgeopt.rundir import REPORTS_VARIABLE
 from edgeopt.stamps import INDEX
 from tests.browser.synthetic import synthetic_run, synthetic_sweep
 

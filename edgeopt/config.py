@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from edgeopt.files import project_root
 from edgeopt.schema import CRITERIA, DATASETS, PRECISIONS, RUNTIMES, require_known
 
 Spec = TypeVar("Spec")
@@ -140,6 +141,11 @@ class ExperimentConfig(BaseModel):
         A notebook declares only the parameters that it uses; the others keep their defaults.
         """
         return cls(**{key: names[key] for key in cls.model_fields if key in names})
+
+    @property
+    def data_folder(self) -> Path:
+        """Where fetched data and trained backbones lie: ``data_dir``, seen from the project."""
+        return project_root() / self.data_dir
 
     def part(self, spec: type[Spec]) -> Spec:
         """Build a dataclass from the parameters that share its fields' names."""

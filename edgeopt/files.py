@@ -1,10 +1,24 @@
-"""Files: their digests, and writing them whole or not at all."""
+"""Files: where the project lies, digests, and writing them whole or not at all."""
 
 import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+REPORTS_VARIABLE = "EDGEOPT_REPORTS"
+
+
+def project_root(start: Path | None = None) -> Path:
+    """Nearest folder at or above ``start`` (default: the working folder) with pyproject.toml."""
+    start = (start or Path.cwd()).resolve()
+    for folder in (start, *start.parents):
+        if (folder / "pyproject.toml").is_file():
+            return folder
+    raise FileNotFoundError(
+        f"no pyproject.toml in {start} or above it; run inside the project, "
+        f"or set {REPORTS_VARIABLE} to the folder that holds the runs"
+    )
 
 
 def file_sha256(path: Path) -> str:

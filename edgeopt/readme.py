@@ -14,11 +14,11 @@ from PIL import Image
 
 from edgeopt.browser import open_browser
 from edgeopt.explorer import read_sweep
-from edgeopt.files import write_atomically
+from edgeopt.files import project_root, write_atomically
 from edgeopt.manifest import find_run, read_manifest
 from edgeopt.page_parts import as_text, describe, with_unit
 from edgeopt.pages import finished, read_summary
-from edgeopt.rundir import RunFolder, project_root
+from edgeopt.rundir import RunFolder
 from edgeopt.schema import COLUMNS
 from edgeopt.stamps import INDEX
 

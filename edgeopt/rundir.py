@@ -11,27 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from edgeopt.files import write_atomically
+from edgeopt.files import REPORTS_VARIABLE, project_root, write_atomically
 
 if TYPE_CHECKING:
     from IPython.display import Image
     from matplotlib.axes import Axes
 
-REPORTS_VARIABLE = "EDGEOPT_REPORTS"
 ASSETS = Path(__file__).parent / "assets"
 FIGURE_DPI = 192
-
-
-def project_root(start: Path | None = None) -> Path:
-    """Nearest folder at or above ``start`` (default: the working folder) with pyproject.toml."""
-    start = (start or Path.cwd()).resolve()
-    for folder in (start, *start.parents):
-        if (folder / "pyproject.toml").is_file():
-            return folder
-    raise FileNotFoundError(
-        f"no pyproject.toml in {start} or above it; run inside the project, "
-        f"or set {REPORTS_VARIABLE} to the folder that holds the runs"
-    )
 
 
 def reports_folder() -> Path:

@@ -44,7 +44,7 @@ splits = load_splits(
     train_subset=config.train_subset,
     calibration_subset=config.calibration_subset,
     val_subset=config.val_subset,
-    data_dir=config.data_dir,
+    data_dir=config.data_folder,
     image_size=28,
     channels=1,
 )

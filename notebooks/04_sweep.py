@@ -77,7 +77,7 @@ splits = load_splits(
     calibration_subset=config.calibration_subset,
     val_subset=config.val_subset,
     test_subset=config.test_subset,
-    data_dir=config.data_dir,
+    data_dir=config.data_folder,
     image_size=28,
     channels=1,
 )

@@ -48,7 +48,6 @@ max_int8_drop = 0.01
 # %%
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -106,7 +105,7 @@ load = partial(
     calibration_subset=config.calibration_subset,
     val_subset=config.val_subset,
     test_subset=config.test_subset,
-    data_dir=config.data_dir,
+    data_dir=config.data_folder,
     image_size=config.image_size,
     channels=3,
 )
@@ -131,7 +130,7 @@ counts.to_frame()
 # %%
 rate, batch = config.learning_rate, config.batch_size
 schedule = Schedule(config.backbone_epochs, config.finetune_epochs, rate, batch)
-trained = Path(config.data_dir, "trained")
+trained = config.data_folder / "trained"
 workshop = Workshop(load, schedule, trained, config.backbone_weights)
 with process_pool() as pool:
     networks = train_backbones(config.backbones, workshop, seeds=config.seeds, executor=pool)

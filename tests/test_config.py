@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from edgeopt.config import ConfigError, ExperimentConfig, load_config
@@ -70,3 +72,11 @@ def test_missing_file_names_those_that_are_there(tmp_path):
     (tmp_path / "quick.yaml").write_text("")
     with pytest.raises(FileNotFoundError, match=r"no parameter file .*slow.yaml; there are: quick"):
         load_config(tmp_path / "slow.yaml")
+
+
+def test_the_data_folder_is_seen_from_the_project_wherever_the_notebook_runs(tmp_path, monkeypatch):
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert ExperimentConfig(data_dir="data").data_folder == tmp_path / "data"
+    assert ExperimentConfig(data_dir="/mnt/images").data_folder == Path("/mnt/images")

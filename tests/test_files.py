@@ -1,6 +1,6 @@
 import pytest
 
-from edgeopt.files import file_sha256, replacing, write_atomically
+from edgeopt.files import file_sha256, project_root, replacing, write_atomically
 
 
 def test_digest_is_the_published_one_of_abc(tmp_path):
@@ -31,3 +31,8 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     with pytest.raises(PermissionError, match=rf"cannot write {tmp_path}/x: no permission in"):
         write_atomically(tmp_path / "x", b"")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_outside_of_a_project_the_error_says_what_to_set(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no pyproject.toml in .*EDGEOPT_REPORTS"):
+        project_root(tmp_path)

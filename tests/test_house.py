@@ -96,6 +96,7 @@ def test_notebook_parameters_are_the_quick_run(path):
     exec(tagged[0].source, names)
     names.pop("__builtins__")
     source = "\n".join(c.source for c in cells if c.cell_type == "code" and c not in tagged)
+    source = source.replace("config.data_folder", "config.data_dir")  # a property made from it
     quick = ExperimentConfig().model_dump(mode="json")
     assert names == {key: quick[key] for key in names}
     parts = [PARTS[name] for name in re.findall(r"config\.part\((\w+)\)", source)]
