@@ -5,6 +5,7 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN ?= default
 WITH ?= quick
+SCRATCH := build/test-reports
 PY := $(VENV)/bin/python
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
@@ -21,11 +22,15 @@ $(VENV)/.edgeopt: pyproject.toml
 report: setup  ## run params/$(RUN).yaml into reports/$(RUN)/index.html
 	$(PY) -m edgeopt.reports --params params/$(RUN).yaml
 
+test: export EDGEOPT_REPORTS = $(abspath $(SCRATCH))
 test: setup  ## run everything CI runs
+	rm -rf $(SCRATCH)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pytest -n 2
-	EDGEOPT_REPORTS=$$(mktemp -d) $(PY) -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg -p no:xdist notebooks/0[1-5]*.ipynb
+	$(PY) -m edgeopt.reports --params params/quick.yaml
+	EDGEOPT_BROWSER_RUN=$(SCRATCH)/quick $(PY) -m pytest tests/browser
+	$(PY) -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg -p no:xdist notebooks/0[1-5]*.ipynb
 
 test-slow: setup  ## run the simulations and long trainings too
 	$(PY) -m pytest -m slow

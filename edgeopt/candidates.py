@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -39,6 +39,8 @@ from edgeopt.schema import (
 from edgeopt.training import predict_logits
 
 logger = logging.getLogger(__name__)
+
+TIMED_TOLERANCE = 0.02  # of the largest logit: with other threads a rounding of int8 may flip
 
 
 @dataclass(frozen=True)
@@ -252,18 +254,40 @@ def measure_candidates(
 ) -> pd.DataFrame:
     """Time all candidates that were prepared in interleaved rounds, alone on the machine.
 
-    Returns the raw samples. ``options`` are those of :func:`edgeopt.benchmark.measure_latency`.
-    Raises ``ValueError`` with every candidate's error when none could be prepared.
+    ``batch`` are the first of the images that the candidates were scored on: a session that is
+    timed has to give the logits that were scored, with as many threads as were asked for, else the
+    candidate fails. Returns the raw samples. ``options`` are those of
+    :func:`edgeopt.benchmark.measure_latency`. Raises ``ValueError`` with every candidate's error
+    when none could be prepared.
     """
-    sessions = {
-        candidate.name: load_session(candidate.artifact, threads=threads)
-        for candidate in candidates
-        if candidate.artifact
-    }
-    if not sessions:
+    prepared = [candidate for candidate in candidates if candidate.artifact]
+    if not prepared:
         errors = "; ".join(f"{candidate.name}: {candidate.error}" for candidate in candidates)
         raise ValueError(f"no candidate could be prepared: {errors or 'there is none'}")
-    return measure_latency(sessions, batch, **options)
+    sessions = {c.name: load_session(c.artifact, threads=threads) for c in prepared}
+    checked = {
+        candidate.name: _checked(sessions[candidate.name], candidate, batch, threads)
+        for candidate in prepared
+    }
+    return measure_latency(checked, batch, **options)
+
+
+def _checked(
+    session: Session, candidate: Candidate, batch: np.ndarray, threads: int
+) -> Callable[[np.ndarray], Any]:
+    """Return the session, or what fails in its place when it is not the one that was scored."""
+    problem = ""
+    if session.threads != threads:
+        problem = f"it computes with {session.threads} threads; {threads} were asked for"
+    elif batch.shape == session.input_shape:
+        gap = np.abs(session(batch) - candidate.logits[: len(batch)])
+        if not (gap <= TIMED_TOLERANCE * (1 + np.abs(candidate.logits).max())).all():
+            problem = f"timed, its logits are up to {gap.max():.2g} from those that were scored"
+
+    def fail(_: np.ndarray) -> None:
+        raise RuntimeError(problem)
+
+    return fail if problem else session
 
 
 def peak_rss_table(

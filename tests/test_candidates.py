@@ -23,7 +23,7 @@ from edgeopt.candidates import (
 )
 from edgeopt.data import Split
 from edgeopt.model import SmallCNN
-from edgeopt.runtimes import load_session
+from edgeopt.runtimes import TorchSession, load_session
 from edgeopt.schema import PRECISIONS_OF_RUNTIME
 from edgeopt.training import fit, predict_logits
 
@@ -111,6 +111,22 @@ def test_samples_of_every_candidate_and_errors_while_timing(options):
     failed = with_failures(candidates, latency)
     assert all("got float32 (2, 1, 28, 28)" in c.error for c in failed)
     assert [c.error for c in candidates] == ["", ""]
+
+
+def test_a_timed_session_has_to_give_the_scored_logits(options):
+    [good] = prepare_candidates(grid([0.0], ["fp32"], ["torch"]), **options)
+    other = replace(good, spec=replace(good.spec, model="other"), logits=good.logits + 1)
+    samples = measure_candidates([good, other], options["images"][:1], rounds=1, calls_per_round=2)
+    errors = samples.drop_duplicates("candidate", keep="last").set_index("candidate")["error"]
+    assert errors[good.name] == ""
+    assert "timed, its logits are up to 1 from those that were scored" in errors[other.name]
+
+
+def test_a_timed_session_has_to_have_the_threads(options, monkeypatch):
+    [good] = prepare_candidates(grid([0.0], ["fp32"], ["torch"]), **options)
+    monkeypatch.setattr(TorchSession, "threads", property(lambda self: 7))
+    samples = measure_candidates([good], options["images"][:1], rounds=1, calls_per_round=2)
+    assert "it computes with 7 threads; 1 were asked for" in samples["error"].iloc[-1]
 
 
 def test_when_all_failed_their_errors_are_told():
