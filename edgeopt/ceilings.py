@@ -27,7 +27,7 @@ def measure_ceilings(
     precisions: Iterable[str] = CEILING_PRECISIONS,
     threads: int = 1,
     cache_bytes: int | None = None,
-    seconds: float = 0.2,
+    seconds: float = 0.1,
 ) -> pd.DataFrame:
     """Measure the best rate of large layers per precision and the best copy bandwidth.
 
