@@ -1,9 +1,14 @@
+import hypothesis
 import numpy as np
 import pytest
 import torch
 
 from edgeopt.data import Split
 from edgeopt.model import SmallCNN, set_deterministic
+
+# A busy machine is no counterexample.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 def striped_split(count: int, *, seed: int, classes: int = 4) -> Split:
