@@ -1,8 +1,7 @@
-"""Candidates: what each is, how it is prepared, timed beside the others, and scored."""
+"""Candidates: what each is, how it is prepared, and how it is scored."""
 
 import logging
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -10,23 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import nn
 
 from edgeopt.artifact import Artifact
-from edgeopt.benchmark import measure_latency
 from edgeopt.coverage import verify_label
 from edgeopt.data import Split
-from edgeopt.energy import POWERCAP_ROOT, measured_energy_j, measured_energy_unavailable
 from edgeopt.export import export_artifact
 from edgeopt.export_onnx import DEFAULT_OPTIONS, Int8Options
 from edgeopt.footprint import artifact_weight_bytes, peak_activation_bytes
 from edgeopt.host import Int8Scheme
 from edgeopt.metrics import agreement, quality_row
 from edgeopt.pruning import count_macs
-from edgeopt.resident import resident_memory
-from edgeopt.runtimes import Session, load_session, session_logits
+from edgeopt.runtimes import load_session, session_logits
 from edgeopt.schema import (
     ELEMENT_BYTES,
     MIB,
@@ -39,8 +34,6 @@ from edgeopt.schema import (
 from edgeopt.training import predict_logits
 
 logger = logging.getLogger(__name__)
-
-TIMED_TOLERANCE = 0.02  # of the largest logit: with other threads a rounding of int8 may flip
 
 
 @dataclass(frozen=True)
@@ -247,103 +240,6 @@ def artifact_of(row: Any, directory: Path, *, input_shape: tuple[int, ...]) -> A
         sha256=row.artifact_sha256,
         size_bytes=int(row.artifact_bytes),
     )
-
-
-def measure_candidates(
-    candidates: Sequence[Candidate], batch: np.ndarray, *, threads: int = 1, **options: Any
-) -> pd.DataFrame:
-    """Time all candidates that were prepared in interleaved rounds, alone on the machine.
-
-    ``batch`` are the first of the images that the candidates were scored on: a session that is
-    timed has to give the logits that were scored, with as many threads as were asked for, else the
-    candidate fails. Returns the raw samples. ``options`` are those of
-    :func:`edgeopt.benchmark.measure_latency`. Raises ``ValueError`` with every candidate's error
-    when none could be prepared.
-    """
-    prepared = [candidate for candidate in candidates if candidate.artifact]
-    if not prepared:
-        errors = "; ".join(f"{candidate.name}: {candidate.error}" for candidate in candidates)
-        raise ValueError(f"no candidate could be prepared: {errors or 'there is none'}")
-    sessions = {c.name: load_session(c.artifact, threads=threads) for c in prepared}
-    checked = {
-        candidate.name: _checked(sessions[candidate.name], candidate, batch, threads)
-        for candidate in prepared
-    }
-    return measure_latency(checked, batch, **options)
-
-
-def _checked(
-    session: Session, candidate: Candidate, batch: np.ndarray, threads: int
-) -> Callable[[np.ndarray], Any]:
-    """Return the session, or what fails in its place when it is not the one that was scored."""
-    problem = ""
-    if session.threads != threads:
-        problem = f"it computes with {session.threads} threads; {threads} were asked for"
-    elif batch.shape == session.input_shape:
-        gap = np.abs(session(batch) - candidate.logits[: len(batch)])
-        if not (gap <= TIMED_TOLERANCE * (1 + np.abs(candidate.logits).max())).all():
-            problem = f"timed, its logits are up to {gap.max():.2g} from those that were scored"
-
-    def fail(_: np.ndarray) -> None:
-        raise RuntimeError(problem)
-
-    return fail if problem else session
-
-
-def peak_rss_table(
-    candidates: Sequence[Candidate], *, executor: Executor | None = None
-) -> pd.DataFrame:
-    """Peak resident bytes of loading and running each artifact in a process of its own."""
-    prepared = [candidate for candidate in candidates if candidate.artifact]
-    artifacts = [candidate.artifact for candidate in prepared]
-    memories = list((executor.map if executor else map)(resident_memory, artifacts))
-    return pd.DataFrame(
-        {
-            "candidate": [candidate.name for candidate in prepared],
-            "peak_rss_bytes": [memory.peak_bytes for memory in memories],
-            "idle_rss_bytes": [memory.baseline_bytes for memory in memories],
-        }
-    )
-
-
-def measured_energy_table(
-    candidates: Sequence[Candidate],
-    batch: np.ndarray,
-    *,
-    threads: int = 1,
-    seconds: float = 0.5,
-    powercap_root: Path = POWERCAP_ROOT,
-) -> pd.DataFrame:
-    """Joules per call of every prepared candidate, by RAPL: candidate, energy_measured_j.
-
-    Each is called for about ``seconds``, alone on the machine, whose idle power is in the number.
-    NaN for all where RAPL cannot be read.
-    """
-    prepared = [candidate for candidate in candidates if candidate.artifact]
-    joules = np.nan
-    if not measured_energy_unavailable(powercap_root=powercap_root):
-        joules = [
-            _joules_per_call(
-                load_session(candidate.artifact, threads=threads), batch, seconds, powercap_root
-            )
-            for candidate in prepared
-        ]
-    names = [candidate.name for candidate in prepared]
-    return pd.DataFrame({"candidate": names, "energy_measured_j": joules})
-
-
-def _joules_per_call(
-    session: Session, batch: np.ndarray, seconds: float, powercap_root: Path
-) -> float:
-    pace = measure_latency({"it": session}, batch, rounds=1, calls_per_round=20)["latency_ms"]
-    calls = math.ceil(1e3 * seconds / pace.median())
-    return measured_energy_j(partial(session, batch), calls=calls, powercap_root=powercap_root)
-
-
-def with_failures(candidates: Sequence[Candidate], latency: pd.DataFrame) -> list[Candidate]:
-    """Give the candidates that failed while they were timed their error."""
-    errors = latency.set_index("candidate")["error"]
-    return [replace(c, error=c.error or errors.get(c.name, "")) for c in candidates]
 
 
 def fp32_parents(candidates: Sequence[Candidate]) -> dict[str, str]:

@@ -16,11 +16,10 @@ from edgeopt.candidates import (
     Candidate,
     gather,
     grid,
-    measure_candidates,
     prepare_candidates,
-    with_failures,
 )
 from edgeopt.energy import energy_model_j, energy_proxy_j
+from edgeopt.measuring import measure_candidates, with_failures
 from edgeopt.metrics import per_class_table, wilson_interval
 from edgeopt.pruning import structured_channel_prune
 from edgeopt.quantization import precision_variant

@@ -46,13 +46,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pandas as pd
 
 from edgeopt import plots
-from edgeopt.candidates import fp32_parents, grid, measure_candidates, measured_energy_table
-from edgeopt.candidates import peak_rss_table, prepare_candidates, score
+from edgeopt.candidates import fp32_parents, grid, prepare_candidates, score
 from edgeopt.config import ExperimentConfig
 from edgeopt.data import load_splits
 from edgeopt.energy import measured_energy_unavailable
 from edgeopt.experiments import accuracy_over_seeds, recall_table, sweep_table, with_seeds
 from edgeopt.host import host_facts, int8_scheme
+from edgeopt.measuring import measure_candidates, measured_energy_table, peak_rss_table
 from edgeopt.model import load_small_cnn
 from edgeopt.recipes import Recipe, process_pool, study_recipes
 from edgeopt.rundir import open_run

@@ -57,8 +57,7 @@ from IPython.display import display
 from edgeopt import plots
 from edgeopt.backbones import ByValue, Workshop, int8_cost, markdown_table
 from edgeopt.backbones import mend_backbone, prune_backbone, train_backbones
-from edgeopt.candidates import fp32_parents, grid, measure_candidates, peak_rss_table
-from edgeopt.candidates import prepare_candidates, score
+from edgeopt.candidates import fp32_parents, grid, prepare_candidates, score
 
 # %%
 from edgeopt.benchmark import latency_statistics, measure_latency
@@ -75,6 +74,7 @@ from edgeopt.host import host_facts, int8_scheme
 
 # %%
 from edgeopt.links import find_links
+from edgeopt.measuring import measure_candidates, peak_rss_table
 from edgeopt.mending import mend
 from edgeopt.metrics import per_class_table, quality_row
 from edgeopt.pruning import count_macs

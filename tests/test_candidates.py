@@ -13,17 +13,13 @@ from edgeopt.candidates import (
     fp32_parents,
     gather,
     grid,
-    measure_candidates,
-    measured_energy_table,
-    peak_rss_table,
     prepare_candidate,
     prepare_candidates,
     score,
-    with_failures,
 )
 from edgeopt.data import Split
 from edgeopt.model import SmallCNN
-from edgeopt.runtimes import TorchSession, load_session
+from edgeopt.runtimes import load_session
 from edgeopt.schema import PRECISIONS_OF_RUNTIME
 from edgeopt.training import fit, predict_logits
 
@@ -102,40 +98,6 @@ def test_an_executor_gives_the_same_candidates(options):
         np.testing.assert_array_equal(one.logits, other.logits)
 
 
-def test_samples_of_every_candidate_and_errors_while_timing(options):
-    candidates = prepare_candidates(grid([0.0], ["fp32", "fp16"], ["torch"]), **options)
-    samples = measure_candidates(candidates, options["images"][:1], rounds=2, calls_per_round=3)
-    assert samples.groupby("candidate").size().to_dict() == {c.name: 6 for c in candidates}
-    wrong = measure_candidates(candidates, options["images"][:2], rounds=1, calls_per_round=1)
-    latency = wrong.drop_duplicates("candidate")
-    failed = with_failures(candidates, latency)
-    assert all("got float32 (2, 1, 28, 28)" in c.error for c in failed)
-    assert [c.error for c in candidates] == ["", ""]
-
-
-def test_a_timed_session_has_to_give_the_scored_logits(options):
-    [good] = prepare_candidates(grid([0.0], ["fp32"], ["torch"]), **options)
-    other = replace(good, spec=replace(good.spec, model="other"), logits=good.logits + 1)
-    samples = measure_candidates([good, other], options["images"][:1], rounds=1, calls_per_round=2)
-    errors = samples.drop_duplicates("candidate", keep="last").set_index("candidate")["error"]
-    assert errors[good.name] == ""
-    assert "timed, its logits are up to 1 from those that were scored" in errors[other.name]
-
-
-def test_a_timed_session_has_to_have_the_threads(options, monkeypatch):
-    [good] = prepare_candidates(grid([0.0], ["fp32"], ["torch"]), **options)
-    monkeypatch.setattr(TorchSession, "threads", property(lambda self: 7))
-    samples = measure_candidates([good], options["images"][:1], rounds=1, calls_per_round=2)
-    assert "it computes with 7 threads; 1 were asked for" in samples["error"].iloc[-1]
-
-
-def test_when_all_failed_their_errors_are_told():
-    failed = [Candidate(CandidateSpec(0.0, name), error=f"no {name}") for name in ("fp32", "int8")]
-    expected = "no candidate could be prepared: small_cnn-p0-torch-fp32: no fp32; .*int8: no int8"
-    with pytest.raises(ValueError, match=expected):
-        measure_candidates(failed, np.zeros((1, 1, 28, 28), np.float32))
-
-
 def test_score_runs_the_artifacts_that_were_prepared(options, striped):
     failed = Candidate(CandidateSpec(0.0, "int8"), error="broken")
     candidates = [*prepare_candidates(grid([0.0], ["fp32"], ["torch"]), **options), failed]
@@ -171,33 +133,6 @@ def test_losses_are_counted_from_the_same_network_in_fp32():
     failed = [replace(c, error="broken") if c.spec.runtime == "torch" else c for c in candidates]
     assert fp32_parents(failed)["small_cnn-p0-onnxruntime-int8"] == "small_cnn-p0-onnxruntime-fp32"
     assert "small_cnn-p0-onnxruntime-fp32" not in fp32_parents(failed)
-
-
-def test_resident_memory_holds_at_least_what_the_process_held_before(options):
-    candidates = prepare_candidates(grid([0.0], ["fp32"], ["onnxruntime"]), **options)
-    table = peak_rss_table(candidates)
-    assert list(table["candidate"]) == [candidates[0].name]
-    assert (table["peak_rss_bytes"] > table["idle_rss_bytes"]).all()
-
-
-def test_measured_energy_is_what_the_counter_gained_per_call(options, tmp_path, monkeypatch):
-    candidates = prepare_candidates(grid([0.0], ["fp32"], ["torch"]), **options)
-    image = options["images"][:1]
-    nothing = measured_energy_table(candidates, image, powercap_root=tmp_path / "none")
-    assert nothing["energy_measured_j"].isna().all()
-    package = tmp_path / "intel-rapl:0"
-    package.mkdir()
-    (package / "name").write_text("package-0\n")
-    counter = package / "energy_uj"
-    counter.write_text("0\n")
-
-    class Metered:
-        def __call__(self, batch):
-            counter.write_text(f"{int(counter.read_text()) + 250}\n")
-
-    monkeypatch.setattr("edgeopt.candidates.load_session", lambda *_, **__: Metered())
-    table = measured_energy_table(candidates, image, seconds=0.01, powercap_root=tmp_path)
-    assert table["energy_measured_j"].tolist() == pytest.approx([250e-6])
 
 
 def test_an_artifact_is_found_again_from_its_row(options):

@@ -1,0 +1,125 @@
+"""What prepared candidates cost on this machine: latency side by side, memory, energy."""
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from edgeopt.benchmark import measure_latency
+from edgeopt.candidates import Candidate
+from edgeopt.energy import POWERCAP_ROOT, measured_energy_j, measured_energy_unavailable
+from edgeopt.resident import resident_memory
+from edgeopt.runtimes import Session, load_session
+
+TIMED_TOLERANCE = 0.02  # of the largest logit: with other threads a rounding of int8 may flip
+
+
+def measure_candidates(
+    candidates: Sequence[Candidate], batch: np.ndarray, *, threads: int = 1, **options: Any
+) -> pd.DataFrame:
+    """Time all candidates that were prepared in interleaved rounds, alone on the machine.
+
+    ``batch`` are the first of the images that the candidates were scored on: a session that is
+    timed has to give the logits that were scored, with as many threads as were asked for, else the
+    candidate fails. Returns the raw samples. ``options`` are those of
+    :func:`edgeopt.benchmark.measure_latency`. Raises ``ValueError`` with every candidate's error
+    when none could be prepared.
+    """
+    prepared = [candidate for candidate in candidates if candidate.artifact]
+    if not prepared:
+        errors = "; ".join(f"{candidate.name}: {candidate.error}" for candidate in candidates)
+        raise ValueError(f"no candidate could be prepared: {errors or 'there is none'}")
+    sessions = {c.name: load_session(c.artifact, threads=threads) for c in prepared}
+    checked = {
+        candidate.name: _checked(sessions[candidate.name], candidate, batch, threads)
+        for candidate in prepared
+    }
+    return measure_latency(checked, batch, **options)
+
+
+def _checked(
+    session: Session, candidate: Candidate, batch: np.ndarray, threads: int
+) -> Callable[[np.ndarray], Any]:
+    """Return the session, or what fails in its place when it is not the one that was scored."""
+    problem = ""
+    if session.threads != threads:
+        problem = f"it computes with {session.threads} threads; {threads} were asked for"
+    elif batch.shape == session.input_shape:
+        problem = _difference(session, candidate, batch)
+
+    def fail(_: np.ndarray) -> None:
+        raise RuntimeError(problem)
+
+    return fail if problem else session
+
+
+def _difference(session: Session, candidate: Candidate, batch: np.ndarray) -> str:
+    try:
+        gap = np.abs(session(batch) - candidate.logits[: len(batch)])
+    except Exception as error:  # whatever a runtime raises becomes this candidate's error
+        return f"{type(error).__name__}: {error}"
+    if (gap <= TIMED_TOLERANCE * (1 + np.abs(candidate.logits).max())).all():
+        return ""
+    return f"timed, its logits are up to {gap.max():.2g} from those that were scored"
+
+
+def peak_rss_table(
+    candidates: Sequence[Candidate], *, executor: Executor | None = None
+) -> pd.DataFrame:
+    """Peak resident bytes of loading and running each artifact in a process of its own."""
+    prepared = [candidate for candidate in candidates if candidate.artifact]
+    artifacts = [candidate.artifact for candidate in prepared]
+    memories = list((executor.map if executor else map)(resident_memory, artifacts))
+    return pd.DataFrame(
+        {
+            "candidate": [candidate.name for candidate in prepared],
+            "peak_rss_bytes": [memory.peak_bytes for memory in memories],
+            "idle_rss_bytes": [memory.baseline_bytes for memory in memories],
+        }
+    )
+
+
+def measured_energy_table(
+    candidates: Sequence[Candidate],
+    batch: np.ndarray,
+    *,
+    threads: int = 1,
+    seconds: float = 0.5,
+    powercap_root: Path = POWERCAP_ROOT,
+) -> pd.DataFrame:
+    """Joules per call of every prepared candidate, by RAPL: candidate, energy_measured_j.
+
+    Each is called for about ``seconds``, alone on the machine, whose idle power is in the number.
+    NaN for all where RAPL cannot be read.
+    """
+    prepared = [candidate for candidate in candidates if candidate.artifact]
+    joules = np.nan
+    if not measured_energy_unavailable(powercap_root=powercap_root):
+        joules = [
+            _joules_per_call(
+                load_session(candidate.artifact, threads=threads), batch, seconds, powercap_root
+            )
+            for candidate in prepared
+        ]
+    names = [candidate.name for candidate in prepared]
+    return pd.DataFrame({"candidate": names, "energy_measured_j": joules})
+
+
+def _joules_per_call(
+    session: Session, batch: np.ndarray, seconds: float, powercap_root: Path
+) -> float:
+    pace = measure_latency({"it": session}, batch, rounds=1, calls_per_round=20)["latency_ms"]
+    calls = math.ceil(1e3 * seconds / pace.median())
+    return measured_energy_j(partial(session, batch), calls=calls, powercap_root=powercap_root)
+
+
+def with_failures(candidates: Sequence[Candidate], latency: pd.DataFrame) -> list[Candidate]:
+    """Give the candidates that failed while they were timed their error."""
+    errors = latency.set_index("candidate")["error"]
+    return [replace(c, error=c.error or errors.get(c.name, "")) for c in candidates]
