@@ -5,6 +5,7 @@ import torch
 
 from edgeopt.data import Split
 from edgeopt.model import SmallCNN, set_deterministic
+from edgeopt.training import fit
 
 # A busy machine is no counterexample.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -30,3 +31,20 @@ def striped() -> Split:
 def small_cnn() -> SmallCNN:
     set_deterministic(0)
     return SmallCNN(6, 8, 4).eval()
+
+
+@pytest.fixture(scope="session")
+def trained(striped) -> SmallCNN:
+    loader = striped.loader(32, shuffle=True, seed=0)
+    return fit(SmallCNN(6, 8, 4), loader, epochs=3, learning_rate=0.01, progress=False).model
+
+
+@pytest.fixture
+def options(trained, striped, tmp_path):
+    return {
+        "models": {(0, 0.0): trained},
+        "calibration_loader": striped.loader(32),
+        "images": striped.images[:64].numpy(),
+        "labels": striped.labels[:64].numpy(),
+        "directory": tmp_path,
+    }

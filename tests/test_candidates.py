@@ -21,24 +21,7 @@ from edgeopt.data import Split
 from edgeopt.model import SmallCNN
 from edgeopt.runtimes import load_session
 from edgeopt.schema import PRECISIONS_OF_RUNTIME
-from edgeopt.training import fit, predict_logits
-
-
-@pytest.fixture(scope="session")
-def trained(striped):
-    loader = striped.loader(32, shuffle=True, seed=0)
-    return fit(SmallCNN(6, 8, 4), loader, epochs=3, learning_rate=0.01, progress=False).model
-
-
-@pytest.fixture
-def options(trained, striped, tmp_path):
-    return {
-        "models": {(0, 0.0): trained},
-        "calibration_loader": striped.loader(32),
-        "images": striped.images[:64].numpy(),
-        "labels": striped.labels[:64].numpy(),
-        "directory": tmp_path,
-    }
+from edgeopt.training import predict_logits
 
 
 @pytest.mark.parametrize(

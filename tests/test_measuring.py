@@ -10,26 +10,7 @@ from edgeopt.measuring import (
     peak_rss_table,
     with_failures,
 )
-from edgeopt.model import SmallCNN
 from edgeopt.runtimes import TorchSession, load_session
-from edgeopt.training import fit
-
-
-@pytest.fixture(scope="session")
-def trained(striped):
-    loader = striped.loader(32, shuffle=True, seed=0)
-    return fit(SmallCNN(6, 8, 4), loader, epochs=3, learning_rate=0.01, progress=False).model
-
-
-@pytest.fixture
-def options(trained, striped, tmp_path):
-    return {
-        "models": {(0, 0.0): trained},
-        "calibration_loader": striped.loader(32),
-        "images": striped.images[:64].numpy(),
-        "labels": striped.labels[:64].numpy(),
-        "directory": tmp_path,
-    }
 
 
 def test_samples_of_every_candidate_and_errors_while_timing(options):
