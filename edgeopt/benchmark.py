@@ -1,7 +1,6 @@
 """Sessions -> raw latency samples in interleaved rounds -> statistics."""
 
 import gc
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from scipy.stats import norm, t
 from tqdm import tqdm
@@ -123,22 +121,6 @@ def resampled_medians(samples: pd.DataFrame, weights: NDArray[np.int64]) -> NDAr
     round_index = np.unique(in_order["round"], return_inverse=True)[1]
     below = weights[:, round_index].cumsum(axis=1)  # [replicates, samples]
     return latencies[(2 * below >= below[:, -1:]).argmax(axis=1)]
-
-
-@contextmanager
-def fixed_threads(threads: int) -> Iterator[None]:
-    """Let torch use ``threads`` threads inside the block; at most the CPUs of this process."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if not 1 <= threads <= available:
-        raise ValueError(
-            f"threads is {threads}; allowed: 1 to {available}, the CPUs available here"
-        )
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def check_samples(samples: pd.DataFrame) -> None:

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from edgeopt.files import project_root
+from edgeopt.host import usable_cores
 from edgeopt.schema import CRITERIA, DATASETS, PRECISIONS, RUNTIMES, require_known
 
 Spec = TypeVar("Spec")
@@ -112,6 +113,13 @@ class ExperimentConfig(BaseModel):
         if value.startswith("folder:") and len(value) > len("folder:"):
             return value
         return require_known(value, allowed=(*DATASETS, "folder:<path>"), what="dataset")
+
+    @field_validator("threads")
+    @classmethod
+    def _cores_there_are(cls, value: int) -> int:
+        if value > (cores := usable_cores()):
+            raise ValueError(f"this machine lets the run use {cores} cores; allowed: 1 to {cores}")
+        return value
 
     @field_validator("seeds", "pruning_levels", "precisions", "runtimes", "notebooks", "backbones")
     @classmethod

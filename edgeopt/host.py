@@ -109,7 +109,7 @@ def host_facts(*, cpuinfo: str | None = None, meminfo: str | None = None) -> dic
         "isa": _instruction_sets(text),
         "logical_cores": len(re.findall(r"^processor\s*:", text, re.M)) or os.cpu_count(),
         "physical_cores": _physical_cores(text),
-        "usable_cores": _usable_cores(),
+        "usable_cores": usable_cores(),
         "l2_bytes": _cache_bytes(2),
         "l3_bytes": _cache_bytes(3),
         "memory_bytes": _memory_bytes(_read(MEMINFO) if meminfo is None else meminfo),
@@ -144,9 +144,9 @@ def _physical_cores(text: str) -> int | str:
     return len(pairs) or f"unavailable: no core ids in {CPUINFO}"
 
 
-def _usable_cores() -> int | None:
-    """Cores this process may run on, which a container can hold below the machine's count."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+def usable_cores() -> int:
+    """Count the cores this process may run on; a container can hold fewer than the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cache_bytes(level: int) -> int | str:

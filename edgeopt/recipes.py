@@ -2,7 +2,6 @@
 
 import copy
 import multiprocessing
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from edgeopt.data import Split
+from edgeopt.host import usable_cores
 from edgeopt.model import SmallCNN, set_deterministic
 from edgeopt.pruning import prune_channels, structured_channel_prune
 from edgeopt.schema import CRITERIA, RECIPES, require_known
@@ -147,7 +147,7 @@ def process_pool(workers: int | None = None) -> ProcessPoolExecutor:
 
     They are forked from a server that has imported the package once, and has no threads.
     """
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or usable_cores()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["edgeopt.candidates", "edgeopt.recipes"])
     return ProcessPoolExecutor(

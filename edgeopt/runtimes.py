@@ -3,7 +3,6 @@
 Each runtime is imported when its first session is made, so that a process holds no other.
 """
 
-import os
 from abc import ABC, abstractmethod
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from edgeopt._upstream import (
 )
 from edgeopt.artifact import INPUT, OUTPUT, Artifact
 from edgeopt.files import file_sha256
+from edgeopt.host import usable_cores
 
 if TYPE_CHECKING:
     from onnxruntime import SessionOptions
@@ -206,7 +206,7 @@ def load_session(artifact: Artifact, *, threads: int = 1) -> Session:
     RuntimeUnavailable
         When the runtime is not installed, or the CPU lacks the precision.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     if not 1 <= threads <= cores:
         raise ValueError(f"{artifact.title}: threads is {threads}; allowed: 1 to {cores} (cores)")
     found = file_sha256(artifact.path)

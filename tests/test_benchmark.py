@@ -1,15 +1,12 @@
 """Latency harness: order, counting, failures, statistics. Never an assertion on seconds."""
 
 import gc
-import os
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from edgeopt.benchmark import (
-    fixed_threads,
     latency_statistics,
     measure_latency,
     median_interval,
@@ -197,25 +194,3 @@ def test_missing_samples_are_named():
         latency_statistics(table.iloc[:0])
     with pytest.raises(ValueError, match="latency samples have no column latency_ms"):
         latency_statistics(table.drop(columns="latency_ms"))
-
-
-def test_fixed_threads_sets_and_restores_even_after_an_error():
-    before, seen = torch.get_num_threads(), []
-
-    def fail():
-        with fixed_threads(1):
-            seen.append(torch.get_num_threads())
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        fail()
-    assert (seen, torch.get_num_threads()) == ([1], before)
-
-
-@pytest.mark.parametrize("threads", [0, len(os.sched_getaffinity(0)) + 1])
-def test_fixed_threads_refuses(threads):
-    with (
-        pytest.raises(ValueError, match=f"threads is {threads}; allowed: 1 to "),
-        fixed_threads(threads),
-    ):
-        pass

@@ -32,6 +32,7 @@ def test_overrides_replace_the_file(tmp_path):
         ({"precisions": []}, r"parameter precisions is \(\): .*at least 1 item"),
         ({"precisions": ["int4"]}, r"unknown precisions 'int4'; allowed: fp32, fp16"),
         ({"runtimes": ["tflite"]}, r"unknown runtimes 'tflite'; allowed: torch, onnxruntime"),
+        ({"threads": 4096}, r"parameter threads is 4096: this machine .* allowed: 1 to \d+"),
         ({"dataset": "cifar"}, r"unknown dataset 'cifar'; allowed: .*mnist, folder:<path>"),
         ({"dataset": "folder:"}, r"unknown dataset 'folder:'"),
         ({"notebooks": ["07_magic"]}, r"unknown notebooks '07_magic'; allowed: 01_baseline"),
