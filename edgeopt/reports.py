@@ -3,11 +3,13 @@
 import argparse
 import fcntl
 import logging
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import nbformat
@@ -44,7 +46,20 @@ log = logging.getLogger(__name__)
 
 
 class ThisPythonKernel(AsyncKernelManager):
-    """Starts ``python3`` with this very interpreter, whatever kernels are registered elsewhere."""
+    """Starts ``python3`` with this very interpreter, whatever kernels are registered elsewhere.
+
+    A kernel has a folder of its own for temporary files, so that one that is killed leaves none.
+    """
+
+    async def start_kernel(self, **options: Any) -> None:
+        """Start the kernel with its own ``TMPDIR``."""
+        self._scratch = TemporaryDirectory(prefix="edgeopt-")
+        await super().start_kernel(env={**os.environ, "TMPDIR": self._scratch.name}, **options)
+
+    async def cleanup_resources(self, restart: bool = False) -> None:
+        """Remove the ended kernel's temporary files too; safe to call twice."""
+        await super().cleanup_resources(restart=restart)
+        self._scratch.cleanup()
 
     @default("kernel_spec_manager")
     def _only_the_native_kernel(self) -> KernelSpecManager:
@@ -142,7 +157,7 @@ def execute(run: RunFolder, step: Step, *, cwd: Path) -> bool:
             parameters=dict(step.parameters),
             kernel_name="python3",
             kernel_manager_class=ThisPythonKernel,
-            shutdown_kernel="immediate",  # nothing of it is needed any more; saves seconds each
+            shutdown_kernel="immediate",  # the nice way waits seconds for a fork server
             progress_bar=sys.stderr.isatty(),
             cwd=cwd,
         )

@@ -126,11 +126,18 @@ def test_a_failed_notebook_leaves_its_traceback_and_stops_the_run(project):
     assert "failed" not in project.page(f"{SECOND}.html")
 
 
-def test_a_kernel_that_dies_is_a_failed_notebook(project):
-    project.notebook(FIRST, "run = ''", "import os, signal", "os.kill(os.getpid(), signal.SIGKILL)")
+@pytest.mark.parametrize(
+    ("last_words", "code"), [("pass", 0), ("os.kill(os.getpid(), signal.SIGKILL)", 1)]
+)
+def test_a_kernel_leaves_no_temporary_files_however_it_ends(project, last_words, code):
+    make = "import os, signal, tempfile; open('where', 'w').write(tempfile.mkdtemp())"
+    project.notebook(FIRST, "run = ''", make, last_words)
     project.params(FIRST)
-    assert project.report() == 1
-    assert "the kernel died" in project.page("index.html")
+    assert project.report() == code
+    made = Path((project.root / "where").read_text())
+    assert made.parent.name.startswith("edgeopt-")
+    assert not made.parent.exists()
+    assert ("the kernel died" in project.page("index.html")) == bool(code)
 
 
 def test_a_killed_run_resumes_after_its_last_finished_notebook(project):
