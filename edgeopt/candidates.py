@@ -1,6 +1,7 @@
 """Candidates: what each is, how it is prepared, and how it is scored."""
 
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
@@ -178,12 +179,11 @@ def artifact_facts(
 def static_facts(model: nn.Module, artifact: Artifact) -> dict[str, Any]:
     """Count parameters, MACs, and the bytes of artifact, weights and activations.
 
-    Activations are counted by liveness over the torch graph, every element in the size of the
-    artifact's precision.
+    Activations are counted by liveness over the fp32 network's graph, every element in the size of
+    the artifact's precision; NaN, with a warning, where torch.fx cannot trace the network.
     """
     example = torch.zeros(1, *artifact.input_shape[1:])
     weights = artifact_weight_bytes(artifact)
-    fp32_activations = peak_activation_bytes(model, input_shape=artifact.input_shape)
     _, element_bytes = ELEMENT_BYTES[artifact.precision]
     macs = count_macs(model, example_input=example)
     return {
@@ -194,8 +194,18 @@ def static_facts(model: nn.Module, artifact: Artifact) -> dict[str, Any]:
         "artifact_bytes": artifact.size_bytes,
         "weight_bytes": weights,
         "memory_mb": weights / MIB,
-        "peak_activation_bytes": fp32_activations * element_bytes // 4,
+        "peak_activation_bytes": _fp32_activations(model, artifact.input_shape)
+        * element_bytes
+        // 4,
     }
+
+
+def _fp32_activations(model: nn.Module, input_shape: tuple[int, ...]) -> float:
+    try:
+        return peak_activation_bytes(model, input_shape=input_shape)
+    except ValueError as error:
+        logger.warning("peak activations are unavailable: %s", error)
+        return math.nan
 
 
 def prepare_candidates(

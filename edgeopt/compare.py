@@ -32,6 +32,9 @@ OVERALL = (
     "only in the second run",
 )
 
+# Parameters that two runs must share for their latencies to be comparable.
+TIMED_ALIKE = ("threads", "benchmark_batch_size", "latency_multiplier")
+
 
 def compare_runs(first: RunFolder, second: RunFolder) -> dict[str, Any]:
     """Everything that the comparison page shows of two finished runs.
@@ -48,15 +51,13 @@ def compare_runs(first: RunFolder, second: RunFolder) -> dict[str, Any]:
     changes = changed_facts(*manifests)
     same_data = manifests[0]["data"] == manifests[1]["data"]
     same_host = manifests[0]["host"].get("cpu") == manifests[1]["host"].get("cpu")
-    same_threads = manifests[0]["threads"] == manifests[1]["threads"]
-    judged = compare_tables(*tables, accuracy=same_data, latency=same_host and same_threads)
+    unlike = [n for n in TIMED_ALIKE if _setting(manifests[0], n) != _setting(manifests[1], n)]
+    judged = compare_tables(*tables, accuracy=same_data, latency=same_host and not unlike)
     return {
         "first": first.name,
         "second": second.name,
         "changes": changes,
-        "warnings": _warnings(
-            manifests, same_data=same_data, same_host=same_host, same_threads=same_threads
-        ),
+        "warnings": _warnings(manifests, same_data=same_data, same_host=same_host, unlike=unlike),
         "spread": "median with its interval"
         if _has_median_interval(tables)
         else "mean and one standard deviation of the calls",
@@ -91,6 +92,10 @@ def _flat(manifest: Mapping[str, Any]) -> dict[str, str]:
         items = value.items() if isinstance(value, Mapping) else [("", value)]
         facts |= {f"{section}: {key}" if key else section: _words(item) for key, item in items}
     return facts
+
+
+def _setting(manifest: Mapping[str, Any], name: str) -> Any:
+    return manifest["threads"] if name == "threads" else manifest["parameters"].get(name)
 
 
 def _words(value: Any) -> str:
@@ -194,7 +199,7 @@ def _warnings(
     *,
     same_data: bool,
     same_host: bool,
-    same_threads: bool,
+    unlike: list[str],
 ) -> list[str]:
     first, second = manifests
     warnings = []
@@ -210,9 +215,9 @@ def _warnings(
             f"The two runs were measured on different CPUs: {first['host'].get('cpu')} and "
             f"{second['host'].get('cpu')}. Their latencies are shown but not judged."
         )
-    if not same_threads:
+    for name in unlike:
         warnings.append(
-            f"The two runs used {first['threads']} and {second['threads']} threads. "
+            f"The two runs differ in {name}: {_setting(first, name)} and {_setting(second, name)}. "
             "Their latencies are shown but not judged."
         )
     return warnings

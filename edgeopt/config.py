@@ -49,7 +49,7 @@ class ExperimentConfig(BaseModel):
     val_subset: Positive | None = 1000
     test_subset: Positive | None = 1500
     batch_size: Positive = 64
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field((0,), min_length=1)
 
     conv1_channels: Positive = 16
     conv2_channels: Positive = 32
@@ -135,6 +135,17 @@ class ExperimentConfig(BaseModel):
                 f"accuracy_drop_good {self.accuracy_drop_good} is above accuracy_drop_bad "
                 f"{self.accuracy_drop_bad}; allowed: at most accuracy_drop_bad"
             )
+        if "fp32" not in self.precisions:
+            raise ValueError(
+                f"precisions is {list(self.precisions)}; allowed: a list that holds fp32, which "
+                "all others are compared with"
+            )
+        timed = (self.threads, self.benchmark_batch_size)
+        if "06_backbone_sweep" in self.notebooks and timed != (1, 1):
+            raise ValueError(
+                f"threads is {self.threads} and benchmark_batch_size {self.benchmark_batch_size}; "
+                "allowed: 1 and 1, which 06_backbone_sweep measures with"
+            )
         if 0.0 not in self.pruning_levels:
             raise ValueError(
                 f"pruning_levels is {list(self.pruning_levels)}; allowed: a list that holds 0.0, "
@@ -192,6 +203,8 @@ def load_config(path: str | Path, **overrides: Any) -> ExperimentConfig:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}; allowed: key: value lines")
+    if odd := [key for key in values if not isinstance(key, str)]:
+        raise ConfigError(f"{path}: {odd} are no parameter names; quote them, or see true and yes")
     if values.setdefault("run", path.stem) != path.stem:
         raise ConfigError(
             f"{path}: run is {values['run']!r}; allowed: the file's name {path.stem!r}"

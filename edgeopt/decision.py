@@ -62,6 +62,8 @@ class Decision:
 def find_baseline(sweep: pd.DataFrame) -> str:
     """Name the unpruned fp32 candidate, of the first runtime in the order of ``schema.RUNTIMES``.
 
+    One that failed is named only when all did.
+
     Raises
     ------
     ValueError
@@ -71,6 +73,8 @@ def find_baseline(sweep: pd.DataFrame) -> str:
     rows = sweep[(sweep["pruning_level"] == 0) & (sweep["precision"] == "fp32")]
     if rows.empty:
         raise ValueError("no candidate has pruning_level 0 and precision fp32 to compare with")
+    if "status" in rows and rows["status"].ne("failed").any():
+        rows = rows[rows["status"] != "failed"]
     if "runtime" in rows:
         rows = rows.sort_values("runtime", key=lambda s: s.map(RUNTIMES.index), kind="stable")
     return rows["candidate"].iloc[0]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgeopt.schema import require_known
+from edgeopt.schema import INT8_PRECISIONS, require_known
 
 # 45 nm, 0.9 V: Horowitz, "Computing's Energy Problem", ISSCC 2014, fig. 1.1.9,
 # doi:10.1109/ISSCC.2014.6757323. A multiply-accumulate is one multiplication and one addition.
@@ -33,18 +33,28 @@ def energy_proxy_j(latency_ms: float, *, power_watts: float) -> float:
     return latency_ms / 1e3 * power_watts
 
 
-def energy_model_j(*, macs: int, memory_bytes: int, precision: str, cache_bytes: int = 0) -> float:
+def energy_model_j(
+    *,
+    macs: int,
+    memory_bytes: int,
+    precision: str,
+    cache_bytes: int = 0,
+    int8_mac_share: float = 1.0,
+) -> float:
     """Model tier, in joules: 45 nm operation energies plus memory traffic.
 
     ``memory_bytes`` are bytes moved from or to DRAM, ``cache_bytes`` bytes moved from or to an
-    on-chip cache of 1 MB. Constants: Horowitz 2014, doi:10.1109/ISSCC.2014.6757323.
+    on-chip cache of 1 MB. Of an int8 precision, the MACs beyond ``int8_mac_share`` are charged as
+    fp32. Constants: Horowitz 2014, doi:10.1109/ISSCC.2014.6757323.
     """
     require_known(precision, allowed=tuple(MAC_PICOJOULES), what="precision")
     counts = {"macs": macs, "memory_bytes": memory_bytes, "cache_bytes": cache_bytes}
     for name, value in counts.items():
         if value < 0:
             raise ValueError(f"{name} is {value}; allowed: 0 or more")
-    operations = macs * MAC_PICOJOULES[precision]
+    share = int8_mac_share if precision in INT8_PRECISIONS else 1.0
+    per_mac = share * MAC_PICOJOULES[precision] + (1 - share) * MAC_PICOJOULES["fp32"]
+    operations = macs * per_mac
     traffic = memory_bytes * DRAM_PICOJOULES_PER_BYTE + cache_bytes * CACHE_PICOJOULES_PER_BYTE
     return (operations + traffic) * 1e-12
 

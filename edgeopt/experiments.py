@@ -19,6 +19,7 @@ from edgeopt.candidates import (
     prepare_candidates,
 )
 from edgeopt.energy import energy_model_j, energy_proxy_j
+from edgeopt.host import Int8Scheme
 from edgeopt.measuring import measure_candidates, with_failures
 from edgeopt.metrics import per_class_table, wilson_interval
 from edgeopt.pruning import structured_channel_prune
@@ -33,6 +34,7 @@ __all__ = [
     "pareto_frontier",
     "precision_variant",
     "recall_table",
+    "right_answers",
     "run_sweep",
     "sweep_table",
     "train_model",
@@ -79,6 +81,8 @@ def run_sweep(
     calls_per_round: int = 30,
     threads: int = 1,
     batch_size: int = 1,
+    model: str = "small_cnn",
+    scheme: Int8Scheme | None = None,
     directory: Path | None = None,
     executor: Executor | None = None,
 ) -> pd.DataFrame:
@@ -87,8 +91,9 @@ def run_sweep(
     Parameters
     ----------
     base_model : nn.Module
-        The trained fp32 network. Its pruned versions are made by one-shot pruning unless
-        ``pruned_models`` gives them by level, fine-tuned as ``recipe`` says.
+        The trained fp32 network, called ``model`` in the table. Its pruned versions are made by
+        one-shot pruning unless ``pruned_models`` gives them by level, fine-tuned as ``recipe``
+        says; level 0 is the network itself.
     val_loader, calibration_loader : DataLoader
         Choosing happens on the first; the second sets the ranges of int8.
     device : str
@@ -97,21 +102,21 @@ def run_sweep(
         Interleaved rounds, of ``calls_per_round`` timed calls each.
     latency_multiplier : float
         Scales every latency to another device; anything but 1 marks the rows ``estimated``.
+    scheme : Int8Scheme, optional
+        Integer types of static int8 in ONNX files; U8S8 when omitted.
     directory : Path, optional
         Keeps the artifacts; a temporary folder when omitted.
 
     Raises
     ------
     ValueError
-        For a level outside [0, 1), an empty list, an unknown precision or runtime, or a device
-        other than the CPU.
+        For a level outside [0, 1) or without its network, an empty list, an unknown precision or
+        runtime, or a device other than the CPU.
     """
     if torch.device(device).type != "cpu":
         raise ValueError(f"device is {str(device)!r}; allowed: cpu, the target has no GPU")
-    specs = grid(pruning_levels, precisions, runtimes, recipe=recipe)
-    models = pruned_models or {
-        level: structured_channel_prune(base_model, level) for level in pruning_levels
-    }
+    specs = grid(pruning_levels, precisions, runtimes, recipe=recipe, model=model)
+    models = _networks(base_model, pruning_levels, pruned_models)
     images, labels = gather(val_loader)
     with tempfile.TemporaryDirectory() as scratch:
         candidates = prepare_candidates(
@@ -124,6 +129,7 @@ def run_sweep(
             labels=labels,
             directory=directory or Path(scratch),
             batch_size=batch_size,
+            scheme=scheme,
         )
         samples = measure_candidates(
             candidates,
@@ -143,6 +149,16 @@ def run_sweep(
     )
 
 
+def _networks(
+    base: nn.Module, levels: Sequence[float], pruned: Mapping[float, nn.Module] | None
+) -> Mapping[float, nn.Module]:
+    if pruned is None:
+        return {level: structured_channel_prune(base, level) if level else base for level in levels}
+    if missing := [level for level in levels if level and level not in pruned]:
+        raise ValueError(f"pruned_models has no network of level(s) {missing}; it has: {[*pruned]}")
+    return {0.0: base, **pruned}
+
+
 def sweep_table(
     candidates: Sequence[Candidate],
     samples: pd.DataFrame,
@@ -157,7 +173,12 @@ def sweep_table(
     latency = latency_statistics(samples, batch_size=batch_size)
     timed = latency.drop(columns="error")
     table = candidate_table(with_failures(candidates, latency)).merge(timed, "left", "candidate")
-    table = with_energy(table, power_watts=power_watts, latency_multiplier=latency_multiplier)
+    table = with_energy(
+        table,
+        power_watts=power_watts,
+        latency_multiplier=latency_multiplier,
+        batch_size=batch_size,
+    )
     return apply_budgets(
         table,
         memory_budgets_mb=memory_budgets_mb,
@@ -182,12 +203,17 @@ def candidate_table(candidates: Sequence[Candidate]) -> pd.DataFrame:
 
 
 def with_energy(
-    table: pd.DataFrame, *, power_watts: float, latency_multiplier: float = 1.0
+    table: pd.DataFrame,
+    *,
+    power_watts: float,
+    latency_multiplier: float = 1.0,
+    batch_size: int = 1,
 ) -> pd.DataFrame:
     """Scale the latencies to another device, when asked to, and add both energy tiers.
 
     ``latency_kind`` says ``measured``, or ``estimated`` once ``latency_multiplier`` is not 1.
-    The model tier takes each weight and the peak activations to move once from and to memory.
+    Both tiers are of one call, on ``batch_size`` images. The model takes each weight and the peak
+    activations to move once from and to memory.
     """
     times = [name for name in table if name.startswith("latency_") and name.endswith("_ms")]
     scaled = table.assign(
@@ -198,9 +224,10 @@ def with_energy(
     ok = scaled["status"] == "ok"
     model = [
         energy_model_j(
-            macs=row.macs,
+            macs=batch_size * row.macs,
             memory_bytes=row.weight_bytes + row.peak_activation_bytes,
             precision=row.precision,
+            int8_mac_share=row.int8_mac_share,
         )
         for row in scaled[ok].itertuples()
     ]
@@ -230,14 +257,21 @@ def with_seeds(
     """Put the mean accuracy over seeds and its interval in the place of the first seed's.
 
     ``candidates`` are those of all seeds, prepared on the same images. Adds ``seeds``, the number
-    of trainings.
+    of trainings. A candidate whose first seed failed has no accuracy, whatever the others did.
     """
+    table = accuracy_over_seeds(right_answers(candidates, labels=labels))
+    ran = sweep.loc[sweep["status"] == "ok", "candidate"]
+    table = table[table["candidate"].isin(ran)]
+    return sweep.drop(columns=table.columns[2:]).merge(table, "left", "candidate")
+
+
+def right_answers(candidates: Sequence[Candidate], *, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Which images [seeds, N] every prepared candidate gets right, by its name."""
     hits: dict[str, list[np.ndarray]] = {}
     for candidate in candidates:
         if candidate.logits is not None:
             hits.setdefault(candidate.name, []).append(candidate.logits.argmax(1) == labels)
-    table = accuracy_over_seeds({name: np.stack(rows) for name, rows in hits.items()})
-    return sweep.drop(columns=table.columns[2:]).merge(table, "left", "candidate")
+    return {name: np.stack(rows) for name, rows in hits.items()}
 
 
 def accuracy_over_seeds(correct: Mapping[str, np.ndarray]) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from edgeopt.style import INK, PRECISION_COLORS, RUNTIME_MARKERS, RUNTIME_TITLES
 SWEEPS = ("sweep_results.csv", "results.csv")
 TEXTS = ("candidate", "recipe", "precision", "runtime")
 MEMORY = ("memory_mb", "artifact_bytes", "peak_activation_bytes", "peak_rss_bytes")
-ENERGY = ("energy_proxy_j", "energy_model_j")
+ENERGY = ("energy_proxy_j", "energy_model_j", "energy_measured_j")
 COSTS = ("latency_p50_ms", "latency_p95_ms", "latency_ms", *MEMORY, *ENERGY, "macs")
 QUALITIES = ("accuracy", "macro_f1", "agreement", "test_accuracy")
 FIRST = ("accuracy", "latency_p50_ms", "memory_mb", "artifact_bytes")

@@ -100,6 +100,7 @@ def _is_homogeneous(model: nn.Module, node: fx.Node) -> bool:
         return len(node.args) == 3 and node.args[2] == -1  # x.view(batch, -1)
     if node.target in ("mean", torch.mean):
         axes = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else ())
+        axes = (axes,) if isinstance(axes, int) else axes
         return bool(axes) and set(axes) <= _SPATIAL_AXES
     return node.target in _HOMOGENEOUS_FUNCTIONS
 

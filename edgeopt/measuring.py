@@ -1,6 +1,7 @@
 """What prepared candidates cost on this machine: latency side by side, memory, energy."""
 
 import math
+import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from edgeopt.artifact import Artifact
 from edgeopt.benchmark import measure_latency
 from edgeopt.candidates import Candidate
 from edgeopt.energy import POWERCAP_ROOT, measured_energy_j, measured_energy_unavailable
@@ -35,23 +37,17 @@ def measure_candidates(
     if not prepared:
         errors = "; ".join(f"{candidate.name}: {candidate.error}" for candidate in candidates)
         raise ValueError(f"no candidate could be prepared: {errors or 'there is none'}")
-    sessions = {c.name: load_session(c.artifact, threads=threads) for c in prepared}
-    checked = {
-        candidate.name: _checked(sessions[candidate.name], candidate, batch, threads)
-        for candidate in prepared
-    }
-    return measure_latency(checked, batch, **options)
+    loaded = {c.name: _loaded(c, batch, threads) for c in prepared}
+    return measure_latency(loaded, batch, **options)
 
 
-def _checked(
-    session: Session, candidate: Candidate, batch: np.ndarray, threads: int
-) -> Callable[[np.ndarray], Any]:
-    """Return the session, or what fails in its place when it is not the one that was scored."""
-    problem = ""
-    if session.threads != threads:
-        problem = f"it computes with {session.threads} threads; {threads} were asked for"
-    elif batch.shape == session.input_shape:
-        problem = _difference(session, candidate, batch)
+def _loaded(candidate: Candidate, batch: np.ndarray, threads: int) -> Callable[[np.ndarray], Any]:
+    """Return the candidate's session, or what fails in its place when it cannot be trusted."""
+    try:
+        session = load_session(candidate.artifact, threads=threads)
+        problem = _problem(session, candidate, batch, threads)
+    except Exception as error:  # whatever a runtime raises becomes this candidate's error
+        problem = f"{type(error).__name__}: {error}"
 
     def fail(_: np.ndarray) -> None:
         raise RuntimeError(problem)
@@ -59,11 +55,13 @@ def _checked(
     return fail if problem else session
 
 
-def _difference(session: Session, candidate: Candidate, batch: np.ndarray) -> str:
-    try:
-        gap = np.abs(session(batch) - candidate.logits[: len(batch)])
-    except Exception as error:  # whatever a runtime raises becomes this candidate's error
-        return f"{type(error).__name__}: {error}"
+def _problem(session: Session, candidate: Candidate, batch: np.ndarray, threads: int) -> str:
+    """Say in what a session is not the one that was scored, or not on the threads asked for."""
+    if session.threads != threads:
+        return f"it computes with {session.threads} threads; {threads} were asked for"
+    if batch.shape != session.input_shape:
+        return ""
+    gap = np.abs(session(batch) - candidate.logits[: len(batch)])
     if (gap <= TIMED_TOLERANCE * (1 + np.abs(candidate.logits).max())).all():
         return ""
     return f"timed, its logits are up to {gap.max():.2g} from those that were scored"
@@ -72,17 +70,25 @@ def _difference(session: Session, candidate: Candidate, batch: np.ndarray) -> st
 def peak_rss_table(
     candidates: Sequence[Candidate], *, executor: Executor | None = None
 ) -> pd.DataFrame:
-    """Peak resident bytes of loading and running each artifact in a process of its own."""
+    """Peak resident bytes of loading and running each artifact in a process of its own.
+
+    Columns: candidate, peak_rss_bytes, idle_rss_bytes (before loading) and, where these are NaN
+    because the process failed, ``rss_unavailable`` with the reason.
+    """
     prepared = [candidate for candidate in candidates if candidate.artifact]
     artifacts = [candidate.artifact for candidate in prepared]
-    memories = list((executor.map if executor else map)(resident_memory, artifacts))
-    return pd.DataFrame(
-        {
-            "candidate": [candidate.name for candidate in prepared],
-            "peak_rss_bytes": [memory.peak_bytes for memory in memories],
-            "idle_rss_bytes": [memory.baseline_bytes for memory in memories],
-        }
-    )
+    rows = (executor.map if executor else map)(_rss_row, artifacts)
+    table = pd.DataFrame(rows, columns=["peak_rss_bytes", "idle_rss_bytes", "rss_unavailable"])
+    table.insert(0, "candidate", [candidate.name for candidate in prepared])
+    return table
+
+
+def _rss_row(artifact: Artifact) -> tuple[float, float, str]:
+    try:
+        memory = resident_memory(artifact)
+    except (RuntimeError, subprocess.TimeoutExpired) as error:
+        return math.nan, math.nan, f"unavailable: {error}"
+    return memory.peak_bytes, memory.baseline_bytes, ""
 
 
 def measured_energy_table(
@@ -115,6 +121,8 @@ def _joules_per_call(
     session: Session, batch: np.ndarray, seconds: float, powercap_root: Path
 ) -> float:
     pace = measure_latency({"it": session}, batch, rounds=1, calls_per_round=20)["latency_ms"]
+    if pace.isna().any():
+        return math.nan  # it cannot be run, which its latency says as well
     calls = math.ceil(1e3 * seconds / pace.median())
     return measured_energy_j(partial(session, batch), calls=calls, powercap_root=powercap_root)
 

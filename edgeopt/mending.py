@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from edgeopt.artifact import Artifact
 from edgeopt.benchmark import latency_statistics, measure_latency
 from edgeopt.coverage import LabelError, verify_label
 from edgeopt.diagnosis import diagnose
+from edgeopt.host import U8S8, Int8Scheme
 from edgeopt.parity import ExportError
 from edgeopt.quantization import QuantizationError, collect_calibration
 from edgeopt.remedies import (
@@ -64,6 +65,7 @@ class _Attempt:
     """A remedy tried; where it failed, ``error`` says why and the rest is empty."""
 
     remedy: str
+    stands_on: str = ""
     plan: Plan | None = None
     artifact: Artifact | None = None
     session: Session | None = None
@@ -82,6 +84,7 @@ def mend(
     calibration_batches: int = 10,
     float_layers: Sequence[int] = (1, 2, 4, 8),
     train_quantized: Callable[[nn.Module], nn.Module] | None = None,
+    scheme: Int8Scheme = U8S8,
     exhaustive: bool = False,
     threads: int = 1,
     rounds: int = 10,
@@ -104,14 +107,17 @@ def mend(
         How many layers to leave in float, in the order tried.
     train_quantized : callable, optional
         fp32 model -> fp32 model that went through quantization-aware training; the last remedy.
+    scheme : Int8Scheme
+        Integer types of static int8, those that suit the CPU that will run it.
     exhaustive : bool
         Try every remedy, also after the budget is met.
 
     Returns
     -------
     Mended
-        Its ``ladder`` has one row per remedy, the fp32 parent first: remedy, accuracy,
-        accuracy_drop, latency_ms (mean), artifact_bytes, int8_mac_share, reached, error.
+        Its ``ladder`` has one row per remedy, the fp32 parent first: remedy, stands_on (the
+        earlier remedy that is kept under it, if any), accuracy, accuracy_drop, latency_ms (mean),
+        artifact_bytes, int8_mac_share, reached, error.
 
     Raises
     ------
@@ -123,13 +129,13 @@ def mend(
     _check_request(validation, max_accuracy_drop)
     calibration = tuple(islice(calibration_loader, calibration_batches))
     collect_calibration(calibration, calibration_batches)
-    climb = _Climb(Path(folder), calibration, validation, threads)
-    parent = climb.attempt(PARENT, lambda: Plan(model, precision="fp32"))
+    climb = _Climb(Path(folder), calibration, validation, threads, scheme)
+    parent = climb.attempt(Remedy(PARENT, lambda: Plan(model, precision="fp32")))
     if parent.error:
         raise ExportError(f"the fp32 model cannot be served: {parent.error}")
     goal = parent.accuracy - max_accuracy_drop - _ROUNDING
     for remedy in climb.remedies(model, float_layers, train_quantized):
-        tried = climb.attempt(remedy.name, remedy.make)
+        tried = climb.attempt(remedy)
         logger.info("%s: accuracy %.4f %s", tried.remedy, tried.accuracy, tried.error)
         if tried.accuracy >= goal and not exhaustive:
             break
@@ -149,6 +155,7 @@ class _Climb:
         calibration: Calibration,
         validation: tuple[Tensor, Tensor],
         threads: int,
+        scheme: Int8Scheme,
     ) -> None:
         self.attempts: list[_Attempt] = []
         self.diagnosis: pd.DataFrame | None = None
@@ -156,6 +163,7 @@ class _Climb:
         self._calibration = calibration
         self._images, self._labels = validation
         self._threads = threads
+        self._scheme = scheme
         self._input_shape = (1, *self._images.shape[1:])
 
     @property
@@ -175,45 +183,51 @@ class _Climb:
     ) -> Iterator[Remedy]:
         """Yield remedies in order of cost; later ones stand on how the earlier ones did."""
         yield from rescaling_remedies(model, images=self._calibration[0][0])
-        yield bias_remedy(self.best.plan, calibration=self._calibration)
+        base = self.best
+        correction = bias_remedy(base.plan, calibration=self._calibration)
+        yield replace(correction, stands_on=base.remedy)
         yield from self._float_layers(float_layers)
-        base = self.best.plan
-        yield Remedy("dynamic", lambda: Plan(base.model, precision="int8-dynamic"))
+        base, plan = self.best, self.best.plan
+        yield Remedy("dynamic", lambda: Plan(plan.model, precision="int8-dynamic"), base.remedy)
         if train_quantized is not None:
             yield Remedy(
                 "quantization-aware training",
-                lambda: Plan(train_quantized(base.model), base.calibration),
+                lambda: Plan(train_quantized(plan.model), plan.calibration),
+                base.remedy,
             )
 
     def _float_layers(self, counts: Sequence[int]) -> Iterator[Remedy]:
         base = self.best
         images, labels = self._images[:DIAGNOSIS_IMAGES], self._labels[:DIAGNOSIS_IMAGES]
         self.diagnosis = diagnose(base.plan.model, base.artifact, images, labels)
-        yield from float_layer_remedies(
+        for remedy in float_layer_remedies(
             base.plan, self.diagnosis, counts=counts, input_shape=self._input_shape
-        )
+        ):
+            yield replace(remedy, stands_on=base.remedy)
 
-    def attempt(self, remedy: str, make: Callable[[], Plan]) -> _Attempt:
+    def attempt(self, remedy: Remedy) -> _Attempt:
         """Make, write, load and score one plan, and remember how it went."""
         try:
-            tried = self._scored(remedy, make())
+            tried = self._scored(remedy, remedy.make())
         except _FAILURES as error:
-            tried = _Attempt(remedy, error=str(error))
+            tried = _Attempt(remedy.name, remedy.stands_on, error=str(error))
         self.attempts.append(tried)
         return tried
 
-    def _scored(self, remedy: str, plan: Plan) -> _Attempt:
+    def _scored(self, remedy: Remedy, plan: Plan) -> _Attempt:
         artifact = export_plan(
             plan,
             self._folder / f"{len(self.attempts):02d}-{plan.precision}.onnx",
             input_shape=self._input_shape,
             calibration=self._calibration,
+            scheme=self._scheme,
         )
         share = verify_label(artifact)
         session = load_session(artifact, threads=self._threads)
         predictions = session_logits(session, self._images.numpy()).argmax(axis=1)
         accuracy = float((predictions == self._labels.numpy()).mean())
-        return _Attempt(remedy, plan, artifact, session, accuracy, share)
+        made = (plan, artifact, session, accuracy, share)
+        return _Attempt(remedy.name, remedy.stands_on, *made)
 
 
 def _check_request(validation: tuple[Tensor, Tensor], max_accuracy_drop: float) -> None:
@@ -242,6 +256,7 @@ def _ladder(attempts: list[_Attempt], latency: dict[str, float], goal: float) ->
     return pd.DataFrame(
         {
             "remedy": a.remedy,
+            "stands_on": a.stands_on,
             "accuracy": a.accuracy,
             "accuracy_drop": parent.accuracy - a.accuracy,
             "latency_ms": latency.get(a.remedy, math.nan),

@@ -24,6 +24,7 @@ from edgeopt.style import (
     row_height,
 )
 
+ALONE = "#9DB4C0"
 SERIES_ORDER = {"recipe": RECIPES[1:], "criterion": CRITERIA}
 
 
@@ -43,11 +44,10 @@ def pruning_curves(df: pd.DataFrame, *, hue: str = "recipe", ax: Axes | None = N
             continue
         color, marker, line = SERIES[index]
         points = _points_with_bars(pd.concat([start, rows]))
-        x = points.index + 0.007 * (index - 1) * (points.index > 0)  # bars side by side
         reach = points[["below", "above"]].T
         style = {"color": color, "marker": marker, "ls": line, "ms": 7, "capsize": 3}
-        ax.errorbar(x, points["mean"], reach, **style)
-        ends.append((x[-1], points["mean"].iloc[-1], name, color))
+        ax.errorbar(points.index, points["mean"], reach, **style)
+        ends.append((points.index[-1], points["mean"].iloc[-1], name, color))
     percent_axis(ax.xaxis)
     percent_axis(ax.yaxis)
     ax.set(xlabel=label("pruning_level"), ylabel=label("accuracy"))
@@ -129,24 +129,26 @@ def diagnosis_bars(diagnosis: pd.DataFrame, *, rows: int = 12, ax: Axes | None =
 
     Takes :func:`edgeopt.diagnosis.diagnose` in its order, worst first. Beside each tensor stand
     the accuracy with only it quantized and, where one channel is ten times wider than the median
-    one, that channel.
+    one, that channel; such a tensor is dark.
     """
     alone, accumulated = "sqnr_alone_db", "sqnr_accumulated_db"
-    needed = ["layer", alone, accumulated, "accuracy_alone", "guilty_channel", "outlier_ratio"]
-    require_columns(diagnosis, needed, what="the diagnosis figure")
+    needed = ["tensor", "layer", alone, accumulated, "accuracy_alone", "guilty_channel"]
+    require_columns(diagnosis, [*needed, "outlier_ratio"], what="the diagnosis figure")
     worst = diagnosis.head(rows).reset_index(drop=True)
     ax = new_axes(ax, height=0.5 + row_height(len(worst)), grid="x")
-    colors = np.where(worst["outlier_ratio"] > 10, PRECISION_COLORS["int8"], "#9DB4C0")
+    outlier = worst["outlier_ratio"] > 10
     ax.hlines(worst.index, worst[accumulated], worst[alone], color=QUIET, lw=1.2, zorder=1)
-    ax.scatter(worst[accumulated], worst.index, s=55, c="white", ec=INK, zorder=2)
-    ax.scatter(worst[alone], worst.index, s=55, c=colors, ec=INK, zorder=3)
+    ax.scatter(worst[alone], worst.index, s=70, c=np.where(outlier, INK, ALONE), ec=INK, zorder=2)
+    ax.scatter(worst[accumulated], worst.index, s=30, c="white", ec=INK, zorder=3)
     for y, row in worst.iterrows():
-        guilty = f", channel {row['guilty_channel']}" if row["outlier_ratio"] > 10 else ""
-        _write_in_margin(ax, y, f"{row['accuracy_alone']:.1%} alone{guilty}")
-    ax.set_yticks(worst.index, worst["layer"])
+        guilty = f", channel {row['guilty_channel']}" if outlier[y] else ""
+        _write_in_margin(ax, y, f"{row['accuracy_alone']:.1%}{guilty}")
+    _write_in_margin(ax, -0.75, "accuracy, it alone in int8")
+    ax.set_yticks(worst.index, [_tensor_words(row) for _, row in worst.iterrows()])
     ax.set_ylim(len(worst) - 0.4, -0.6)
     ax.set_xlabel("Signal-to-quantization-noise ratio (dB)")
-    key_below(ax, [dot("rounded alone", "#9DB4C0"), dot("in the int8 network", "white")])
+    handles = [dot("rounded alone", ALONE), dot("in the int8 network", "white")]
+    key_below(ax, [*handles, *([dot("one channel far wider", INK)] if outlier.any() else [])])
     return ax
 
 
@@ -155,22 +157,21 @@ def ladder_plot(
 ) -> Axes:
     """Accuracy after each remedy, in the order tried, with what it costs beside it.
 
-    Columns: ``remedy, accuracy`` (NaN where the remedy failed) and, where known,
-    ``latency_p50_ms`` and ``int8_mac_share``. Steps that reach ``target``, the accuracy that ends
-    the search, are filled.
+    Columns: ``remedy, accuracy`` (NaN where the remedy failed) and, where known, ``latency_ms``
+    and ``int8_mac_share``. Steps that reach ``target``, the accuracy that ends the search, are
+    filled; the first row is fp32.
     """
     require_columns(ladder, ["remedy", "accuracy"], what="ladder_plot")
     steps = ladder.reset_index(drop=True)
     ax = new_axes(ax, height=0.3 + row_height(len(steps)), grid="x")
-    ax.plot(steps["accuracy"], steps.index, color=QUIET, lw=1.2, zorder=1)
-    color = PRECISION_COLORS["int8"]
+    colors = np.where(steps.index == 0, PRECISION_COLORS["fp32"], PRECISION_COLORS["int8"])
     reached = steps["accuracy"] >= (np.inf if target is None else target)
-    faces = np.where(reached, color, "white")
-    ax.scatter(steps["accuracy"], steps.index, s=70, c=faces, ec=color, lw=1.6, zorder=2)
+    faces = np.where(reached, colors, "white")
+    ax.scatter(steps["accuracy"], steps.index, s=70, c=faces, ec=colors, lw=1.6, zorder=2)
     for y, step in steps.iterrows():
         _write_in_margin(ax, y, _step_words(step))
     if target is not None:
-        bound(ax, target, "wanted")
+        bound(ax, target, f"wanted: {target:.1%}")
     ax.set_yticks(steps.index, steps["remedy"])
     ax.set_ylim(len(steps) - 0.4, -0.6)
     percent_axis(ax.xaxis)
@@ -178,10 +179,16 @@ def ladder_plot(
     return ax
 
 
+def _tensor_words(row: pd.Series) -> str:
+    """Short name of a tensor with its layer, e.g. ``Relu_output_0 (conv1)``."""
+    tensor = str(row["tensor"]).rpartition("/")[2]
+    return tensor if tensor == row["layer"] else f"{tensor} ({row['layer']})"
+
+
 def _step_words(step: pd.Series) -> str:
     if pd.isna(step["accuracy"]):
         return "failed"
-    units = {"latency_p50_ms": "{:.3g} ms", "int8_mac_share": "{:.0%} int8"}
+    units = {"latency_ms": "{:.3g} ms", "int8_mac_share": "{:.0%} int8"}
     costs = [unit.format(step[name]) for name, unit in units.items() if pd.notna(step.get(name))]
     return ", ".join([f"{step['accuracy']:.1%}", *costs])
 

@@ -12,7 +12,6 @@ from edgeopt.selection import require_columns
 from edgeopt.style import (
     INK,
     PRECISION_COLORS,
-    PRECISION_HATCHES,
     PRECISION_LINES,
     QUIET,
     RUNTIME_MARKERS,
@@ -58,7 +57,8 @@ def drift(samples: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Median latency of each round relative to the candidate's own median, over the rounds.
 
     Thin lines are candidates, the thick line is their median: the machine's drift, which hits
-    all candidates alike because the rounds are interleaved.
+    all candidates alike because the rounds are interleaved. The highest of those that a round
+    took ten percent above their median, three at most, are named.
     """
     require_columns(samples, ["candidate", "round", "latency_ms"], what="drift")
     rounds = samples.pivot_table(
@@ -71,6 +71,9 @@ def drift(samples: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.plot(relative.index, relative.median(axis=1), **thick)
     percent_axis(ax.yaxis)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    peaks = relative.max().nlargest(3)
+    names = [(relative[name].idxmax(), y, name) for name, y in peaks.items() if y > 1.1]
+    label_points(ax, names, avoid=[])
     ax.set(xlabel="Round", ylabel="Median latency\n(% of own median)")
     key = [Line2D([], [], label="one candidate", **thin), Line2D([], [], label="median", **thick)]
     key_below(ax, key)
@@ -136,33 +139,44 @@ def roofline(points: pd.DataFrame, ceilings: pd.DataFrame, *, ax: Axes | None = 
 
 
 def device_estimates(estimates: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Estimated latency per device and candidate, hatched and hollow: nothing here is measured.
+    """Estimated latency per device and candidate, hollow and dotted: nothing here is measured.
 
-    Takes :func:`edgeopt.devices.estimate_on_devices`; pairs without an estimate have no bar.
+    Takes :func:`edgeopt.devices.estimate_on_devices` with the candidates' ``runtime`` and
+    ``pruning_level``.
     """
-    needed = ["device", "candidate", "precision", "latency_estimate_ms"]
-    require_columns(estimates, needed, what="device_estimates")
+    needed = ["device", "candidate", "precision", "runtime", "pruning_level"]
+    require_columns(estimates, [*needed, "latency_estimate_ms"], what="device_estimates")
     devices = list(dict.fromkeys(estimates["device"]))
-    styles = _hollow_styles(estimates.drop_duplicates("candidate"))
-    ax = new_axes(ax, height=1.8 + 0.24 * len(devices) * (len(styles) + 0.6), grid="x")
-    thickness = 0.8 / len(styles)
-    for _, row in estimates.dropna(subset=["latency_estimate_ms"]).iterrows():
-        place = list(styles).index(row["candidate"]) + 0.5
-        y = devices.index(row["device"]) + thickness * place - 0.4
-        ax.barh(y, row["latency_estimate_ms"], thickness * 0.85, **styles[row["candidate"]])
-        fits = row.get("fits_ram", True) and row.get("fits_flash", True)
-        text = f"{row['latency_estimate_ms']:.2g}{'' if fits else ' (does not fit)'}"
-        beside(ax, row["latency_estimate_ms"], y, text)
+    candidates = list(dict.fromkeys(estimates["candidate"]))
+    pitch = 1 / (len(candidates) + 1)
+    ax = new_axes(ax, height=1.8 + 0.24 * len(devices) / pitch, grid="x")
+    left = estimates["latency_estimate_ms"].min() / 3
+    for _, row in estimates.iterrows():
+        y = devices.index(row["device"]) + pitch * (candidates.index(row["candidate"]) + 1) - 0.5
+        color, x = PRECISION_COLORS[row["precision"]], row["latency_estimate_ms"]
+        if pd.notna(x):
+            ax.hlines(y, left, x, color=color, ls=":", lw=1)
+            marker = RUNTIME_MARKERS[row["runtime"]]
+            ax.scatter(x, y, s=45, marker=marker, fc="white", ec=color, zorder=3)
+        beside(ax, left if pd.isna(x) else x, y, _estimate_words(row))
     log_axis(ax.xaxis)
-    ax.margins(x=0.2)
+    ax.set_xlim(left, estimates["latency_estimate_ms"].max() * 60)
     ax.set_yticks(range(len(devices)), devices)
+    ax.hlines(
+        np.arange(len(devices) - 1) + 0.5, 0, 1, QUIET, lw=0.6, transform=ax.get_yaxis_transform()
+    )
     ax.set(xlabel="Latency, estimate (ms)", title="Estimates, not measurements")
     ax.set_ylim(len(devices) - 0.5, -0.5)
-    names = list(styles)
-    half = -(-len(names) // 2)
-    handles = [Patch(label=name, **styles[name]) for name in names]
-    key_below(ax, handles[:half], handles[half:])
+    key_below(ax, precision_key(estimates), runtime_key(estimates))
     return ax
+
+
+def _estimate_words(row: pd.Series) -> str:
+    level = f", {row['pruning_level']:.0%} pruned" if row["pruning_level"] else ", unpruned"
+    if pd.isna(row["latency_estimate_ms"]):
+        return f"no rate known for {row['precision']}{level}"
+    fits = row.get("fits_ram", True) and row.get("fits_flash", True)
+    return f"{row['latency_estimate_ms']:.2g}{level}{'' if fits else ' (does not fit)'}"
 
 
 def _draw_samples(ax: Axes, values: pd.Series, y: int, *, color: str) -> None:
@@ -197,11 +211,7 @@ def _draw_roofs(ax: Axes, ceilings: pd.DataFrame, *, intensities: pd.Series) -> 
         ends = np.array([low, top / slope["value"]])
         ax.plot(ends, slope["value"] * ends, ls=":" if cached else "-", color=QUIET, lw=1.6)
         text = ("cache" if cached else "DRAM") + f" {slope['value']:.0f} GB/s" + _kind(slope)
-        x = ends[1] / 2.5
-        place = {"ha": "right", "va": "bottom"} if cached else {"ha": "left", "va": "top"}
-        ax.annotate(
-            text, (x, slope["value"] * x), (-4 if cached else 4, 0), color=QUIET, **place, **small
-        )
+        ax.annotate(text, (ends[1], top), (0, 4), ha="right" if cached else "center", **small)
     for _, roof in compute.iterrows():
         color, line = PRECISION_COLORS[roof["precision"]], PRECISION_LINES[roof["precision"]]
         ax.hlines(roof["value"], roof["value"] / slopes["value"].max(), high, color=color, ls=line)
@@ -211,15 +221,3 @@ def _draw_roofs(ax: Axes, ceilings: pd.DataFrame, *, intensities: pd.Series) -> 
 
 def _kind(ceiling: pd.Series) -> str:
     return "" if ceiling["kind"] == "measured" else f" ({ceiling['kind']})"
-
-
-def _hollow_styles(candidates: pd.DataFrame) -> dict[str, dict[str, object]]:
-    """Bar style per candidate: the colour of its precision, a denser hatch where that repeats."""
-    density = candidates.groupby("precision").cumcount() + 1
-    hatches = candidates["precision"].map(PRECISION_HATCHES).replace("", "---") * density
-    return {
-        name: {"fc": "white", "ec": PRECISION_COLORS[precision], "hatch": hatch, "lw": 1.2}
-        for name, precision, hatch in zip(
-            candidates["candidate"], candidates["precision"], hatches, strict=True
-        )
-    }

@@ -21,7 +21,7 @@ from edgeopt.style import (
     row_height,
 )
 
-FELL, ROSE = "#D55E00", "#0072B2"
+FELL, ROSE = "#7B3294", "#009E73"  # of no precision
 
 
 def training_history(history: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
@@ -47,7 +47,7 @@ def training_history(history: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def confusion_matrix(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def confusion_matrix(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> Axes:
     """Share of each true class (row) that is predicted as each class; zeros are left blank.
 
     Takes image counts, true classes in the index and predicted classes in the columns.
@@ -69,7 +69,7 @@ def confusion_matrix(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         annot_kws={"fontsize": 10},
         cbar_kws={"label": "Share of the true class (%)", "shrink": 0.7},
     )
-    ax.set(xlabel="Predicted class", ylabel="True class")
+    ax.set(xlabel="Predicted class", ylabel="True class", title=title)
     ax.tick_params(axis="x", rotation=45)
     for text in ax.get_xticklabels():
         text.set(ha="right", rotation_mode="anchor")
@@ -81,25 +81,29 @@ def per_class_change(
 ) -> Axes:
     """Metric of each class before (hollow) and after (filled) compression, largest fall on top.
 
-    Columns: ``class_name, before, after``.
+    Columns: ``class_name, before, after`` and, where known, the interval of the latter,
+    ``after_low, after_high``.
     """
     require_columns(before_after, ["class_name", "before", "after"], what="per_class_change")
     rows = before_after.assign(change=before_after["after"] - before_after["before"])
     rows = rows.sort_values("change", ignore_index=True)
     ax = new_axes(ax, height=row_height(len(rows)), grid="x")
-    colors = [FELL if change < 0 else ROSE for change in rows["change"]]
+    colors = rows["change"].map(lambda change: FELL if change < 0 else ROSE if change else QUIET)
+    if "after_low" in rows:
+        ax.hlines(rows.index, rows["after_low"], rows["after_high"], color=QUIET, lw=0.9, zorder=1)
     ax.hlines(rows.index, rows["before"], rows["after"], color=colors, lw=2.5, zorder=2)
     ax.scatter(rows["before"], rows.index, s=55, fc="white", ec=INK, zorder=3)
     ax.scatter(rows["after"], rows.index, s=55, c=colors, ec=INK, zorder=4)
     for y, row in rows.iterrows():
-        right = max(row["before"], row["after"])
+        right = max(row["before"], row["after"], row.get("after_high", 0))
         beside(ax, right, y, f"{100 * row['change']:+.1f}")
     ax.set_yticks(rows.index, rows["class_name"])
     percent_axis(ax.xaxis)
     ax.margins(x=0.12)
     ax.invert_yaxis()
     ax.set_xlabel(f"{metric.capitalize()} (change in points beside)")
-    key_below(ax, [dot("before", "white"), dot("after: fell", FELL), dot("after: rose", ROSE)])
+    faces = {"before": "white", "after: fell": FELL, "after: rose": ROSE, "the same": QUIET}
+    key_below(ax, [dot(text, face) for text, face in faces.items()])
     return ax
 
 

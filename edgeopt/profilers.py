@@ -144,8 +144,8 @@ def profile_openvino(
     short.
     """
     runs = _count_runs(repeats=repeats, warmup=warmup)
-    request = _openvino_request(path, precision=precision, threads=threads)
     batch = _batch(input_shape)
+    request = _openvino_request(path, batch.shape, precision=precision, threads=threads)
     for _ in range(warmup):
         request.infer([batch])
     cold = [node.real_time for node in request.profiling_info]
@@ -159,7 +159,9 @@ def profile_openvino(
     return _shares(_openvino_table(nodes, times=times))
 
 
-def _openvino_request(path: Path, *, precision: str, threads: int) -> "InferRequest":
+def _openvino_request(
+    path: Path, shape: tuple[int, ...], *, precision: str, threads: int
+) -> "InferRequest":
     _require_installed("openvino")
     import openvino
 
@@ -170,7 +172,10 @@ def _openvino_request(path: Path, *, precision: str, threads: int) -> "InferRequ
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
     }
-    return openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
+    core = openvino.Core()
+    model = core.read_model(path)
+    model.reshape(list(shape))  # as it is served: other shapes get other kernels
+    return core.compile_model(model, "CPU", settings).create_infer_request()
 
 
 def _openvino_table(nodes: list["ProfilingInfo"], *, times: list[timedelta]) -> pd.DataFrame:

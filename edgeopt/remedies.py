@@ -12,6 +12,7 @@ from edgeopt.bias_correction import correct_bias
 from edgeopt.equalization import equalize
 from edgeopt.export import export_artifact
 from edgeopt.export_onnx import CALIBRATIONS, DEFAULT_OPTIONS, Int8Options
+from edgeopt.host import U8S8, Int8Scheme
 from edgeopt.qdq import nodes_around, prepared_fp32
 
 Calibration = tuple[tuple[Tensor, Tensor], ...]
@@ -29,17 +30,23 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class Remedy:
-    """A named way to a plan; making it may cost time, and may fail."""
+    """A named way to a plan, perhaps on top of another remedy; making it may fail."""
 
     name: str
     make: Callable[[], Plan]
+    stands_on: str = ""
 
 
 def export_plan(
-    plan: Plan, path: Path, *, input_shape: tuple[int, ...], calibration: Calibration
+    plan: Plan,
+    path: Path,
+    *,
+    input_shape: tuple[int, ...],
+    calibration: Calibration,
+    scheme: Int8Scheme = U8S8,
 ) -> Artifact:
     """Write the artifact of a plan."""
-    options = Int8Options(calibration=plan.calibration, float_nodes=plan.float_nodes)
+    options = Int8Options(plan.calibration, scheme=scheme, float_nodes=plan.float_nodes)
     return export_artifact(
         plan.model,
         path,

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
 TRADEOFF_COLUMNS = ("accuracy", "latency_ms", "memory_mb", "energy_proxy_j")
@@ -20,7 +19,7 @@ def require_columns(df: pd.DataFrame, columns: Sequence[str], *, what: str) -> N
 
 def budget_column(budget_mb: float) -> str:
     """Name of the column that tells which rows exceed a budget, e.g. ``violates_0.05mb``."""
-    return f"violates_{np.format_float_positional(budget_mb, trim='-')}mb"
+    return f"violates_{budget_mb}mb"
 
 
 def accepted_mask(df: pd.DataFrame) -> pd.Series:

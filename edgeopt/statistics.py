@@ -50,8 +50,8 @@ def two_level_interval(correct: ArrayLike, *, confidence: float = 0.95) -> Inter
     ``correct`` [seeds, images] says which image each seed's model gets right, the same images for
     all. Two crossed random effects: the variance of the mean is ``(MS_seed + MS_image -
     MS_rest) / (seeds * images)``, the mean squares of the two-way layout, with Satterthwaite's
-    degrees of freedom (doi:10.2307/3002019). ``low`` and ``high`` are NaN with one seed or one
-    image, and when nothing varies (all right or all wrong).
+    degrees of freedom (doi:10.2307/3002019), cut off at 0 and 1. ``low`` and ``high`` are NaN with
+    one seed or one image, and when nothing varies (all right or all wrong).
     """
     check_share(confidence=confidence)
     table = np.asarray(correct, dtype=float)
@@ -69,7 +69,7 @@ def two_level_interval(correct: ArrayLike, *, confidence: float = 0.95) -> Inter
     total = terms.sum()
     quantile = t.ppf((1 + confidence) / 2, total**2 / np.sum(terms**2 / freedom))
     half = quantile * np.sqrt(total / (seeds * images))
-    return Interval(mean, mean - half, mean + half)
+    return Interval(mean, max(0.0, float(mean - half)), min(1.0, float(mean + half)))
 
 
 def frontier_probability(
@@ -83,26 +83,30 @@ def frontier_probability(
     """How likely each candidate is on the accuracy/median-latency frontier.
 
     Each bootstrap replicate draws the images anew, the same for all candidates, and the
-    measurement's rounds anew, the same for all, and takes the frontier of that draw. One row per
-    candidate of ``correct``: ``accuracy, latency_p50_ms, frontier_probability, tied_with``; the
-    last names, joined by commas, the candidates whose accuracy the Holm-adjusted exact McNemar
-    test over all pairs cannot tell from this one's. No candidate in, no row out.
+    measurement's rounds anew, the same for all, and takes the frontier of that draw. ``correct``
+    says which images each candidate gets right, [images] or [seeds, images]; accuracy is the mean
+    over seeds, which are not drawn anew. One row per candidate: ``accuracy, latency_p50_ms,
+    frontier_probability, tied_with``; the last names, joined by commas, the candidates whose
+    accuracy the Holm-adjusted exact McNemar test over all pairs, on the first seed, cannot tell
+    from this one's. No candidate in, no row out.
     """
     if not len(correct):
         return pd.DataFrame(columns=list(FRONTIER_COLUMNS))
-    table = correctness_table(correct)
+    by_seed = {name: np.atleast_2d(values) for name, values in correct.items()}
+    table = correctness_table({name: values[0] for name, values in by_seed.items()})
+    shares = np.column_stack([values.mean(axis=0) for values in by_seed.values()])
     own_samples = _samples_of(table.columns, samples)
     if replicates < 1:
         raise ValueError(f"replicates is {replicates}; allowed: 1 or more")
     rounds = next(iter(own_samples.values()))["round"].nunique()
     weights = round_weights(rounds, replicates=replicates, seed=seed)
     latencies = [resampled_medians(own, weights) for own in own_samples.values()]
-    right = _resampled_counts(table.to_numpy(), replicates=replicates, seed=seed)
+    right = _resampled_counts(shares, replicates=replicates, seed=seed)
     on_frontier = _frontier_masks(np.column_stack(latencies), right)
     return pd.DataFrame(
         {
             "candidate": table.columns,
-            "accuracy": table.mean().to_numpy(),
+            "accuracy": shares.mean(axis=0),
             "latency_p50_ms": [own["latency_ms"].median() for own in own_samples.values()],
             "frontier_probability": on_frontier.mean(axis=0),
             "tied_with": accuracy_ties(table, alpha=alpha),
@@ -141,12 +145,12 @@ def _samples_of(candidates: pd.Index, samples: pd.DataFrame) -> dict[str, pd.Dat
     return own_samples
 
 
-def _resampled_counts(right: NDArray[np.bool_], *, replicates: int, seed: int) -> NDArray:
+def _resampled_counts(right: NDArray[np.float64], *, replicates: int, seed: int) -> NDArray:
     """Right answers [replicates, candidates] on images drawn anew."""
     images = len(right)
     draws = np.random.default_rng((seed, 1)).integers(images, size=(replicates, images))
     weights = np.stack([np.bincount(draw, minlength=images) for draw in draws])
-    return weights.astype(float) @ right.astype(float)
+    return (weights.astype(float) @ right).round(9)  # thirds of seeds must still tie
 
 
 def _frontier_masks(latencies: NDArray, right: NDArray) -> NDArray[np.bool_]:

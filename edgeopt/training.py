@@ -32,7 +32,7 @@ def train_model(
     Raises
     ------
     ValueError
-        When ``epochs`` is negative or ``learning_rate`` is not positive.
+        When ``epochs`` is negative, ``learning_rate`` is not positive, or there are no images.
     """
     return fit(model, train_loader, epochs=epochs, learning_rate=learning_rate, device=device).model
 
@@ -60,6 +60,8 @@ def fit(
     """
     if epochs < 0:
         raise ValueError(f"epochs is {epochs}; allowed: 0 or more")
+    if not len(train_loader):
+        raise ValueError("the training loader holds no images; allowed: 1 or more")
     if not learning_rate > 0:
         raise ValueError(f"learning_rate is {learning_rate}; allowed: above 0")
     trained = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
@@ -92,7 +94,8 @@ def _train_epoch(
         images = images.to(device, memory_format=torch.channels_last)
         labels = labels.to(device)
         optimizer.zero_grad(set_to_none=True)
-        logits = model(images)
+        output = model(images)
+        logits = getattr(output, "logits", output)  # Inception's come with auxiliary ones
         loss = nn.functional.cross_entropy(logits, labels)
         loss.backward()
         optimizer.step()

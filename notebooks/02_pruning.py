@@ -108,7 +108,7 @@ recipes = study_recipes(config.pruning_levels, config.seeds)
 with process_pool() as pool:
     networks = train_recipes(recipes, baselines, splits.train, schedule=schedule, executor=pool)
 networks |= {Recipe(0.0, "baseline", seed): network for seed, network in baselines.items()}
-len(networks)
+print(f"{len(recipes)} networks pruned or trained anew, beside {len(baselines)} baseline(s)")
 
 # %% tags=["nbval-ignore-output"]
 accuracies = accuracy_table(networks, splits.validation)
@@ -140,7 +140,7 @@ rivals = [
 ]
 with process_pool() as pool:
     contest = train_recipes(rivals, baselines, splits.train, schedule=schedule, executor=pool)
-len(contest)
+print(f"{len(contest)} networks: {len(config.pruning_criteria)} criteria at {len(levels)} levels")
 
 # %% tags=["nbval-ignore-output"]
 criteria = accuracy_table(contest, splits.validation)
@@ -156,7 +156,7 @@ criteria.pivot_table(index="pruning_level", columns=columns, values="accuracy").
 # %%
 for recipe, network in networks.items():
     folder.write_bytes(recipe.file_name, dump_weights(network))
-len(list(folder.path("weights").iterdir()))
+print(f"{len(list(folder.path('weights').iterdir()))} files of weights")
 
 # %% [markdown]
 # ## Conclusion

@@ -97,7 +97,7 @@ models = {
     )
     for recipe, notebook in sources.items()
 }
-len(models)
+print(f"{len(models)} networks, {len(config.pruning_levels)} levels of {len(config.seeds)} seed(s)")
 
 # %% [markdown]
 # ## Prepare
@@ -109,7 +109,7 @@ len(models)
 # %%
 axes = (config.pruning_levels, config.precisions, config.runtimes)
 specs = [s for seed in config.seeds for s in grid(*axes, recipe="fine-tuned", seed=seed)]
-len(specs)
+print(f"{len(specs)} candidates to prepare")
 
 # %%
 with process_pool() as pool:
@@ -128,7 +128,7 @@ with process_pool() as pool:
 
 # %%
 candidates = [c for c in prepared if c.spec.seed == config.seeds[0]]
-{"candidates": len(candidates), "seeds": len(config.seeds), "runtimes": len(config.runtimes)}
+print(f"{len(candidates)} candidates to measure, on {len(config.runtimes)} runtimes")
 
 # %% [markdown]
 # ## Measure
@@ -145,7 +145,7 @@ samples = measure_candidates(
     calls_per_round=config.calls_per_round,
 )
 folder.write_table("latency_samples.csv", samples)
-len(samples)
+print(f"{len(samples):,} timed calls")
 
 # %% [markdown]
 # Each thin line is a candidate, relative to its own median. A step that all lines take together is
@@ -214,7 +214,8 @@ folder.save_figure("budgets", ax, alt=alt, numbers=numbers)
 #
 # A candidate is on the frontier when no accepted one is both faster and at least as accurate. Other
 # images and another minute on the machine could have moved it: resampling both gives the probability
-# that each candidate belongs there.
+# that each candidate belongs there. `accuracy_ties` counts the candidates whose accuracy no paired
+# test can tell from its own on these images; the table on disk names them.
 
 # %% tags=["nbval-ignore-output"]
 frontier = pareto_frontier(sweep, "latency_p50_ms")
@@ -229,7 +230,9 @@ certainty = frontier_probability(
 )
 folder.write_table("frontier_probability.csv", certainty)
 sweep = sweep.merge(certainty[["candidate", "frontier_probability"]], "left", "candidate")
-certainty.sort_values("frontier_probability", ascending=False).head(8)
+ties = certainty["tied_with"].str.count("[^, ]+")
+likely = certainty.drop(columns="tied_with").assign(accuracy_ties=ties)
+likely.sort_values("frontier_probability", ascending=False).head(8).round(4)
 
 # %% [markdown]
 # The hypervolume is the area between the frontier and a point that anything should beat: the slowest

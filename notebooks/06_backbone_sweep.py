@@ -293,7 +293,7 @@ samples = measure_candidates(candidates, images[:1], threads=1, **rounds)
 folder.write_table("latency_samples.csv", samples)
 with ThreadPoolExecutor(2) as pool:
     resident = peak_rss_table(candidates, executor=pool)
-len(samples)
+print(f"{len(samples):,} timed calls")
 
 # %%
 sweep = sweep_table(

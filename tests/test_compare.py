@@ -2,7 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from edgeopt import compare
 from edgeopt.compare import changed_facts, compare_tables
+from edgeopt.rundir import RunFolder
 
 FAILED = (np.nan, np.nan)
 
@@ -120,3 +122,21 @@ def test_only_what_differs_is_listed():
         {"fact": "parameters: new", "first": "\N{EN DASH}", "second": "1"},
         {"fact": "threads", "first": "1", "second": "2"},
     ]
+
+
+def test_latencies_of_other_batch_sizes_are_not_judged(tmp_path, monkeypatch):
+    facts = {"data": {}, "git": {}, "packages": {}, "host": {"cpu": "A"}, "threads": 1}
+    sizes = {"one": 1, "eight": 8}
+    for name, batch in sizes.items():
+        RunFolder(tmp_path / name).write_table("sweep_results.csv", table(a=(0.9, float(batch))))
+    monkeypatch.setattr(
+        compare,
+        "read_manifest",
+        lambda run: facts | {"parameters": {"benchmark_batch_size": sizes[run.name]}},
+    )
+    compared = compare.compare_runs(*(RunFolder(tmp_path / name) for name in sizes))
+    assert compared["warnings"] == [
+        "The two runs differ in benchmark_batch_size: 1 and 8. "
+        "Their latencies are shown but not judged."
+    ]
+    assert compared["rows"][0]["latency_verdict"] == "not judged"

@@ -30,6 +30,12 @@ def test_overrides_replace_the_file(tmp_path):
         ({"pruning_levels": []}, r"parameter pruning_levels is \(\): .*at least 1 item"),
         ({"pruning_levels": [0.5]}, r"pruning_levels is \[0.5\]; allowed: a list that holds 0.0"),
         ({"precisions": []}, r"parameter precisions is \(\): .*at least 1 item"),
+        ({"precisions": ["int8"]}, r"precisions is \['int8'\]; allowed: a list that holds fp32"),
+        ({"seeds": [2**32]}, r"parameter seeds.0 is 4294967296: .*less than"),
+        (
+            {"notebooks": ["06_backbone_sweep"], "benchmark_batch_size": 8},
+            r"benchmark_batch_size 8; allowed: 1 and 1, which 06_backbone_sweep measures with",
+        ),
         ({"precisions": ["int4"]}, r"unknown precisions 'int4'; allowed: fp32, fp16"),
         ({"runtimes": ["tflite"]}, r"unknown runtimes 'tflite'; allowed: torch, onnxruntime"),
         ({"threads": 4096}, r"parameter threads is 4096: this machine .* allowed: 1 to \d+"),
@@ -58,6 +64,7 @@ def test_every_bad_key_is_named_at_once():
     [
         ("epochs: [", "not valid YAML"),
         ("- epochs", "holds a list; allowed: key: value"),
+        ("on: 1", r"mine.yaml: \[True\] are no parameter names"),
         ("run: other", "run is 'other'; allowed: the file's name 'mine'"),
         ("nope: 1", r"mine.yaml: unknown parameter 'nope'"),
     ],

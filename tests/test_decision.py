@@ -277,3 +277,5 @@ class TestDecide:
     def test_the_baseline_is_the_first_runtime_of_the_schema(self):
         frame = sweep(("torch-base", 0.9, 1.0, 0.1, 0.0, "fp32"), runtime=["openvino", "torch"])
         assert find_baseline(frame) == "torch-base"
+        failed = frame.assign(status=["ok", "failed"])
+        assert find_baseline(failed) == "base"

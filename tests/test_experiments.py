@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
+from torch import nn
 
 from edgeopt.candidates import Candidate, CandidateSpec
-from edgeopt.energy import energy_model_j
 from edgeopt.experiments import (
     accuracy_over_seeds,
     recall_table,
@@ -86,15 +88,17 @@ def test_a_multiplier_scales_latency_and_says_so():
             "weight_bytes": [4, np.nan],
             "peak_activation_bytes": [8, np.nan],
             "precision": ["int8", "fp32"],
+            "int8_mac_share": [0.5, np.nan],
             "status": ["ok", "failed"],
         }
     )
-    scaled = with_energy(table, power_watts=3.0, latency_multiplier=4.0)
+    scaled = with_energy(table, power_watts=3.0, latency_multiplier=4.0, batch_size=2)
     assert scaled.loc[0, ["latency_ms", "latency_p95_ms", "throughput_sps"]].tolist() == [4, 8, 250]
     assert scaled["latency_kind"].eq("estimated").all()
     assert scaled.loc[0, "energy_proxy_j"] == pytest.approx(0.004 * 3)
-    assert scaled.loc[0, "energy_model_j"] == energy_model_j(
-        macs=10, memory_bytes=12, precision="int8"
+    # 2 images of 10 MACs, half of them at 0.3 pJ and half at fp32's 4.6; 12 bytes at 162.5 pJ
+    assert scaled.loc[0, "energy_model_j"] == pytest.approx(
+        (10 * 0.3 + 10 * 4.6 + 12 * 162.5) / 1e12
     )
     assert scaled.loc[1, ["energy_proxy_j", "energy_model_j"]].isna().all()
     assert with_energy(table, power_watts=3.0)["latency_kind"].eq("measured").all()
@@ -106,6 +110,14 @@ def test_models_given_by_level_are_swept_instead_of_pruned_ones(arguments):
     table = run_sweep(**options)
     assert table["parameters"].tolist()[1] == (9 + 1) + (9 + 1) + (49 * 4 + 4)
     assert table["recipe"].tolist() == ["baseline", "fine-tuned"]
+
+
+def test_any_network_is_swept_under_its_own_name(arguments):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 4)).eval()
+    options = {**arguments, "base_model": net, "pruning_levels": [0.0], "precisions": ["fp32"]}
+    table = run_sweep(**options, model="net")
+    assert table["candidate"].tolist() == ["net-p0-torch-fp32"]
+    assert table[["model", "parameters"]].to_numpy().tolist() == [["net", 784 * 4 + 4]]
 
 
 def test_a_failed_candidate_is_never_accepted(arguments):
@@ -121,6 +133,7 @@ def test_a_failed_candidate_is_never_accepted(arguments):
     [
         ({"pruning_levels": [1.0]}, r"pruning_level is 1.0; allowed: a number in \[0, 1\)"),
         ({"pruning_levels": []}, "no candidate"),
+        ({"pruned_models": {0.25: None}}, r"no network of level\(s\) \[0.5\]; it has: \[0.25\]"),
         ({"precisions": []}, "no candidate"),
         ({"precisions": ["int4"]}, "unknown precision 'int4'; allowed: fp32"),
         ({"device": "cuda"}, "device is 'cuda'; allowed: cpu"),
@@ -148,11 +161,20 @@ def test_accuracy_over_seeds_is_their_mean():
             "accuracy": [1.0, 0.5],
             "accuracy_low": [0.6, 0.2],
             "accuracy_high": [1.0, 0.8],
+            "status": "ok",
         }
     )
     joined = with_seeds(sweep, seeds, labels=labels)
     assert joined["accuracy"].tolist() == pytest.approx([0.75, np.nan], nan_ok=True)
     assert joined["seeds"].tolist()[0] == 2
+
+
+def test_a_candidate_whose_first_seed_failed_has_no_accuracy():
+    labels = np.array([0, 1])
+    seeds = [replace(candidate(0, [0, 1]), logits=None, error="boom"), candidate(1, [0, 1])]
+    sweep = pd.DataFrame({"candidate": [seeds[0].name], "accuracy": np.nan, "status": "failed"})
+    columns = sweep.assign(accuracy_low=np.nan, accuracy_high=np.nan)
+    assert with_seeds(columns, seeds, labels=labels)["accuracy"].isna().all()
 
 
 def test_one_seed_keeps_the_interval_over_images():
@@ -164,6 +186,7 @@ def test_one_seed_keeps_the_interval_over_images():
             "accuracy": [0.75],
             "accuracy_low": [0.3],
             "accuracy_high": [0.95],
+            "status": "ok",
         }
     )
     joined = with_seeds(sweep, [only], labels=labels)
@@ -179,7 +202,7 @@ def test_accuracy_over_seeds_and_images_is_wider_than_over_images_alone():
     table = table.set_index("candidate")
     assert table.loc["net", "accuracy"] == unequal.mean()
     # three seeds 0.1 apart: Student's t on them alone is +- 4.303 x 0.1 / sqrt(3)
-    assert table.loc["net", "accuracy_high"] - table.loc["net", "accuracy"] > 0.2
+    assert table.loc["net", "accuracy"] - table.loc["net", "accuracy_low"] > 0.2
     # all right: Wilson's low end, n / (n + z^2)
     assert table.loc["perfect", "accuracy_low"] == pytest.approx(400 / (400 + 1.96**2), abs=1e-4)
 

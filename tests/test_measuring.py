@@ -40,6 +40,18 @@ def test_a_timed_session_has_to_have_the_threads(options, monkeypatch):
     assert "it computes with 7 threads; 1 were asked for" in samples["error"].iloc[-1]
 
 
+def test_a_file_that_is_gone_is_a_failed_row_and_memory_with_a_reason(options):
+    good, gone = prepare_candidates(grid([0.0], ["fp32", "fp16"], ["torch"]), **options)
+    gone.artifact.path.unlink()
+    samples = measure_candidates([good, gone], options["images"][:1], rounds=1, calls_per_round=2)
+    errors = samples.drop_duplicates("candidate").set_index("candidate")["error"]
+    assert errors[good.name] == ""
+    assert "FileNotFoundError" in errors[gone.name]
+    memory = peak_rss_table([good, gone]).set_index("candidate")
+    assert memory["peak_rss_bytes"].isna().tolist() == [False, True]
+    assert memory.loc[gone.name, "rss_unavailable"].startswith("unavailable: the process that runs")
+
+
 def test_when_all_failed_their_errors_are_told():
     failed = [Candidate(CandidateSpec(0.0, name), error=f"no {name}") for name in ("fp32", "int8")]
     expected = "no candidate could be prepared: small_cnn-p0-torch-fp32: no fp32; .*int8: no int8"

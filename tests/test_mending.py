@@ -17,6 +17,7 @@ from tests.specimens import CLASSES, in_colour, splits, trained_cnn, trained_mob
 
 COLUMNS = [
     "remedy",
+    "stands_on",
     "accuracy",
     "accuracy_drop",
     "latency_ms",
@@ -119,6 +120,10 @@ def test_every_remedy_is_tried_on_request(tmp_path) -> None:
     assert (ladder["error"] == "").sum() == len(ladder) - 1
     assert ladder.loc["1 most sensitive layer in float", "int8_mac_share"] < 1
     assert ladder.loc["equalization by weights", "reached"]
+    alone = [name for name in names if not ladder.loc[name, "stands_on"]]
+    assert alone == names[: names.index("bias correction")]
+    assert ladder.loc["bias correction", "stands_on"] in alone[1:]
+    assert ladder["stands_on"].iloc[-1] in names[1:-1]
     assert result.artifact.path.name == "04-int8.onnx"  # the cheapest that reached, not the last
     assert len(trained) == 1
     assert result.diagnosis is not None

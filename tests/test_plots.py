@@ -204,6 +204,15 @@ class TestFrontier:
         assert "limit 0.06" in texts(ax)
         assert ax.get_xlabel() == "Weights (MiB)"
 
+    def test_the_refused_are_crossed_out_and_the_baseline_is_named(self, sweep):
+        inside, outside = sweep[sweep["accepted"]].iloc[0], sweep[~sweep["accepted"]].iloc[0]
+        refused = [inside["candidate"], outside["candidate"]]
+        ax = plots.frontier(sweep, baseline=outside["candidate"], refused=refused)
+        [crosses] = [c for c in ax.collections if c.get_zorder() == 5]
+        assert crosses.get_offsets().tolist() == [[inside["latency_p50_ms"], inside["accuracy"]]]
+        assert "refused" in key(ax)
+        assert f"baseline: {style.describe(outside)}" in texts(ax)
+
     def test_more_probable_points_are_larger(self, sweep):
         two = sweep.iloc[:2].assign(frontier_probability=[0.0, 1.0])
         small, large = [c.get_sizes()[0] for c in plots.frontier(two).collections[:2]]
@@ -238,24 +247,26 @@ class TestSweep:
         assert ax.get_xlabel() == "Weights (MiB)"
 
     def test_precision_tradeoffs_are_ratios_to_fp32(self, sweep):
-        table = precision_tradeoff_table(sweep).set_index("precision")
-        ax = plots.precision_tradeoffs(table.reset_index())
-        drawn = [c.get_offsets()[:, 0] for c in ax.collections]
-        others = [name for name in table.index if name != "fp32"]
-        costs = ["latency_ms_mean", "memory_mb_mean", "energy_proxy_j_mean"]
-        for name, ratios in zip(others, drawn, strict=True):
-            expected = [table.loc[name, cost] / table.loc["fp32", cost] for cost in costs]
-            assert ratios.tolist() == pytest.approx(expected)
+        ax = plots.precision_tradeoffs(precision_tradeoff_table(sweep, by=("runtime", "precision")))
+        ticks = {
+            y: t.get_text() for y, t in zip(ax.get_yticks(), ax.get_yticklabels(), strict=True)
+        }
+        latency = {ticks[y]: x for x, y, _ in reversed(marks(ax)) if y < len(ticks) / 2}
+        assert len(marks(ax)) == 2 * len(latency) == 2 * 7
+        for runtime, precision in (("torch", "int8"), ("openvino", "bf16")):
+            own = sweep[sweep["runtime"] == runtime].groupby("precision")["latency_ms"].mean()
+            name = f"{style.RUNTIME_TITLES[runtime]} {precision}"
+            assert latency[name] == pytest.approx(own[precision] / own["fp32"])
 
     def test_precision_tradeoffs_need_fp32(self, sweep):
-        table = precision_tradeoff_table(sweep[sweep["precision"] == "int8"])
+        int8 = sweep[sweep["precision"] == "int8"]
+        table = precision_tradeoff_table(int8, by=("runtime", "precision"))
         with pytest.raises(ValueError, match="no fp32 row to compare with; there are: int8"):
             plots.precision_tradeoffs(table)
 
     def test_precision_tradeoffs_of_fp32_alone_say_so(self, sweep):
-        ax = plots.precision_tradeoffs(
-            precision_tradeoff_table(sweep[sweep["precision"] == "fp32"])
-        )
+        fp32 = sweep[sweep["precision"] == "fp32"]
+        ax = plots.precision_tradeoffs(precision_tradeoff_table(fp32, by=("runtime", "precision")))
         assert "nothing beside fp32 was measured" in texts(ax)
 
     def test_energy_tiers_name_both_as_estimates(self, sweep):
@@ -278,6 +289,12 @@ class TestLatency:
             assert strip.get_color() == style.PRECISION_COLORS[precision]
         assert ax.get_title(loc="left") == f"5 fastest of {len(sweep)} candidates"
         assert ax.get_xlabel() == "Latency of one call (ms)"
+
+    def test_drift_names_what_a_round_slowed_by_more_than_a_tenth(self):
+        samples = pd.DataFrame(
+            {"candidate": list("aabb"), "round": [0, 1, 0, 1], "latency_ms": [1, 1.05, 1, 2.0]}
+        )
+        assert texts(plots.drift(samples)) == ["b"]
 
     def test_drift_is_the_round_median_over_the_own_median(self):
         samples = pd.DataFrame(
@@ -343,20 +360,23 @@ class TestHardware:
             {
                 "device": ["M7", "M7", "Pi", "Pi"],
                 "candidate": ["a", "b", "a", "b"],
-                "precision": ["int8", "int8", "int8", "int8"],
+                "precision": "int8",
+                "runtime": "torch",
+                "pruning_level": [0.0, 0.5, 0.0, 0.5],
                 "latency_estimate_ms": [10.0, 20.0, 1.0, NAN],
                 "fits_ram": [True, False, True, True],
             }
         )
         ax = plots.device_estimates(table)
-        assert [bar.get_width() for bar in ax.patches] == [10, 20, 1]
-        assert all(
-            bar.get_hatch() and to_hex(bar.get_facecolor()) == "#ffffff" for bar in ax.patches
-        )
-        assert ax.patches[0].get_hatch() != ax.patches[1].get_hatch()
+        assert [(x, fill) for x, _, fill in marks(ax)] == [(x, "#ffffff") for x in (10, 20, 1)]
         assert "estimate" in ax.get_xlabel()
         assert "Estimates, not measurements" in ax.get_title(loc="left")
-        assert texts(ax) == ["10", "20 (does not fit)", "1"]
+        assert texts(ax) == [
+            "10, unpruned",
+            "20, 50% pruned (does not fit)",
+            "1, unpruned",
+            "no rate known for int8, 50% pruned",
+        ]
 
 
 class TestQuality:
@@ -465,6 +485,7 @@ class TestCompression:
     def test_diagnosis_keeps_the_order_and_names_the_guilty_channel(self):
         table = pd.DataFrame(
             {
+                "tensor": ["/a/Relu", "b", "c"],
                 "layer": list("abc"),
                 "sqnr_alone_db": [3.0, 18.0, 25.0],
                 "sqnr_accumulated_db": [2.0, 9.0, 8.0],
@@ -474,11 +495,11 @@ class TestCompression:
             }
         )
         ax = plots.diagnosis_bars(table, rows=2)
-        accumulated, alone = ax.collections[1:]
+        alone, accumulated = ax.collections[1:]
         assert alone.get_offsets().tolist() == [[3, 0], [18, 1]]
         assert accumulated.get_offsets().tolist() == [[2, 0], [9, 1]]
-        assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b"]
-        assert texts(ax) == ["30.0% alone, channel 3", "86.0% alone"]
+        assert [t.get_text() for t in ax.get_yticklabels()] == ["Relu (a)", "b"]
+        assert texts(ax)[:2] == ["30.0%, channel 3", "86.0%"]
         assert ax.get_xlabel().endswith("(dB)")
 
     def test_the_ladder_fills_the_steps_that_reach_the_target(self):
@@ -486,14 +507,15 @@ class TestCompression:
             {
                 "remedy": ["none", "equalized", "qat"],
                 "accuracy": [0.3, 0.9, NAN],
-                "latency_p50_ms": [0.04, NAN, NAN],
-                "int8_mac_share": [0.98, 0.98, NAN],
+                "latency_ms": [0.04, NAN, NAN],
+                "int8_mac_share": [0.0, 0.98, NAN],
             }
         )
         ax = plots.ladder_plot(table, target=0.85)
         filled = [to_hex(c) for c in ax.collections[0].get_facecolor()]
         assert filled[:2] == ["#ffffff", to_hex(style.PRECISION_COLORS["int8"])]
-        assert texts(ax) == ["30.0%, 0.04 ms, 98% int8", "90.0%, 98% int8", "failed", "wanted"]
+        assert texts(ax)[:3] == ["30.0%, 0.04 ms, 0% int8", "90.0%, 98% int8", "failed"]
+        assert texts(ax)[3] == "wanted: 85.0%"
 
 
 @pytest.mark.parametrize("name", [name for name in plots.__all__ if name != "use_style"])

@@ -42,6 +42,14 @@ def test_two_level_interval_of_identical_seeds_is_the_interval_over_images():
     assert interval == pytest.approx((0.8, 0.8 - half, 0.8 + half))
 
 
+def test_two_level_interval_is_of_shares():
+    images = np.arange(200)
+    far_apart = np.stack([images < count for count in (198, 186, 199)])
+    interval = two_level_interval(far_apart)
+    assert interval.low > 0
+    assert interval.high == 1.0
+
+
 def test_two_level_interval_is_no_narrower_than_either_level():
     rng = np.random.default_rng(0)
     correct = rng.random((5, 300)) < np.clip(0.8 + rng.normal(0, 0.05, (5, 1)), 0, 1)
@@ -84,6 +92,17 @@ def test_a_coin_toss_is_shared():
     table = frontier_probability(correct, samples, replicates=4000)
     assert table["frontier_probability"].tolist() == pytest.approx([0.5, 0.5], abs=0.05)
     assert table["tied_with"].tolist() == ["b", "a"]
+
+
+def test_the_frontier_of_several_seeds_is_that_of_their_mean():
+    # the slower one is worse on the first seed, and better on the mean of both
+    correct = {
+        "fast": np.stack([answers(0.6), answers(0.6)]),
+        "slow": np.stack([answers(0.5), answers(0.9)]),
+    }
+    table = frontier_probability(correct, latency_samples({"fast": 1.0, "slow": 2.0}))
+    assert table["accuracy"].tolist() == pytest.approx([0.6, 0.7])
+    assert table["frontier_probability"].tolist() == [1.0, 1.0]
 
 
 def test_images_are_drawn_together():

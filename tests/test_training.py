@@ -81,5 +81,7 @@ def test_bad_options_are_named(small_cnn, striped):
     for rate in (0.0, math.nan):
         with pytest.raises(ValueError, match=f"learning_rate is {rate}; allowed: above 0"):
             train_model(small_cnn, loader, 1, rate)
+    with pytest.raises(ValueError, match="the training loader holds no images"):
+        train_model(small_cnn, [], 1, 0.1)
     with pytest.raises(ValueError, match="holds no images"):
         evaluate(small_cnn, [])
