@@ -18,17 +18,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from edgeopt import __version__
-from edgeopt.candidates import Candidate, CandidateSpec, artifact_facts, with_agreement
 from edgeopt.data import Split, Splits
 from edgeopt.files import write_atomically
-from edgeopt.mending import Mended, mend
 from edgeopt.model import build_model, dump_weights, load_weights, set_deterministic
 from edgeopt.probing import last_layer, run_named
 from edgeopt.pruning import prune_to_macs
 from edgeopt.recipes import Schedule, reinitialised
-from edgeopt.runtimes import load_session, session_logits
 from edgeopt.schema import INT8_PRECISIONS
-from edgeopt.training import fit, predict_logits
+from edgeopt.training import fit
 
 # torchvision's mobile networks average their BatchNorm statistics with a momentum of 0.01, which
 # takes more steps to settle than a short training has: they would be served half initialised.
@@ -56,18 +53,6 @@ def _from_bytes(content: bytes) -> dict[Any, nn.Module]:
     import edgeopt._torchvision  # noqa: F401
 
     return pickle.loads(content)
-
-
-@dataclass(frozen=True)
-class MendedSpec(CandidateSpec):
-    """An int8 candidate after the remedy that it is named with."""
-
-    remedy: str = ""
-
-    @property
-    def name(self) -> str:
-        """Name in tables and of files."""
-        return f"{super().name}-mended"
 
 
 @dataclass(frozen=True)
@@ -119,25 +104,6 @@ def prune_backbone(
     jobs = [("scratch", criteria[0]), *(("fine-tuned", criterion) for criterion in criteria)]
     task = partial(_prune, workshop, backbone, ByValue({backbone: model}), macs_ratio)
     return _gathered(task, jobs, executor)
-
-
-def mend_backbone(
-    name: str, model: nn.Module, splits: Splits, *, directory: Path, seed: int = 0, **options: Any
-) -> tuple[Candidate, Mended]:
-    """Mend a backbone's int8; the candidate that it makes, and how it was found.
-
-    ``options`` are those of :func:`edgeopt.mending.mend`, which writes below ``directory``.
-    """
-    images, labels = splits.validation.images, splits.validation.labels
-    folder = directory / f"mended-{_stem(name, seed)}"
-    mended = mend(model, validation=(images, labels), folder=folder, **options)
-    artifact, rungs = mended.artifact, mended.ladder.iloc[1:]
-    remedy = rungs.loc[rungs["reached" if mended.reached else "accuracy"].idxmax(), "remedy"]
-    spec = MendedSpec(0.0, artifact.precision, artifact.runtime, "baseline", name, seed, remedy)
-    logits = session_logits(load_session(artifact), images.numpy())
-    facts = artifact_facts(artifact, model=mended.model, logits=logits, labels=labels.numpy())
-    parent = predict_logits(model, images).argmax(1).numpy()
-    return with_agreement(Candidate(spec, artifact, facts, logits), parent), mended
 
 
 def int8_cost(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """The decision card: what was picked, its numbers, and what they are to the baseline's."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -8,8 +8,11 @@ import pandas as pd
 from edgeopt.explorer import ENERGY, MEMORY, bound_names
 from edgeopt.page_parts import TIMES, as_text, known, signed, with_unit
 from edgeopt.schema import COLUMNS
+from edgeopt.style import RUNTIME_TITLES
 
 ROLES = {"pick": "Pick", "baseline": "Baseline", "runner_up": "Runner-up"}
+UNCOMPRESSED = "fastest_uncompressed"
+COLUMNS_OF_CARD = {**ROLES, UNCOMPRESSED: "Fastest uncompressed"}
 COMPARED = (
     "accuracy",
     "test_accuracy",
@@ -25,19 +28,37 @@ COMPARED = (
 
 
 def with_late_columns(decision: Mapping[str, Any], sweep: pd.DataFrame) -> dict[str, Any]:
-    """Add to the decision's rows what was measured after the choice, such as test accuracy."""
+    """Add to the decision's rows what was measured after the choice, such as test accuracy.
+
+    Also adds ``fastest_uncompressed``, the fastest unpruned fp32 candidate of the pick's network,
+    unless it is the pick or the baseline: what the choice of a runtime alone would have given.
+    """
     rows = {row["candidate"]: row for row in sweep.to_dict("records")}
     late = {
         role: rows.get(decision[role]["candidate"], {}) | decision[role]
         for role in ROLES
         if decision[role]
     }
-    return {**decision, **late}
+    return {**decision, **late, UNCOMPRESSED: _fastest_uncompressed(decision, sweep)}
+
+
+def _fastest_uncompressed(
+    decision: Mapping[str, Any], sweep: pd.DataFrame
+) -> dict[str, Any] | None:
+    needed = {"pruning_level", "precision", "latency_p50_ms"}
+    if not decision["pick"] or not needed <= set(sweep.columns):
+        return None
+    full = sweep[(sweep["pruning_level"] == 0) & (sweep["precision"] == "fp32")]
+    if "model" in full:
+        full = full[full["model"] == decision["pick"].get("model")]
+    known_roles = [decision[role]["candidate"] for role in ("pick", "baseline") if decision[role]]
+    fastest = full.nsmallest(1, "latency_p50_ms").to_dict("records")
+    return next((row for row in fastest if row["candidate"] not in known_roles), None)
 
 
 def card(decision: Mapping[str, Any]) -> dict[str, Any]:
     """Fill the decision card: the pick's numbers, then pick, baseline and runner-up in a table."""
-    columns = [(word, decision[key]) for key, word in ROLES.items() if decision.get(key)]
+    columns = [(word, decision[key]) for key, word in COLUMNS_OF_CARD.items() if decision.get(key)]
     rows = [
         (COLUMNS[name].title, [with_unit(row.get(name), name) for _, row in columns])
         for name in COMPARED
@@ -47,36 +68,63 @@ def card(decision: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "columns": columns,
         "comparison": rows,
-        "measures": measures(pick, baseline or {}) if pick else [],
+        "measures": measures(decision, pick, baseline or {}) if pick else [],
     }
 
 
-def measures(pick: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[dict[str, str]]:
+def measures(
+    decision: Mapping[str, Any], pick: Mapping[str, Any], baseline: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """List the numbers of the card, each with its interval and what it is to the baseline."""
-    words = {
-        "accuracy": points(pick.get("accuracy"), baseline.get("accuracy")),
-        "latency_p50_ms": times(pick, baseline, "latency_p50_ms", words=("faster", "slower")),
-        "memory_mb": times(pick, baseline, "memory_mb", words=("smaller", "larger")),
-        "artifact_bytes": times(pick, baseline, "artifact_bytes", words=("smaller", "larger")),
+    faster, smaller = ("faster", "slower"), ("smaller", "larger")
+    full = decision.get(UNCOMPRESSED) or {}
+    notes = {
+        "accuracy": [
+            points(pick.get("accuracy"), baseline.get("accuracy")),
+            *tested(pick, decision.get("against_pick", []), baseline),
+        ],
+        "latency_p50_ms": [
+            times(pick, baseline, "latency_p50_ms", words=faster),
+            times(pick, full, "latency_p50_ms", words=faster, than=f"uncompressed {runtime(full)}"),
+        ],
+        "memory_mb": [times(pick, baseline, "memory_mb", words=smaller)],
+        "artifact_bytes": [times(pick, baseline, "artifact_bytes", words=smaller)],
     }
     return [
         {
             "title": COLUMNS[name].title,
             "value": with_unit(pick.get(name), name),
             "range": interval(pick, name),
-            "against": against,
-            "also": tested(pick) if name == "accuracy" else "",
+            "notes": [note for note in lines if note],
         }
-        for name, against in words.items()
+        for name, lines in notes.items()
     ]
 
 
-def tested(pick: Mapping[str, Any]) -> str:
-    """Say how the pick did on the test images; empty when it was not scored on them."""
+def runtime(row: Mapping[str, Any]) -> str:
+    """Title of a row's runtime; empty when it has none."""
+    return RUNTIME_TITLES.get(row.get("runtime"), "")
+
+
+def tested(
+    pick: Mapping[str, Any],
+    comparison: Sequence[Mapping[str, Any]],
+    baseline: Mapping[str, Any],
+) -> list[str]:
+    """Say how the pick did on the test images, and whether it differs from the baseline there.
+
+    ``comparison`` are rows of :func:`edgeopt.paired.paired_comparison` with the pick as parent.
+    """
     if not known(pick.get("test_accuracy")):
-        return ""
+        return []
     words = f"{with_unit(pick['test_accuracy'], 'test_accuracy')} on test images, scored once"
-    return ", ".join(filter(None, (words, interval(pick, "test_accuracy"))))
+    lines = [", ".join(filter(None, (words, interval(pick, "test_accuracy"))))]
+    for row in comparison:
+        if row["candidate"] == baseline.get("candidate"):
+            change = f"{signed(-100 * row['accuracy_difference'])} points against the baseline"
+            found = "a difference" if row["significant"] else "no difference detected"
+            lines.append(f"there {change}: {found} (McNemar, p = {row['p_holm']:.2g})")
+    return lines
 
 
 def interval(row: Mapping[str, Any], name: str) -> str:
@@ -91,11 +139,16 @@ def points(value: float | None, reference: float | None) -> str:
     """Write the difference of two shares in percentage points, against the baseline."""
     if not (known(value) and known(reference)):
         return ""
-    return f"{signed(100 * (value - reference))} points against the baseline"
+    return f"{signed(100 * (value - reference))} points against the baseline on validation images"
 
 
 def times(
-    row: Mapping[str, Any], baseline: Mapping[str, Any], name: str, *, words: tuple[str, str]
+    row: Mapping[str, Any],
+    baseline: Mapping[str, Any],
+    name: str,
+    *,
+    words: tuple[str, str],
+    than: str = "the baseline",
 ) -> str:
     """Write the ratio of two costs in words, e.g. ``6.6x faster than the baseline``."""
     value, reference = row.get(name), baseline.get(name)
@@ -103,5 +156,5 @@ def times(
         return ""
     better, ratio = value <= reference, max(value, reference) / min(value, reference)
     if f"{ratio:.1f}" == "1.0":
-        return "the same as the baseline"
-    return f"{ratio:.1f}{TIMES} {words[0] if better else words[1]} than the baseline"
+        return f"the same as {than}"
+    return f"{ratio:.1f}{TIMES} {words[0] if better else words[1]} than {than}"

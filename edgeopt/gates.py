@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -137,6 +138,33 @@ class Constraints:
         if self.min_accuracy is not None:
             chosen.append(Limit("accuracy", self.min_accuracy, at_least=True))
         return chosen
+
+
+def rules(
+    gates: Gates, *, constraints: Constraints, active_memory_budget_mb: float
+) -> list[tuple[str, str]]:
+    """Write the budget, the gates and the limits in words: what is judged, and by what rule."""
+    points, share = partial(quantity, "accuracy_drop"), partial(quantity, "accuracy")
+    return [
+        ("weights", f"refused above {quantity('memory_mb', active_memory_budget_mb)}"),
+        (
+            "accuracy drop",
+            f"good up to {points(gates.accuracy_drop_good)}, "
+            f"refused above {points(gates.accuracy_drop_bad)}",
+        ),
+        ("recall of a class", f"refused below {share(gates.min_recall)}"),
+        ("fall of a class's recall", f"refused above {points(gates.max_recall_drop)}"),
+        ("weights saved", f"good from {share(gates.size_reduction_good)}"),
+        ("latency saved", f"good from {share(gates.latency_reduction_good)}"),
+        *(
+            (
+                COLUMNS[limit.column].title.lower(),
+                f"refused {'below' if limit.at_least else 'above'} "
+                f"{quantity(limit.column, limit.bound)}",
+            )
+            for limit in constraints.limits()
+        ),
+    ]
 
 
 def gate_table(

@@ -3,9 +3,10 @@
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from torch import Tensor, nn
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from edgeopt._upstream import RuntimeUnavailable
 from edgeopt.artifact import Artifact
 from edgeopt.benchmark import latency_statistics, measure_latency
+from edgeopt.candidates import Candidate, CandidateSpec, artifact_facts, with_agreement
 from edgeopt.coverage import LabelError, verify_label
+from edgeopt.data import Split
 from edgeopt.diagnosis import diagnose
 from edgeopt.host import U8S8, Int8Scheme
 from edgeopt.parity import ExportError
@@ -28,6 +31,7 @@ from edgeopt.remedies import (
     rescaling_remedies,
 )
 from edgeopt.runtimes import ArtifactError, Session, load_session, session_logits
+from edgeopt.training import predict_logits
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +148,52 @@ def mend(
     ladder = _ladder(climb.attempts, latency, goal)
     reached = chosen.accuracy >= goal
     return Mended(chosen.artifact, chosen.plan.model, reached, ladder, climb.diagnosis)
+
+
+@dataclass(frozen=True)
+class MendedSpec(CandidateSpec):
+    """An int8 candidate after the remedy that it is named with."""
+
+    remedy: str = ""
+
+    @property
+    def name(self) -> str:
+        """Name in tables and of files."""
+        return f"{super().name}-mended"
+
+
+def fallen(candidates: Iterable[Candidate], *, max_accuracy_drop: float) -> list[Candidate]:
+    """ONNX Runtime's static int8 candidates that fell further below their own fp32 than allowed."""
+    ran = [c for c in candidates if c.spec.runtime == "onnxruntime" and not c.error]
+    fp32 = {_network(c): c.facts["accuracy"] for c in ran if c.spec.precision == "fp32"}
+    int8 = [c for c in ran if c.spec.precision == "int8" and _network(c) in fp32]
+    least = {key: accuracy - max_accuracy_drop - _ROUNDING for key, accuracy in fp32.items()}
+    return [c for c in int8 if c.facts["accuracy"] < least[_network(c)]]
+
+
+def _network(candidate: Candidate) -> tuple[str, float, int]:
+    return candidate.spec.model, candidate.spec.pruning_level, candidate.spec.seed
+
+
+def mend_candidate(
+    candidate: Candidate, model: nn.Module, validation: Split, *, directory: Path, **options: Any
+) -> tuple[Candidate, Mended]:
+    """Mend the int8 of a candidate's network; the candidate that it makes, and how it was found.
+
+    ``options`` are those of :func:`mend`, which writes below ``directory``.
+    """
+    spec, (images, labels) = candidate.spec, (validation.images, validation.labels)
+    folder = directory / f"mended-{spec.name.replace(':', '-')}-seed{spec.seed}"
+    mended = mend(model, validation=(images, labels), folder=folder, **options)
+    artifact, rungs = mended.artifact, mended.ladder.iloc[1:]
+    remedy = rungs.loc[rungs["reached" if mended.reached else "accuracy"].idxmax(), "remedy"]
+    given = {field.name: getattr(spec, field.name) for field in fields(CandidateSpec)}
+    made = {"precision": artifact.precision, "runtime": artifact.runtime, "remedy": remedy}
+    logits = session_logits(load_session(artifact), images.numpy())
+    facts = artifact_facts(artifact, model=mended.model, logits=logits, labels=labels.numpy())
+    parent = predict_logits(model, images).argmax(1).numpy()
+    result = Candidate(MendedSpec(**{**given, **made}), artifact, facts, logits)
+    return with_agreement(result, parent), mended
 
 
 class _Climb:

@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from plotly.offline import get_plotlyjs
 from edgeopt.card import ROLES, card, with_late_columns
 from edgeopt.compare import compare_runs
 from edgeopt.explorer import explorer_data, read_sweep, sweep_path
+from edgeopt.files import file_sha256
+from edgeopt.gates import Constraints, Gates, rules
 from edgeopt.manifest import find_run, read_manifest
 from edgeopt.page_parts import DASH, FigurePart, read_figures, write_page
 from edgeopt.rundir import RunFolder, check_schema
@@ -42,13 +45,15 @@ def read_summary(run: RunFolder) -> tuple[dict[str, Any] | None, str]:
 
 
 def sweep_problem(sweep: pd.DataFrame) -> str:
-    """Say what a reader must know before the candidates: one only, all failed, none accepted."""
+    """Say what a reader must know before the candidates: one only, all failed, none fits, estimates."""
     if "status" in sweep and sweep["status"].eq("failed").all():
         return f"All {len(sweep)} candidates failed; the table gives each one's error."
     if "accepted" in sweep and not sweep["accepted"].eq(True).any():
         return f"None of the {len(sweep)} candidates fits the active memory budget."
     if len(sweep) == 1:
         return "There is only one candidate, so nothing to choose between."
+    if "latency_kind" in sweep and sweep["latency_kind"].eq("estimated").any():
+        return "All latencies are estimates: what was measured here, times latency_multiplier."
     return ""
 
 
@@ -71,11 +76,37 @@ def write_run_index(run: RunFolder, facts: Mapping[str, Any]) -> Path:
         problems=[problem for problem in problems if problem],
         decision=decision,
         **(card(decision) if decision else {}),
+        artifact=shipped_file(run, decision["pick"]) if decision and decision["pick"] else "",
+        rules=rules_of(decision, sweep, facts["parameters"]) if decision else [],
         explorer=None if sweep is None else _explorer(sweep, decision),
         plotly=packed_plotly() if sweep is not None else "",
         sweep_file=sweep_path(run).name,
         figures=figure_groups(run, facts["notebooks"]),
     )
+
+
+def shipped_file(run: RunFolder, pick: Mapping[str, Any]) -> str:
+    """Path, seen from the index, of the very file that was measured; empty when it is not there."""
+    paths = run.path("artifacts").glob(f"*/{pick['artifact']}") if pick.get("artifact") else []
+    same = [path for path in paths if file_sha256(path) == pick["artifact_sha256"]]
+    return same[0].relative_to(run.root).as_posix() if same else ""
+
+
+def rules_of(
+    decision: Mapping[str, Any], sweep: pd.DataFrame | None, parameters: Mapping[str, Any]
+) -> list[tuple[str, str]]:
+    """List the rules that the candidates were judged by, then how many met them."""
+    names = {field.name for field in (*fields(Gates), *fields(Constraints))}
+    if sweep is None or not names | {"active_memory_budget_mb"} <= set(parameters):
+        return []
+    judged = rules(
+        Gates(**{field.name: parameters[field.name] for field in fields(Gates)}),
+        constraints=Constraints(**{f.name: parameters[f.name] for f in fields(Constraints)}),
+        active_memory_budget_mb=parameters["active_memory_budget_mb"],
+    )
+    count, fit = len(sweep), int(sweep["accepted"].eq(True).sum())
+    met = f"{fit} of {count} fit the weights' budget, {count - len(decision['rejected'])} of these"
+    return [*judged, ("candidates", f"{met} are refused by no rule")]
 
 
 def packed_plotly() -> Markup:

@@ -145,7 +145,8 @@ quality.round(4)
 # %% tags=["nbval-ignore-output"]
 first = config.seeds[0]
 confusion = confusion_table(labels, predictions[first], class_names=splits.class_names)
-ax = plots.confusion_matrix(confusion)
+title = f"Baseline, {len(labels):,} validation images"
+ax = plots.confusion_matrix(confusion, title=title)
 alt = "Confusion matrix of the baseline on validation images."
 folder.save_figure("confusion", ax, alt=alt, numbers=confusion.reset_index())
 

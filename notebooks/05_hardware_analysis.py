@@ -11,6 +11,7 @@ threads = 1
 benchmark_batch_size = 1
 memory_bandwidth_gbps = None
 peak_compute_gmacs = None
+latency_multiplier = 1.0
 
 # %%
 import numpy as np
@@ -73,6 +74,7 @@ folder.save_figure("layers", ax, alt=alt, numbers=layers)
 #
 # Runtimes fuse and reorder layers, so their own profilers are asked. `macs_share` is the estimate,
 # `share` the measured part of the time; *everything else* is pooling, activations and conversion.
+# ExecuTorch and OpenVINO write whole microseconds: on a network this small their shares are coarse.
 
 # %%
 chosen = sweep[(sweep["pruning_level"] == 0) & (sweep["status"] == "ok")]
@@ -89,11 +91,20 @@ for name, artifact in artifacts.items():
 print(f"profiled: {', '.join(profiles)}; unavailable: {unavailable or 'none'}")
 
 # %% tags=["nbval-ignore-output"]
-columns = ["candidate", "layer", "op", "macs_share", "measured_ms", "share"]
+columns = ["candidate", "layer", "measured_ms", "share", "macs_share", "op"]
 tables = [table.assign(candidate=name)[columns] for name, table in profiles.items()]
 profile = pd.concat(tables) if tables else pd.DataFrame(columns=columns)
 folder.write_table("runtime_profiles.csv", profile)
 profile.round(4)
+
+# %% [markdown]
+# What the operators take together need not be what a call takes: the profiler itself costs time inside,
+# and a call has work outside its operators.
+
+# %% tags=["nbval-ignore-output"]
+together = profile.groupby("candidate", sort=False)["measured_ms"].sum().rename("operators_ms")
+calls = chosen.set_index("candidate")["latency_p50_ms"].rename("call_ms") / config.latency_multiplier
+pd.concat([together, calls], axis=1, join="inner").round(4)
 
 # %% [markdown]
 # ## The machine's ceilings
@@ -104,7 +115,8 @@ profile.round(4)
 
 # %% tags=["nbval-ignore-output"]
 facts = host_facts()
-measured = measure_ceilings(threads=config.threads, cache_bytes=facts["l2_bytes"])
+cache_bytes = facts["l2_bytes"] if isinstance(facts["l2_bytes"], int) else None
+measured = measure_ceilings(threads=config.threads, cache_bytes=cache_bytes)
 ceilings = configure_ceilings(
     measured,
     memory_bandwidth_gbps=config.memory_bandwidth_gbps,
@@ -116,8 +128,9 @@ ceilings.round(1)
 # %% [markdown]
 # ## Under the roofline
 #
-# Left of the ridge, moving bytes binds; right of it, computing does. A point far below both roofs is
-# bound by neither: on a network this small, the calls themselves cost more than the work in them.
+# Left of the ridge, where slope and roof meet, moving bytes is the limit; right of it, computing is, and
+# `bound` says which roof is above a point. How near it is, utilization says: far below both, neither
+# limits it. On a network this small, the calls themselves cost more than the work in them.
 
 # %%
 unpruned = sweep[(sweep["pruning_level"] == 0) & (sweep["status"] == "ok")]
@@ -128,9 +141,9 @@ rows = [
         layerwise_breakdown(baseline, input_shape=shape, precision=row.precision),
         candidate=row.candidate,
         precision=row.precision,
-        latency_ms=row.latency_p50_ms,
+        latency_ms=row.latency_p50_ms / config.latency_multiplier,
         ceilings=ceilings,
-        cache_bytes=facts["l2_bytes"],
+        cache_bytes=cache_bytes,
     )
     for row in unpruned.itertuples()
 ]
@@ -173,7 +186,9 @@ print(f"Scheme {scheme.name}: {scheme.reason}. {scheme.note}")
 # ## What if: other devices
 #
 # **Estimates, not measurements.** One core, sustained rates from the device table; every constant
-# there has a source and says whether it is from a data sheet, measured, or assumed.
+# there has a source and says whether it is from a data sheet, measured, or assumed. Left out are the
+# runtime's own overhead and all layers that do not multiply, so that what is real is slower. The rates
+# are a good library's for the device; whether the runtime itself exists there is for you to check.
 
 # %%
 devices = load_devices()
@@ -181,19 +196,27 @@ folder.write_table("devices.csv", devices)
 pd.crosstab(devices["device"], devices["kind"])
 
 # %% tags=["nbval-ignore-output"]
-present = list(sweep["runtime"].unique())
-runtime = "onnxruntime" if "onnxruntime" in present else present[0]
-wanted = sweep[(sweep["runtime"] == runtime) & sweep["precision"].isin(["fp32", "int8"])]
-wanted = wanted[wanted["pruning_level"].isin([0, 0.5]) & (wanted["status"] == "ok")]
+summed = folder.read_json("summary.json", made_by="04_sweep")
+roles = [summed[role]["candidate"] for role in ("baseline", "pick", "runner_up") if summed[role]]
+wanted = sweep[sweep["candidate"].isin(roles) & (sweep["status"] == "ok")]
+wanted = wanted.assign(macs=config.benchmark_batch_size * wanted["macs"])
 
 # %% tags=["nbval-ignore-output"]
 estimates = estimate_on_devices(wanted, devices=devices)
 folder.write_table("device_estimates.csv", estimates)
-ax = plots.device_estimates(estimates)
+named = wanted[["candidate", "runtime", "pruning_level"]]
+ax = plots.device_estimates(estimates.merge(named, on="candidate"))
 alt = "Estimated, not measured, latency on other devices."
 folder.save_figure("device_estimates", ax, alt=alt, numbers=estimates)
 
+# %% tags=["nbval-ignore-output"]
+fits = estimates.assign(fits=estimates["fits_ram"] & estimates["fits_flash"])
+fits.pivot_table("fits", "device", "candidate", sort=False, aggfunc="all")
+
 # %% [markdown]
+# Above: whether a candidate's weights and activations fit the device's memories, with nothing else in
+# them.
+#
 # ## Conclusion
 
 # %% tags=["nbval-ignore-output"]

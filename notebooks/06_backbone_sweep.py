@@ -56,7 +56,7 @@ from IPython.display import display
 
 from edgeopt import plots
 from edgeopt.backbones import ByValue, Workshop, int8_cost, markdown_table
-from edgeopt.backbones import mend_backbone, prune_backbone, train_backbones
+from edgeopt.backbones import prune_backbone, train_backbones
 from edgeopt.candidates import fp32_parents, grid, prepare_candidates, score
 
 # %%
@@ -67,7 +67,7 @@ from edgeopt.decision import decide, find_baseline
 from edgeopt.diagnosis import diagnose
 from edgeopt.equalization import fold_batch_norm, plant_collapse
 from edgeopt.experiments import accuracy_over_seeds, candidate_table, recall_table
-from edgeopt.experiments import sweep_table, with_seeds
+from edgeopt.experiments import right_answers, sweep_table, with_seeds
 from edgeopt.export import export_artifact
 from edgeopt.gates import Constraints, Gates
 from edgeopt.host import host_facts, int8_scheme
@@ -75,7 +75,7 @@ from edgeopt.host import host_facts, int8_scheme
 # %%
 from edgeopt.links import find_links
 from edgeopt.measuring import measure_candidates, peak_rss_table
-from edgeopt.mending import mend
+from edgeopt.mending import mend, mend_candidate
 from edgeopt.metrics import per_class_table, quality_row
 from edgeopt.pruning import count_macs
 from edgeopt.quantization import quantization_aware_train
@@ -219,6 +219,7 @@ climb = {
     "calibration_loader": common["calibration_loader"],
     "calibration_batches": config.calibration_batches,
     "max_accuracy_drop": config.max_int8_drop,
+    "scheme": scheme,
     "train_quantized": partial(
         quantization_aware_train, train_loader=training, epochs=1, learning_rate=rate
     ),
@@ -226,11 +227,11 @@ climb = {
 
 # %%
 repairs = {
-    (name, seed): mend_backbone(
-        name, networks[name, seed], splits, directory=store, seed=seed, **climb
+    (c.spec.model, c.spec.seed): mend_candidate(
+        c, networks[c.spec.model, c.spec.seed], splits.validation, directory=store, **climb
     )
-    for name in fell
-    for seed in config.seeds
+    for c in prepared
+    if c.spec.model in fell and (c.spec.runtime, c.spec.precision) == ("onnxruntime", "int8")
 }
 
 # %% tags=["nbval-ignore-output"]
@@ -241,6 +242,8 @@ for (name, seed), (_, mended) in repairs.items():
     alt = f"Accuracy of {name}, seed {seed}, after each remedy, beside fp32 and the goal."
     title = f"ladder_{name}_seed{seed}"
     folder.write_table(f"{title}.csv", mended.ladder)
+    if mended.diagnosis is not None:
+        folder.write_table(f"diagnosis_{name}_seed{seed}.csv", mended.diagnosis)
     display(folder.save_figure(title, ax, alt=alt, numbers=mended.ladder))
 
 # %% [markdown]
@@ -323,7 +326,7 @@ sweep[shown].sort_values("latency_p50_ms").round(4)
 # least as accurate.
 
 # %%
-correct = {c.name: c.logits.argmax(1) == labels for c in candidates if not c.error}
+correct = right_answers(prepared, labels=labels)
 accepted = sweep.loc[sweep["accepted"], "candidate"]
 chance = frontier_probability(
     {name: correct[name] for name in accepted}, samples[samples["candidate"].isin(accepted)]
@@ -404,7 +407,12 @@ decision.rejected[["candidate", "reason"]].head(10)
 
 # %% tags=["nbval-ignore-output"]
 pick = decision.pick and decision.pick["candidate"]
-ax = plots.frontier(sweep, "latency_p50_ms", pick=pick)
+ax = plots.frontier(
+    sweep,
+    pick=pick,
+    baseline=decision.baseline["candidate"],
+    refused=decision.rejected["candidate"],
+)
 alt = f"Validation accuracy against median latency of all candidates. {decision.reason}"
 folder.save_figure("frontier", ax, alt=alt, numbers=sweep[shown])
 

@@ -14,23 +14,17 @@ from torch import nn
 from edgeopt import backbones
 from edgeopt.backbones import (
     ByValue,
-    MendedSpec,
     Workshop,
     int8_cost,
     markdown_table,
-    mend_backbone,
     prune_backbone,
     start_backbone,
     train_backbones,
 )
-from edgeopt.candidates import artifact_of
 from edgeopt.data import Split, Splits
-from edgeopt.experiments import candidate_table
-from edgeopt.mending import Mended
 from edgeopt.model import build_model, dump_weights, set_deterministic
 from edgeopt.pruning import count_macs
 from edgeopt.recipes import Schedule
-from edgeopt.runtimes import load_session, session_logits
 from edgeopt.training import fit, predict_logits
 from tests.conftest import striped_split
 
@@ -267,50 +261,6 @@ def test_pruned_networks_are_loaded_the_second_time(workshop, monkeypatch):
     second = prune_backbone((TINY, 0), network, workshop, **options)
     for key, small in first.items():
         assert torch.equal(small[3].weight, second[key][3].weight)
-
-
-def mending(splits: Splits, *, drop: float) -> dict:
-    calibration = splits.calibration.loader(32)
-    few_calls = {"rounds": 2, "calls_per_round": 3}
-    return {"calibration_loader": calibration, "max_accuracy_drop": drop, **few_calls}
-
-
-def test_a_mended_candidate_is_a_row_of_its_own(workshop, splits, tmp_path):
-    network = train_one(workshop)
-    candidate, mended = mend_backbone(
-        TINY, network, splits, directory=tmp_path, **mending(splits, drop=0.5)
-    )
-    assert candidate.name == f"{TINY}-p0-onnxruntime-int8-mended"
-    assert candidate.spec.remedy == mended.ladder["remedy"][1]
-    row = next(candidate_table([candidate]).itertuples())
-    assert (row.model, row.precision, row.status) == (TINY, "int8", "ok")
-    found = artifact_of(row, tmp_path, input_shape=(1, 3, 28, 28))
-    answers = session_logits(load_session(found), splits.validation.images.numpy()).argmax(1)
-    assert row.accuracy == np.mean(answers == splits.validation.labels.numpy())
-    parent = predict_logits(network, splits.validation.images).argmax(1).numpy()
-    assert row.agreement == np.mean(answers == parent)
-    assert row.int8_mac_share > 0.9
-
-
-def test_the_best_attempt_is_named_where_no_remedy_reached(workshop, splits, tmp_path, monkeypatch):
-    network = train_one(workshop)
-    _, real = mend_backbone(TINY, network, splits, directory=tmp_path, **mending(splits, drop=0.5))
-    ladder = pd.DataFrame(
-        {
-            "remedy": ["none (fp32)", "first", "best", "failed"],
-            "accuracy": [0.9, 0.3, 0.5, np.nan],
-            "reached": False,
-        }
-    )
-    short = Mended(real.artifact, real.model, False, ladder, None)
-    monkeypatch.setattr(backbones, "mend", lambda *_, **__: short)
-    candidate, _ = mend_backbone(TINY, network, splits, directory=tmp_path)
-    assert candidate.spec.remedy == "best"
-
-
-def test_a_mended_dynamic_artifact_says_so():
-    spec = MendedSpec(0.0, "int8-dynamic", "onnxruntime", model="net", remedy="dynamic")
-    assert spec.name == "net-p0-onnxruntime-int8-dynamic-mended"
 
 
 @pytest.fixture

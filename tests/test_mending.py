@@ -2,15 +2,19 @@
 
 import copy
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from edgeopt import remedies
+from edgeopt import mending, remedies
 from edgeopt.artifact import Artifact
+from edgeopt.candidates import artifact_of, grid, prepare_candidates
 from edgeopt.equalization import plant_collapse
+from edgeopt.experiments import candidate_table
 from edgeopt.export import ExportError, export_artifact
-from edgeopt.mending import PARENT, Mended, mend
+from edgeopt.mending import PARENT, Mended, MendedSpec, fallen, mend, mend_candidate
 from edgeopt.quantization import quantization_aware_train
 from edgeopt.runtimes import load_session, session_logits
 from tests.specimens import CLASSES, in_colour, splits, trained_cnn, trained_mobilenet
@@ -227,3 +231,62 @@ def test_quantization_aware_training_stands_on_the_mended_weights(tmp_path) -> N
     last = result.ladder.iloc[-1]
     assert (last["remedy"], last["error"]) == ("quantization-aware training", "")
     assert last["reached"]
+
+
+@pytest.fixture
+def candidates(tmp_path):
+    """fp32 and int8 of a sound network (seed 0) and of one that collapses (seed 1)."""
+    calibration, validation = splits()
+    planted = plant_collapse(trained_cnn(), "conv1", 3, 1e4)
+    axes = ([0.0], ["fp32", "int8"], ["onnxruntime"])
+    return prepare_candidates(
+        [spec for seed in (0, 1) for spec in grid(*axes, seed=seed)],
+        models={(0, 0.0): trained_cnn(), (1, 0.0): planted},
+        calibration_loader=calibration.loader(32),
+        images=validation.images.numpy(),
+        labels=validation.labels.numpy(),
+        directory=tmp_path,
+    )
+
+
+CHEAP = {"max_accuracy_drop": 0.01, "rounds": 2, "calls_per_round": 3}
+
+
+def test_what_fell_is_found_and_its_mended_candidate_is_a_row_of_its_own(candidates, tmp_path):
+    [broken] = fallen(candidates, max_accuracy_drop=0.01)
+    assert (broken.spec.seed, broken.spec.precision) == (1, "int8")
+    calibration, validation = splits()
+    planted = plant_collapse(trained_cnn(), "conv1", 3, 1e4)
+    options = {"calibration_loader": calibration.loader(32), **CHEAP}
+    whole, mended = mend_candidate(broken, planted, validation, directory=tmp_path, **options)
+    assert whole.name == f"{broken.name}-mended"
+    assert whole.spec.remedy == mended.ladder.loc[mended.ladder["reached"], "remedy"].iloc[0]
+    row = next(candidate_table([whole]).itertuples())
+    assert row.accuracy >= candidates[2].facts["accuracy"] - 0.01 > broken.facts["accuracy"]
+    found = artifact_of(row, tmp_path, input_shape=(1, 1, 28, 28))
+    answers = session_logits(load_session(found), validation.images.numpy()).argmax(1)
+    assert row.accuracy == np.mean(answers == validation.labels.numpy())
+    assert (row.agreement > 0.9, row.int8_mac_share > 0.9) == (True, True)
+
+
+def test_nothing_fell_where_the_drop_is_allowed(candidates):
+    assert fallen(candidates, max_accuracy_drop=0.99) == []
+
+
+def test_the_best_attempt_is_named_where_no_remedy_reached(candidates, tmp_path, monkeypatch):
+    ladder = pd.DataFrame(
+        {
+            "remedy": ["none (fp32)", "first", "best", "failed"],
+            "accuracy": [0.9, 0.3, 0.5, np.nan],
+            "reached": False,
+        }
+    )
+    short = Mended(candidates[1].artifact, trained_cnn(), False, ladder, None)
+    monkeypatch.setattr(mending, "mend", lambda *_, **__: short)
+    result, _ = mend_candidate(candidates[1], trained_cnn(), splits()[1], directory=tmp_path)
+    assert result.spec.remedy == "best"
+
+
+def test_a_mended_dynamic_artifact_says_so():
+    spec = MendedSpec(0.0, "int8-dynamic", "onnxruntime", model="net", remedy="dynamic")
+    assert spec.name == "net-p0-onnxruntime-int8-dynamic-mended"

@@ -1,5 +1,6 @@
 import base64
 import gzip
+import hashlib
 import json
 import re
 
@@ -21,7 +22,7 @@ from edgeopt.explorer import (
     sweep_path,
     verdict,
 )
-from edgeopt.gates import Gates
+from edgeopt.gates import Constraints, Gates
 from edgeopt.manifest import read_manifest, write_manifest
 from edgeopt.notebook_page import notebook_body, tidy_table
 from edgeopt.page_parts import as_text, describe, signed, table_html, with_unit
@@ -83,7 +84,14 @@ def test_the_card_leads_with_the_pick_its_numbers_and_the_reason(reports):
         "Pick",
         "Baseline",
         "Runner-up",
+        "Fastest uncompressed",
     ]
+    # made up as 5.0 for PyTorch, 1.0 for ExecuTorch: the runtime alone is five times as fast
+    notes = [note.text for note in card.find_all(class_="against")]
+    shown = {role: summary[role]["latency_p50_ms"] for role in ("pick", "baseline")}
+    ratio = shown["baseline"] / shown["pick"]
+    assert f"{ratio:.1f}\N{MULTIPLICATION SIGN} faster than the baseline" in notes
+    assert f"{ratio / 5:.1f}\N{MULTIPLICATION SIGN} faster than uncompressed ExecuTorch" in notes
 
 
 def test_what_was_measured_after_the_choice_is_on_the_card(reports):
@@ -95,6 +103,53 @@ def test_what_was_measured_after_the_choice_is_on_the_card(reports):
     page = index_of(reports, sweep.assign(test_accuracy=0.8123, **bounds), summary)
     expected = "81.2% on test images, scored once, 95% interval 80.1% to 82.3%"
     assert expected in page.find(class_="card").text
+
+
+@pytest.mark.parametrize(
+    ("significant", "words"), [(False, "no difference detected"), (True, "a difference")]
+)
+def test_the_card_says_whether_the_pick_differs_on_the_test_images(reports, significant, words):
+    sweep = synthetic_sweep()
+    summary = decide(sweep, gates=Gates()).to_dict()
+    row = {
+        "candidate": summary["baseline"]["candidate"],
+        "accuracy_difference": 0.005,  # the baseline's lead
+        "p_holm": 0.0421,
+        "significant": significant,
+    }
+    page = index_of(reports, sweep.assign(test_accuracy=0.8), summary | {"against_pick": [row]})
+    text = f"there -0.5 points against the baseline: {words} (McNemar, p = 0.042)"
+    assert text in page.find(class_="card").text
+
+
+def test_the_rules_are_told_with_how_many_met_them():
+    sweep = synthetic_sweep()
+    decision = decide(sweep, gates=Gates()).to_dict()
+    parameters = {**vars(Gates()), **vars(Constraints(max_latency_p95_ms=0.5))}
+    told = dict(pages.rules_of(decision, sweep, {**parameters, "active_memory_budget_mb": 0.05}))
+    assert told["weights"] == "refused above 51.2 KiB"
+    assert told["accuracy drop"] == "good up to 2.00 points, refused above 5.00 points"
+    assert told["latency, 95th percentile"] == "refused above 0.5 ms"
+    kept = len(sweep) - len(decision["rejected"])
+    assert told["candidates"].startswith(f"{sweep['accepted'].sum()} of {len(sweep)} fit")
+    assert f"{kept} of these are refused by no rule" in told["candidates"]
+    assert pages.rules_of(decision, sweep, {"epochs": 1}) == []
+
+
+def test_the_file_to_ship_is_the_very_one_that_was_measured(tmp_path):
+    run = open_run("ship", root=tmp_path)
+    for folder, content in (("quantization", b"other"), ("sweep", b"measured")):
+        run.write_bytes(f"artifacts/{folder}/seed0/net.pte", content)
+    sha = hashlib.sha256(b"measured").hexdigest()
+    pick = {"artifact": "seed0/net.pte", "artifact_sha256": sha}
+    assert pages.shipped_file(run, pick) == "artifacts/sweep/seed0/net.pte"
+    assert pages.shipped_file(run, pick | {"artifact_sha256": "0" * 64}) == ""
+    assert pages.shipped_file(run, {"candidate": "net"}) == ""
+
+
+def test_scaled_latencies_are_called_estimates(reports):
+    page = index_of(reports, synthetic_sweep().assign(latency_kind="estimated"))
+    assert any("All latencies are estimates" in banner.text for banner in page.select(".banner"))
 
 
 def test_the_explorer_holds_every_candidate_in_display_units(reports):
@@ -364,7 +419,7 @@ def test_numbers_with_a_unit_that_suits_them(value, column, text):
 
 
 def test_differences_and_ratios_against_the_baseline():
-    assert points(0.87, 0.885) == "-1.5 points against the baseline"
+    assert points(0.87, 0.885) == ("-1.5 points against the baseline on validation images")
     assert points(0.87, None) == ""
     assert signed(-0.04) == "0.0"
     words = ("faster", "slower")
