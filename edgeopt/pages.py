@@ -45,7 +45,7 @@ def read_summary(run: RunFolder) -> tuple[dict[str, Any] | None, str]:
 
 
 def sweep_problem(sweep: pd.DataFrame) -> str:
-    """Say what a reader must know before the candidates: one only, all failed, none fits, estimates."""
+    """Say what a reader must know first: all failed, none fits, one only, times are estimates."""
     if "status" in sweep and sweep["status"].eq("failed").all():
         return f"All {len(sweep)} candidates failed; the table gives each one's error."
     if "accepted" in sweep and not sweep["accepted"].eq(True).any():

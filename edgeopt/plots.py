@@ -170,7 +170,7 @@ def precision_tradeoffs(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.set_yticks(range(len(names)), names)
     for tick in ax.get_yticklabels()[:: len(ratios) + 1]:
         tick.set_weight("bold")
-    ax.set_xlabel("Relative to fp32 in the same runtime (ratio; left is cheaper)")
+    ax.set_xlabel("Ratio to fp32 in the same runtime")
     return ax
 
 

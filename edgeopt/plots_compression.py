@@ -158,8 +158,8 @@ def ladder_plot(
     """Accuracy after each remedy, in the order tried, with what it costs beside it.
 
     Columns: ``remedy, accuracy`` (NaN where the remedy failed) and, where known, ``latency_ms``
-    and ``int8_mac_share``. Steps that reach ``target``, the accuracy that ends the search, are
-    filled; the first row is fp32.
+    and ``int8_mac_share``, which is written where only a part is int8. Steps that reach
+    ``target``, the accuracy that ends the search, are filled; the first row is fp32.
     """
     require_columns(ladder, ["remedy", "accuracy"], what="ladder_plot")
     steps = ladder.reset_index(drop=True)
@@ -175,6 +175,7 @@ def ladder_plot(
     ax.set_yticks(steps.index, steps["remedy"])
     ax.set_ylim(len(steps) - 0.4, -0.6)
     percent_axis(ax.xaxis)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10]))
     ax.set_xlabel(label("accuracy"))
     return ax
 
@@ -188,9 +189,10 @@ def _tensor_words(row: pd.Series) -> str:
 def _step_words(step: pd.Series) -> str:
     if pd.isna(step["accuracy"]):
         return "failed"
-    units = {"latency_ms": "{:.3g} ms", "int8_mac_share": "{:.0%} int8"}
-    costs = [unit.format(step[name]) for name, unit in units.items() if pd.notna(step.get(name))]
-    return ", ".join([f"{step['accuracy']:.1%}", *costs])
+    latency, share = step.get("latency_ms"), step.get("int8_mac_share", 1)
+    costs = [f"{latency:.3g} ms"] if pd.notna(latency) else []
+    partly = [f"{share:.0%} int8"] if 0 < share < 1 else []
+    return ", ".join([f"{step['accuracy']:.1%}", *costs, *partly])
 
 
 def _write_in_margin(ax: Axes, y: float, text: str) -> None:

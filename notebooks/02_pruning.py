@@ -188,7 +188,9 @@ for level in levels:
 ends = accuracies.pivot_table(["accuracy_low", "accuracy_high"], "pruning_level", "recipe")
 apart = ends.get(("accuracy_low", "fine-tuned"), 0) > ends.get(("accuracy_high", "scratch"), 1)
 clear = [level for level in levels if apart[level]]
-print("Fine-tuning beats training from scratch beyond the images' noise at level(s):", clear or "none")
+print(
+    "Fine-tuning beats training from scratch beyond the images' noise at level(s):", clear or "none"
+)
 tuned = criteria[criteria["recipe"] == "fine-tuned"]
 ahead = tuned.groupby("criterion")["accuracy"].mean().sort_values(ascending=False)
 words = [f"{name} {share:.1%}" for name, share in ahead.items()]

@@ -103,7 +103,9 @@ profile.round(4)
 
 # %% tags=["nbval-ignore-output"]
 together = profile.groupby("candidate", sort=False)["measured_ms"].sum().rename("operators_ms")
-calls = chosen.set_index("candidate")["latency_p50_ms"].rename("call_ms") / config.latency_multiplier
+calls = (
+    chosen.set_index("candidate")["latency_p50_ms"].rename("call_ms") / config.latency_multiplier
+)
 pd.concat([together, calls], axis=1, join="inner").round(4)
 
 # %% [markdown]

@@ -491,9 +491,17 @@ right = {name: classes == test_labels for name, classes in answers.items()}
 
 # %% tags=["nbval-ignore-output"]
 own = fp32_parents([candidate for candidate in chosen if candidate.spec.seed == first])
-comparison = paired_comparison({name: hits[0] for name, hits in right.items()}, parent=own)
+first_right = {name: hits[0] for name, hits in right.items()}
+comparison = paired_comparison(first_right, parent=own)
 folder.write_table("paired_comparison.csv", comparison)
 comparison.drop(columns="images").round(4)
+
+# %% tags=["nbval-ignore-output"]
+others = [row["candidate"] for row in (decision.baseline, decision.runner_up) if row]
+rivals = {name: pick for name in others if pick and name != pick}
+against_pick = paired_comparison(first_right, parent=rivals)
+folder.write_table("pick_comparison.csv", against_pick)
+against_pick.drop(columns="images").round(4)
 
 # %% tags=["nbval-ignore-output"]
 over_seeds = accuracy_over_seeds(right).drop(columns="seeds").set_index("candidate")
@@ -503,7 +511,8 @@ over_seeds["macro_f1"] = {
 }
 sweep = sweep.join(over_seeds.add_prefix("test_"), on="candidate")
 folder.write_table("results.csv", sweep)
-folder.write_json("summary.json", decision.to_dict() | {"test": comparison.to_dict("records")})
+tests = {"test": comparison.to_dict("records"), "against_pick": against_pick.to_dict("records")}
+folder.write_json("summary.json", decision.to_dict() | tests)
 tested = ["candidate", "accuracy", *over_seeds.add_prefix("test_")]
 sweep.loc[sweep["candidate"].isin(answers), tested].round(4)
 

@@ -514,7 +514,7 @@ class TestCompression:
         ax = plots.ladder_plot(table, target=0.85)
         filled = [to_hex(c) for c in ax.collections[0].get_facecolor()]
         assert filled[:2] == ["#ffffff", to_hex(style.PRECISION_COLORS["int8"])]
-        assert texts(ax)[:3] == ["30.0%, 0.04 ms, 0% int8", "90.0%, 98% int8", "failed"]
+        assert texts(ax)[:3] == ["30.0%, 0.04 ms", "90.0%, 98% int8", "failed"]
         assert texts(ax)[3] == "wanted: 85.0%"
 
 
