@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import inspect
 import pickle
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
@@ -193,7 +194,8 @@ def _fit_once(
     rate, batch = workshop.schedule.learning_rate, workshop.schedule.batch_size
     count = len(train) - len(train) % batch or len(train)
     train = Split(train.images[:count], train.labels[:count])
-    facts = (repr(model), epochs, rate, batch, seed, NORM_MOMENTUM, torch.__version__, __version__)
+    network = repr(model) + _own_source(type(model))
+    facts = (network, epochs, rate, batch, seed, NORM_MOMENTUM, torch.__version__, __version__)
     path = Path(workshop.folder, f"{stem}-{_digest(model, train, facts=facts)}.pt")
     if not path.is_file():
         set_deterministic(seed)
@@ -202,6 +204,12 @@ def _fit_once(
         fitted = fit(_quick_to_settle(model), loader, **options).model
         write_atomically(path, dump_weights(fitted))
     return load_weights(copy.deepcopy(model), path).eval()
+
+
+def _own_source(network: type[nn.Module]) -> str:
+    """Source of a user's network, of whose ``forward`` its ``repr`` says nothing."""
+    library = network.__module__.partition(".")[0] in ("torch", "torchvision")
+    return "" if library else inspect.getsource(network)
 
 
 def _quick_to_settle(model: nn.Module) -> nn.Module:

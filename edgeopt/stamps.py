@@ -1,6 +1,7 @@
 """When is an executed notebook up to date? A stamp of all that it was made from decides."""
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -66,27 +67,45 @@ def stamp_of(
 ) -> str:
     """Stamp of a notebook: its cells, parameters, files they name, code, machine, what came before.
 
+    The files are the user's images, weights and the modules that his networks' factories are in.
     ``upstream`` is the stamp of the notebook before it, so that a change runs on to all after it.
     """
     cells = nbformat.read(notebook, as_version=4).cells
     named = [value for value in parameters.values() if isinstance(value, str)]
+    weights = parameters.get("backbone_weights")
+    factories = [name for name in parameters.get("backbones", ()) if ":" in name]
     return digest(
         {
             "cells": [(cell.cell_type, cell.source) for cell in cells],
             "parameters": dict(parameters),
-            "files": {value: _listing(value, root) for value in named},
+            "files": {value: _listing(value, root, whole=value == weights) for value in named},
+            "factories": {name: _source_digest(name.partition(":")[0]) for name in factories},
             "environment": dict(environment),
             "upstream": upstream,
         }
     )
 
 
-def _listing(value: str, root: Path) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of the user's files that a parameter names; most name none."""
+def _listing(value: str, root: Path, *, whole: bool) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of the user's files that a parameter names; most name none.
+
+    Of a folder they count where it is one of images, or ``whole``.
+    """
     path = root / value.removeprefix("folder:")
-    files = sorted(path.rglob("*")) if value.startswith("folder:") else [path]
+    inside = path.is_dir() and (whole or value.startswith("folder:"))
+    files = sorted(path.rglob("*")) if inside else [path]
     states = [(file.as_posix(), file.stat()) for file in files if file.is_file()]
     return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
+
+
+def _source_digest(module: str) -> str:
+    """SHA-256 of a module's source file; empty when there is none to be found."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        return ""
+    path = Path(spec.origin) if spec and spec.origin else None
+    return file_sha256(path) if path and path.is_file() else ""
 
 
 def read_record(executed: Path) -> Record | None:

@@ -373,18 +373,19 @@ parents = fp32_parents(candidates)
 first_right = {c.name: right[c.name][0] for c in candidates if not c.error}
 comparison = paired_comparison(first_right, parent=parents)
 folder.write_table("paired_comparison.csv", comparison)
-comparison.round(4)
+brief = ["images", "p_value", "detectable_difference"]
+comparison.drop(columns=brief).round(4)
 
 # %% [markdown]
-# Does the pick differ from what it was chosen over? Negative differences are images that the other one
-# gets wrong more often than the pick.
+# Does the pick differ from what it was chosen over? A positive difference is the lead of the other one
+# (`candidate`) over the pick (`parent`).
 
 # %% tags=["nbval-ignore-output"]
 others = [row["candidate"] for row in (decision.baseline, decision.runner_up) if row]
 rivals = {name: pick for name in others if pick and name != pick}
 against_pick = paired_comparison(first_right, parent=rivals)
 folder.write_table("pick_comparison.csv", against_pick)
-against_pick.round(4)
+against_pick.drop(columns=brief).round(4)
 
 # %% tags=["nbval-ignore-output"]
 over_seeds = accuracy_over_seeds(right).drop(columns="seeds").set_index("candidate")

@@ -304,3 +304,13 @@ def test_markdown_has_a_line_per_row_and_four_digits():
         "|a|1.235|1234567|",
         "|b||8|",
     ]
+
+
+class OwnNetwork(nn.Module):
+    def forward(self, images):
+        return images.mean(dim=(2, 3))
+
+
+def test_what_a_users_network_computes_decides_its_trained_weights():
+    assert "images.mean(dim=(2, 3))" in backbones._own_source(OwnNetwork)
+    assert backbones._own_source(type(build_model("mobilenet_v3_small"))) == ""

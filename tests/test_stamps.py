@@ -1,3 +1,5 @@
+import importlib
+
 import nbformat
 import pytest
 
@@ -59,6 +61,20 @@ def test_a_stamp_depends_on_the_users_images(tmp_path):
     before = stamp(path, parameters=parameters)
     (tmp_path / "mine/cats/one.png").write_bytes(b"x")
     assert stamp(path, parameters=parameters) != before
+
+
+def test_a_stamp_depends_on_the_users_weights_and_network(tmp_path, monkeypatch):
+    path = write_notebook(tmp_path / "a.ipynb", "1 + 1")
+    monkeypatch.syspath_prepend(tmp_path)
+    weights, module = tmp_path / "weights" / "net.pt", tmp_path / "my_networks_of_the_test.py"
+    weights.parent.mkdir()
+    own = {"backbone_weights": "weights", "backbones": [f"{module.stem}:make", "resnet18", "no:x"]}
+    stamps = [stamp(path, parameters=own)]
+    for file in (weights, module):
+        file.write_text("1")
+        importlib.invalidate_caches()
+        stamps.append(stamp(path, parameters=own))
+    assert len(set(stamps)) == 3
 
 
 def test_a_stamp_ignores_a_folder_that_a_run_fills_itself(tmp_path):
