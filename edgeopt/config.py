@@ -56,7 +56,7 @@ class ExperimentConfig(BaseModel):
     epochs: Positive = 6
     learning_rate: PositiveFloat = 3e-3
     finetune_epochs: Annotated[int, Field(ge=0)] = 2
-    pruning_levels: tuple[Level, ...] = Field((0.0, 0.25, 0.5, 0.7), min_length=1)
+    pruning_levels: tuple[Level, ...] = Field((0.0, 0.5, 0.7), min_length=1)
 
     precisions: tuple[str, ...] = Field(PRECISIONS, min_length=1)
     runtimes: tuple[str, ...] = Field(RUNTIMES, min_length=1)

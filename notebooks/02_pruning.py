@@ -17,7 +17,7 @@ seeds = [0]
 epochs = 6
 finetune_epochs = 2
 learning_rate = 0.003
-pruning_levels = [0.0, 0.25, 0.5, 0.7]
+pruning_levels = [0.0, 0.5, 0.7]
 pruning_criteria = ["l1", "l2", "taylor", "random"]
 
 # %%
