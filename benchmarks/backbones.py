@@ -19,7 +19,6 @@ from benchmarks.runtimes import medians
 from edgeopt.backbones import (
     ByValue,
     Workshop,
-    mend_backbone,
     prune_backbone,
     train_backbones,
 )
@@ -29,7 +28,7 @@ from edgeopt.data import Splits, load_splits
 from edgeopt.diagnosis import diagnose
 from edgeopt.export import export_artifact
 from edgeopt.files import project_root
-from edgeopt.mending import DIAGNOSIS_IMAGES
+from edgeopt.mending import DIAGNOSIS_IMAGES, mend, mend_candidate
 from edgeopt.metrics import quality_row
 from edgeopt.recipes import Schedule, process_pool
 from edgeopt.runtimes import load_session
@@ -75,8 +74,8 @@ def int8_quality(
         fp32 = {c.spec.runtime: c for c in candidates if c.spec.precision == "fp32"}
         best = max(int8, key=lambda candidate: candidate.facts["macro_f1"])
         if best.facts["macro_f1"] < fp32[best.spec.runtime].facts["macro_f1"] - INT8_DROP:
-            options = {"directory": scratch, "seed": seed, **mending(splits)}
-            best, _ = mend_backbone(name, network, splits, **options)
+            options = {"directory": scratch, **mending(splits)}
+            best, _ = mend_candidate(best, network, splits.validation, **options)
         parent = fp32[best.spec.runtime]
         f1 = test_f1([best, parent], splits)
         ratio = parent.artifact.size_bytes / best.artifact.size_bytes
@@ -143,8 +142,9 @@ def durations(
         diagnose(network, artifact, images, labels)
         yield share_of_budget(name, "diagnosis", start)
         start = time.perf_counter()
-        options = {"directory": scratch / "ladder", "exhaustive": True, **mending(splits)}
-        mend_backbone(name, network, splits, **options)
+        validation = splits.validation.images, splits.validation.labels
+        options = {"folder": scratch / f"{name}-ladder", "exhaustive": True, **mending(splits)}
+        mend(network, validation=validation, **options)
         yield share_of_budget(name, "ladder", start)
 
 

@@ -3,6 +3,8 @@
 import ast
 import re
 import statistics
+import subprocess
+import sys
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -140,3 +142,10 @@ def test_notebook_is_committed_with_outputs_and_without_errors(path):
     code = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
     assert any(c.outputs for c in code)
     assert [o.ename for c in code for o in c.outputs if o.output_type == "error"] == []
+
+
+def test_the_benchmarks_can_be_listed():
+    command = [sys.executable, "-m", "benchmarks", "--help"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert listed.returncode == 0, listed.stderr
+    assert "usual-way" in listed.stdout
