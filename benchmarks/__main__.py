@@ -1,6 +1,7 @@
 """`make bench`: speed, memory and quality, printed as ratios in one run on an idle machine."""
 
 import argparse
+import subprocess
 import sys
 from functools import partial
 
@@ -29,11 +30,16 @@ def main() -> None:
     names = parser.parse_args().names or [n for n in BENCHMARKS if n not in ON_REQUEST]
     if unknown := set(names) - set(BENCHMARKS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; allowed: {', '.join(BENCHMARKS)}")
-    for name in names:
-        sys.stdout.write(f"{name}\n")
-        for line in BENCHMARKS[name]():
-            sys.stdout.write(f"  {line}\n")
-            sys.stdout.flush()
+    if len(names) > 1:
+        # Each in a process of its own: after a loader with worker processes, which leaves torch's
+        # SIGCHLD handler behind, ExecuTorch's exporter is seen to crash in its wait for a child.
+        for name in names:
+            subprocess.run([sys.executable, "-m", "benchmarks", name], check=True)
+        return
+    sys.stdout.write(f"{names[0]}\n")
+    for line in BENCHMARKS[names[0]]():
+        sys.stdout.write(f"  {line}\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -231,13 +231,10 @@ def session_logits(session: Session, images: np.ndarray) -> np.ndarray:
     size = session.input_shape[0]
     if not len(images):
         raise ValueError(f"{session.artifact.title}: no images to run; allowed: 1 or more")
-    logits = []
-    for start in range(0, len(images), size):
-        batch = images[start : start + size]
-        missing = size - len(batch)
-        padding = np.repeat(batch[-1:], missing, axis=0)
-        logits.append(session(np.concatenate([batch, padding]))[: len(batch)])
-    return np.concatenate(logits)
+    padding = np.repeat(images[-1:], -len(images) % size, axis=0)
+    padded = np.concatenate([images, padding])
+    logits = [session(padded[start : start + size]) for start in range(0, len(padded), size)]
+    return np.concatenate(logits)[: len(images)]
 
 
 def onnx_session_options(*, threads: int) -> "SessionOptions":
