@@ -21,8 +21,10 @@ from edgeopt.host import usable_cores
 
 if TYPE_CHECKING:
     from onnxruntime import SessionOptions
+    from torch import Tensor
 
 FLOAT32 = np.dtype(np.float32)
+SCORING_BATCH = 64
 
 
 class ArtifactError(RuntimeError):
@@ -50,6 +52,17 @@ class Session(ABC):
     @abstractmethod
     def _run(self, images: np.ndarray) -> np.ndarray: ...
 
+    def score(self, images: np.ndarray) -> np.ndarray:
+        """Logits [N, classes] of images [N, C, H, W], in batches of the session's own size.
+
+        The last batch is filled up with its last image, which no dynamic range notices.
+        """
+        size = self.input_shape[0]
+        padding = np.repeat(images[-1:], -len(images) % size, axis=0)
+        padded = np.concatenate([images, padding])
+        logits = [self(padded[start : start + size]) for start in range(0, len(padded), size)]
+        return np.concatenate(logits)[: len(images)]
+
     @property
     @abstractmethod
     def threads(self) -> int:
@@ -73,8 +86,21 @@ class TorchSession(Session):
 
     def _run(self, images: np.ndarray) -> np.ndarray:
         np.copyto(self._input, images)
-        with self._pinned, self._torch.inference_mode():
-            return self._module(self._tensor.to(self._dtype)).float().numpy()
+        with self._pinned:
+            return self._infer(self._tensor)
+
+    def score(self, images: np.ndarray) -> np.ndarray:
+        """Logits of any number of images, in large batches on all of torch's own threads.
+
+        TorchScript, unlike the other runtimes' files, takes any batch size; what is timed is held
+        to these logits afterwards (:func:`edgeopt.measuring.measure_candidates`).
+        """
+        batches = self._torch.from_numpy(images).split(SCORING_BATCH)
+        return np.concatenate([self._infer(batch) for batch in batches])
+
+    def _infer(self, images: "Tensor") -> np.ndarray:
+        with self._torch.inference_mode():
+            return self._module(images.to(self._dtype)).float().numpy()
 
     @property
     def threads(self) -> int:
@@ -224,17 +250,10 @@ def load_session(artifact: Artifact, *, threads: int = 1) -> Session:
 
 
 def session_logits(session: Session, images: np.ndarray) -> np.ndarray:
-    """Logits [N, classes] of images [N, C, H, W], in batches of the session's own size.
-
-    The last batch is filled up with its last image, which no dynamic range notices.
-    """
-    size = session.input_shape[0]
+    """Logits [N, classes] of images [N, C, H, W]; raises ``ValueError`` when there are none."""
     if not len(images):
         raise ValueError(f"{session.artifact.title}: no images to run; allowed: 1 or more")
-    padding = np.repeat(images[-1:], -len(images) % size, axis=0)
-    padded = np.concatenate([images, padding])
-    logits = [session(padded[start : start + size]) for start in range(0, len(padded), size)]
-    return np.concatenate(logits)[: len(images)]
+    return session.score(images)
 
 
 def onnx_session_options(*, threads: int) -> "SessionOptions":

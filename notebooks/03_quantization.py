@@ -65,9 +65,8 @@ baseline = load_small_cnn(folder.require(Recipe(0.0, "baseline", config.seeds[0]
 # %% [markdown]
 # ## Every precision of every runtime
 #
-# Each variant is exported to the file its runtime loads, and scored by that runtime, one image at a
-# time. Static int8 takes its activation ranges from the calibration images; dynamic int8 measures
-# them anew for every image.
+# Each variant is exported to the file its runtime loads, and scored by that runtime. Static int8 takes
+# its activation ranges from the calibration images; dynamic int8 measures them anew for every image.
 
 # %%
 scheme = int8_scheme(host_facts()["isa"])

@@ -166,7 +166,7 @@ by_class.pivot_table("f1", "class_name", "model", sort=False).round(3)
 # ## Every variant of every backbone
 #
 # Each is exported to the file that its runtime loads, its label is proved from the graph that is
-# executed, and it is scored one image at a time, as it would be served.
+# executed, and it is scored by that file, in that runtime.
 
 # %%
 store = folder.folder("artifacts/backbones")

@@ -140,6 +140,15 @@ def test_batches_are_filled_up_and_cut_off_again(runtime, images):
     assert np.abs(four - one).max() <= 1e-4
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_scores_of_torch_in_large_batches_are_those_of_its_own_size(precision, images):
+    session = load_session(artifact_of("torch", precision))
+    many = np.concatenate([images] * 7)  # more than one large batch
+    alone = np.concatenate([session(image[None]) for image in many])
+    gap = np.abs(session_logits(session, many) - alone).max()
+    assert gap <= {"fp32": 1e-5, "fp16": 1e-2, "int8": 0.0}[precision]
+
+
 def test_filling_up_leaves_dynamic_ranges_alone(images):
     session = load_session(artifact_of("onnxruntime", "int8-dynamic", 4))
     last = np.repeat(images[-1:], 4, axis=0)
