@@ -250,9 +250,18 @@ def load_session(artifact: Artifact, *, threads: int = 1) -> Session:
 
 
 def session_logits(session: Session, images: np.ndarray) -> np.ndarray:
-    """Logits [N, classes] of images [N, C, H, W]; raises ``ValueError`` when there are none."""
+    """Logits [N, classes] of float32 images [N, C, H, W].
+
+    Raises ``ValueError`` when there are none, or when they are of another shape or dtype.
+    """
     if not len(images):
         raise ValueError(f"{session.artifact.title}: no images to run; allowed: 1 or more")
+    wanted = session.input_shape[1:]
+    if images.shape[1:] != wanted or images.dtype != FLOAT32:
+        raise ValueError(
+            f"{session.artifact.title} takes float32 images {wanted}, "
+            f"got {images.dtype} {images.shape[1:]}"
+        )
     return session.score(images)
 
 

@@ -155,6 +155,15 @@ def test_filling_up_leaves_dynamic_ranges_alone(images):
     assert np.array_equal(session_logits(session, images[-1:]), session(last)[:1])
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_images_of_another_kind_are_not_scored(runtime, images):
+    session = load_session(artifact_of(runtime, "fp32"))
+    with pytest.raises(ValueError, match=r"takes float32 images .*, got float64"):
+        session_logits(session, images.astype(np.float64))
+    with pytest.raises(ValueError, match=r"got float32 \(1, 27, 28\)"):
+        session_logits(session, images[:, :, 1:])
+
+
 def test_no_images_is_an_error(images):
     with pytest.raises(ValueError, match="no images to run; allowed: 1 or more"):
         session_logits(load_session(artifact_of("onnxruntime", "fp32")), images[:0])
