@@ -83,7 +83,7 @@ folder.write_table("pruning_sizes.csv", sizes)
 sizes
 
 # %% [markdown]
-# The ranking decides which filters go. If all bars were of one height, the criterion would have
+# The ranking decides which filters go. If all dots lay at one height, the criterion would have
 # nothing to tell them apart by, and any choice would do.
 
 # %% tags=["nbval-ignore-output"]
@@ -177,11 +177,11 @@ print(f"{len(list(folder.path('weights').iterdir()))} files of weights")
 # %% tags=["nbval-ignore-output"]
 full = by_recipe.loc[0.0, "baseline"]
 for level in levels:
-    drop = (full - by_recipe.loc[level]) * 100
+    gain = ((by_recipe.loc[level] - full) * 100).round(1) + 0.0  # no -0.0
     kept = sizes.set_index("pruning_level").loc[level, "macs"] / sizes["macs"].max()
     print(
-        f"Level {level:g} keeps {kept:.0%} of the MACs; accuracy changes by {-drop['one-shot']:+.1f} "
-        f"points one-shot, {-drop['fine-tuned']:+.1f} fine-tuned, {-drop['scratch']:+.1f} from scratch."
+        f"Level {level:g} keeps {kept:.0%} of the MACs; accuracy changes by {gain['one-shot']:+.1f} "
+        f"points one-shot, {gain['fine-tuned']:+.1f} fine-tuned, {gain['scratch']:+.1f} from scratch."
     )
 
 # %% tags=["nbval-ignore-output"]
