@@ -99,10 +99,15 @@ def prune_backbone(
 ) -> dict[tuple[str, str], nn.Module]:
     """Prune a trained backbone (name, seed) to ``macs_ratio`` of its MACs by every criterion.
 
-    Returns networks by (recipe, criterion): ``fine-tuned`` for each criterion, and ``scratch``,
-    the first one's architecture trained from new weights for as long as the others in all.
+    Returns networks by (recipe, criterion), all with the same epochs behind them: ``baseline``, the
+    unpruned one trained on, ``fine-tuned`` for each criterion, and ``scratch``, the first one's
+    architecture trained from new weights.
     """
-    jobs = [("scratch", criteria[0]), *(("fine-tuned", criterion) for criterion in criteria)]
+    jobs = [
+        ("baseline", "none"),
+        ("scratch", criteria[0]),
+        *(("fine-tuned", criterion) for criterion in criteria),
+    ]
     task = partial(_prune, workshop, backbone, ByValue({backbone: model}), macs_ratio)
     return _gathered(task, jobs, executor)
 
@@ -171,8 +176,10 @@ def _prune(
     (recipe, criterion), (_, seed) = job, backbone
     train, epochs = workshop.load().train, workshop.schedule.finetune_epochs
     loader = train.loader(workshop.schedule.batch_size, shuffle=True, seed=seed)
-    options = {"criterion": criterion, "example_input": train.images[:1], "seed": seed}
-    pruned = prune_to_macs(networks[backbone], macs_ratio, loader=loader, **options)
+    pruned = networks[backbone]
+    if recipe != "baseline":
+        options = {"criterion": criterion, "example_input": train.images[:1], "seed": seed}
+        pruned = prune_to_macs(pruned, macs_ratio, loader=loader, **options)
     if recipe == "scratch":
         pruned = reinitialised(pruned, seed=seed)
         epochs += workshop.schedule.epochs

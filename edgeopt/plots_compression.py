@@ -7,7 +7,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from edgeopt.labels import FONT_SIZE, beside, bound, label_lines
-from edgeopt.schema import CRITERIA, RECIPES, label
+from edgeopt.schema import CRITERIA, PRUNED_RECIPES, label
 from edgeopt.selection import require_columns
 from edgeopt.style import (
     INK,
@@ -25,7 +25,7 @@ from edgeopt.style import (
 )
 
 ALONE = "#9DB4C0"
-SERIES_ORDER = {"recipe": RECIPES[1:], "criterion": CRITERIA}
+SERIES_ORDER = {"recipe": PRUNED_RECIPES, "criterion": CRITERIA}
 
 
 def pruning_curves(df: pd.DataFrame, *, hue: str = "recipe", ax: Axes | None = None) -> Axes:

@@ -92,6 +92,10 @@ pd.Series({name: p.numel() for name, p in model.named_parameters()}, name="param
 # %% [markdown]
 # One training per seed: the same architecture and images, other initial weights and another order.
 # How far the seeds lie apart is the noise that no difference smaller than it can be told from.
+#
+# Training has two stages. *Pretrained* is where pruning will start from. The *baseline* is trained on
+# from there for as many epochs as a pruned network will be fine-tuned, by the same schedule: what is
+# pruned is compared with a network that had as much training, not with one that had less.
 
 # %%
 schedule = config.part(Schedule)
@@ -109,7 +113,7 @@ with process_pool() as pool:
 histories = [trained.history.assign(seed=seed) for seed, trained in runs.items()]
 history = pd.concat(histories, ignore_index=True)
 folder.write_table("training_history.csv", history)
-history.groupby("epoch").mean().drop(columns="seed").round(3)
+history.groupby(["stage", "epoch"], sort=False).mean().drop(columns="seed").round(3)
 
 # %% tags=["nbval-ignore-output"]
 ax = plots.training_history(history)
@@ -118,7 +122,8 @@ folder.save_figure("training_history", ax, alt=alt, numbers=history)
 
 # %% [markdown]
 # Read the gap between the two curves: as long as validation rises with training, more epochs would
-# still help; once it bends down, the network memorises.
+# still help; once it bends down, the network memorises. Where the second stage begins the learning rate
+# is raised again, and both curves dip before they go on.
 #
 # ## Quality on validation
 #
@@ -158,11 +163,12 @@ per_class.round(3)
 # %% [markdown]
 # ## Handing over
 #
-# Weights as state dicts, one per seed; what was measured as tables; what the data was, with its
+# Weights as state dicts, of both stages of each seed; what was measured as tables; what the data was, with its
 # checksum, so that the report can prove it.
 
 # %%
 for seed, trained in runs.items():
+    folder.write_bytes(Recipe(0.0, "pretrained", seed).file_name, dump_weights(trained.pretrained))
     folder.write_bytes(Recipe(0.0, "baseline", seed).file_name, dump_weights(trained.model))
 folder.write_table("baseline_quality.csv", quality)
 origin = {"name": splits.name, "checksum": splits.checksum, "counts": counts.to_dict()}

@@ -51,11 +51,13 @@ splits = load_splits(
 )
 
 # %%
-baselines = {
-    seed: load_small_cnn(folder.require(Recipe(0.0, "baseline", seed).file_name))
+unpruned = {
+    recipe: load_small_cnn(folder.require(recipe.file_name))
     for seed in config.seeds
+    for recipe in (Recipe(0.0, "pretrained", seed), Recipe(0.0, "baseline", seed))
 }
-baseline = baselines[config.seeds[0]]
+baselines = {recipe: net for recipe, net in unpruned.items() if recipe.kind == "baseline"}
+baseline = unpruned[Recipe(0.0, "baseline", config.seeds[0])]
 
 # %% [markdown]
 # ## What a level removes
@@ -103,7 +105,9 @@ folder.save_figure("filter_norms", ax, alt=alt, numbers=norms)
 # ## One-shot, fine-tuned, from scratch
 #
 # *One-shot* removes and stops. *Fine-tuned* trains on for a few epochs. *Scratch* starts the same
-# small architecture from new weights and trains it for as many epochs as the other had in all.
+# small architecture from new weights. All have as many epochs behind them as the baseline: fine-tuning
+# starts from the network of notebook 1's first stage, one-shot from the baseline itself, and scratch is
+# trained for both stages. What is lost below is lost by pruning, not by less training.
 
 # %%
 schedule = config.part(Schedule)
@@ -111,8 +115,8 @@ recipes = study_recipes(config.pruning_levels, config.seeds)
 
 # %%
 with process_pool() as pool:
-    networks = train_recipes(recipes, baselines, splits.train, schedule=schedule, executor=pool)
-networks |= {Recipe(0.0, "baseline", seed): network for seed, network in baselines.items()}
+    networks = train_recipes(recipes, unpruned, splits.train, schedule=schedule, executor=pool)
+networks |= baselines
 print(f"{len(recipes)} networks pruned or trained anew, beside {len(baselines)} baseline(s)")
 
 # %% tags=["nbval-ignore-output"]
@@ -139,7 +143,8 @@ folder.save_figure("pruning_curves", ax, alt=alt, numbers=accuracies)
 # ## Does the criterion matter?
 #
 # L1 and L2 rank filters by their weights, Taylor by what removing them would do to the loss
-# (Molchanov et al., 2019, arXiv:1906.10771). Random is the control. All are fine-tuned alike.
+# (Molchanov et al., 2019, arXiv:1906.10771). Random is the control. All keep the same number of
+# channels in every layer, so that only the choice of channels differs, and are fine-tuned alike.
 
 # %%
 levels = [level for level in config.pruning_levels if level > 0]
@@ -152,14 +157,14 @@ rivals = [
 
 # %%
 with process_pool() as pool:
-    contest = train_recipes(rivals, baselines, splits.train, schedule=schedule, executor=pool)
+    contest = train_recipes(rivals, unpruned, splits.train, schedule=schedule, executor=pool)
 print(f"{len(contest)} networks: {len(config.pruning_criteria)} criteria at {len(levels)} levels")
 
 # %% tags=["nbval-ignore-output"]
 criteria = accuracy_table(contest, splits.validation)
 folder.write_table("pruning_criteria.csv", criteria)
-columns = ["recipe", "criterion"]
-criteria.pivot_table(index="pruning_level", columns=columns, values="accuracy").round(3)
+columns, sizes_of = ["recipe", "criterion"], ["pruning_level", "channels", "macs"]
+criteria.pivot_table(index=sizes_of, columns=columns, values="accuracy").round(3)
 
 # %% [markdown]
 # ## Handing over
