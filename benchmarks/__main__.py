@@ -5,13 +5,15 @@ import subprocess
 import sys
 from functools import partial
 
-from benchmarks import backbones, pages, quality, runtimes, study
+from benchmarks import backbones, latency, pages, quality, runtimes, study
 
 BENCHMARKS = {
-    "harness": study.harness_overhead,
+    "harness": latency.harness_overhead,
+    "plain-api": latency.over_the_plain_api,
+    "equal-files": latency.equal_files,
     "usual-way": study.speed_against_the_usual_way,
     "usual-accuracy": study.accuracy_against_the_usual_way,
-    "repeatability": study.repeatability,
+    "repeatability": latency.repeated_measurement,
     "small-cnn": runtimes.small_cnn,
     "mobilenet-v3-small": partial(runtimes.backbone, "mobilenet_v3_small", goal=1.4),
     "mobilenet-v3-large": partial(runtimes.backbone, "mobilenet_v3_large", goal=1.3),

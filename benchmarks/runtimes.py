@@ -1,7 +1,9 @@
 """Ratios between runtimes and precisions, timed in one run on one thread, batch 1."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +12,11 @@ import torch
 from torch import nn
 
 from edgeopt._torchvision import models
-from edgeopt.benchmark import latency_statistics, measure_latency
+from edgeopt.benchmark import measure_latency
 from edgeopt.candidates import artifact_of
 from edgeopt.data import Split
 from edgeopt.export import export_artifact
+from edgeopt.latency import latency_statistics
 from edgeopt.model import load_small_cnn, set_deterministic
 from edgeopt.rundir import open_run
 from edgeopt.runtimes import load_session
@@ -34,14 +37,15 @@ class Eager:
     def __init__(self, model: nn.Module) -> None:
         self.model = model.eval()
 
-    def __call__(self, batch: np.ndarray) -> torch.Tensor:
+    @contextmanager
+    def bound(self, batch: np.ndarray) -> Iterator[Callable[[], torch.Tensor]]:
         with torch.inference_mode():
-            return self.model(torch.from_numpy(batch))
+            yield partial(self.model, torch.from_numpy(batch))
 
 
-def medians(sessions: dict, batch: np.ndarray, *, rounds: int = 20, calls: int = 50) -> pd.Series:
+def medians(loaders: dict, batch: np.ndarray, *, rounds: int = 20, calls: int = 50) -> pd.Series:
     torch.set_num_threads(1)
-    samples = measure_latency(sessions, batch, rounds=rounds, calls_per_round=calls)
+    samples = measure_latency(loaders, batch, rounds=rounds, calls_per_round=calls).samples
     return latency_statistics(samples).set_index("candidate")["latency_p50_ms"]
 
 
@@ -58,11 +62,10 @@ def small_cnn() -> Iterator[str]:
     rows = {"best int8": best, "onnxruntime fp32": ok[plain].iloc[0]}
     store, shape = folder.path("artifacts/sweep"), (1, 1, 28, 28)
     artifacts = {name: artifact_of(row, store, input_shape=shape) for name, row in rows.items()}
-    sessions = {name: load_session(artifact) for name, artifact in artifacts.items()}
-    sessions["torch eager fp32"] = Eager(
-        load_small_cnn(folder.path("weights/baseline-p0-seed0.pt"))
-    )
-    p50 = medians(sessions, np.random.default_rng(0).random(shape, np.float32))
+    loaders = {name: partial(load_session, artifact) for name, artifact in artifacts.items()}
+    weights = folder.path("weights/baseline-p0-seed0.pt")
+    loaders["torch eager fp32"] = lambda: Eager(load_small_cnn(weights))
+    p50 = medians(loaders, np.random.default_rng(0).random(shape, np.float32))
     yield f"best accepted int8 artifact: {best['candidate']}"
     yield f"torch eager fp32 / it: {p50['torch eager fp32'] / p50['best int8']:.2f} (goal: 5)"
     yield f"ONNX Runtime fp32 / it: {p50['onnxruntime fp32'] / p50['best int8']:.2f} (goal: 1.25)"
@@ -75,7 +78,7 @@ def backbone(name: str, *, goal: float) -> Iterator[str]:
     rng = torch.Generator().manual_seed(0)
     images = torch.rand(64, 3, 224, 224, generator=rng)
     calibration = Split(images, torch.arange(64) % 10).loader(8)
-    sessions = {}
+    loaders = {}
     with tempfile.TemporaryDirectory() as scratch:
         for runtime, precision in BACKBONE_TARGETS:
             artifact = export_artifact(
@@ -86,8 +89,8 @@ def backbone(name: str, *, goal: float) -> Iterator[str]:
                 input_shape=(1, 3, 224, 224),
                 calibration_loader=calibration,
             )
-            sessions[f"{runtime} {precision}"] = load_session(artifact)
-        p50 = medians(sessions, images[:1].numpy(), rounds=10, calls=15)
+            loaders[f"{runtime} {precision}"] = partial(load_session, artifact)
+        p50 = medians(loaders, images[:1].numpy(), rounds=10, calls=15)
     rivals = p50.drop(["onnxruntime int8", "onnxruntime fp32"])
     yield f"{name}: best is {rivals.idxmin()}; " + ", ".join(
         f"{k} {v:.2f} ms" for k, v in p50.items()

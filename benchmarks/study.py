@@ -15,7 +15,6 @@ from benchmarks.reference import (
     train_usual,
     usual_study,
 )
-from edgeopt.benchmark import latency_statistics, measure_latency
 from edgeopt.data import Split, build_loaders, load_splits
 from edgeopt.experiments import run_sweep, train_model
 from edgeopt.model import SmallCNN, set_deterministic
@@ -102,24 +101,3 @@ TRAININGS = (our_training, usual_training)
 
 def loaders(*, seed: int) -> tuple[DataLoader, DataLoader]:
     return build_loaders("fashion-mnist-20k", 64, 12_000, 3_000, seed, 0)
-
-
-def repeatability() -> Iterator[str]:
-    """Median relative change of each candidate's p50 between two sweeps, one after the other."""
-    medians = [our_study().set_index("candidate")["latency_p50_ms"] for _ in range(2)]
-    change = (medians[1] / medians[0] - 1).abs()
-    yield f"median |change of p50| between two sweeps: {change.median():.1%} (goal: under 5 %)"
-    yield f"largest: {change.max():.1%} ({change.idxmax()})"
-
-
-def harness_overhead() -> Iterator[str]:
-    """What the timed loop itself costs, seen through a session that does nothing."""
-    samples = measure_latency(
-        {"no-op": _nothing}, np.zeros(1, np.float32), rounds=20, calls_per_round=500
-    )
-    p50 = latency_statistics(samples)["latency_p50_ms"].iloc[0] * 1e3
-    yield f"a no-op session is timed at {p50:.2f} microseconds a call (goal: under 1)"
-
-
-def _nothing(batch: np.ndarray) -> None:
-    return None

@@ -2,7 +2,8 @@
 
 import math
 import subprocess
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
@@ -13,58 +14,46 @@ import numpy as np
 import pandas as pd
 
 from edgeopt.artifact import Artifact
-from edgeopt.benchmark import measure_latency
+from edgeopt.benchmark import Measurement, measure_latency
 from edgeopt.candidates import Candidate
 from edgeopt.energy import POWERCAP_ROOT, measured_energy_j, measured_energy_unavailable
 from edgeopt.resident import resident_memory
 from edgeopt.runtimes import Session, load_session
 
+PACE_CALLS = 20
 TIMED_TOLERANCE = 0.02  # of the largest logit: with other threads a rounding of int8 may flip
 
 
 def measure_candidates(
     candidates: Sequence[Candidate], batch: np.ndarray, *, threads: int = 1, **options: Any
-) -> pd.DataFrame:
+) -> Measurement:
     """Time all candidates that were prepared in interleaved rounds, alone on the machine.
 
     ``batch`` are the first of the images that the candidates were scored on: a session that is
     timed has to give the logits that were scored, with as many threads as were asked for, else the
-    candidate fails. Returns the raw samples. ``options`` are those of
-    :func:`edgeopt.benchmark.measure_latency`. Raises ``ValueError`` with every candidate's error
-    when none could be prepared.
+    candidate fails. ``options`` are those of :func:`edgeopt.benchmark.measure_latency`. Raises
+    ``ValueError`` with every candidate's error when none could be prepared.
     """
     prepared = [candidate for candidate in candidates if candidate.artifact]
     if not prepared:
         errors = "; ".join(f"{candidate.name}: {candidate.error}" for candidate in candidates)
         raise ValueError(f"no candidate could be prepared: {errors or 'there is none'}")
-    loaded = {c.name: _loaded(c, batch, threads) for c in prepared}
-    return measure_latency(loaded, batch, **options)
+    loaders = {c.name: partial(_load_checked, c, batch, threads) for c in prepared}
+    return measure_latency(loaders, batch, **options)
 
 
-def _loaded(candidate: Candidate, batch: np.ndarray, threads: int) -> Callable[[np.ndarray], Any]:
-    """Return the candidate's session, or what fails in its place when it cannot be trusted."""
-    try:
-        session = load_session(candidate.artifact, threads=threads)
-        problem = _problem(session, candidate, batch, threads)
-    except Exception as error:  # whatever a runtime raises becomes this candidate's error
-        problem = f"{type(error).__name__}: {error}"
-
-    def fail(_: np.ndarray) -> None:
-        raise RuntimeError(problem)
-
-    return fail if problem else session
-
-
-def _problem(session: Session, candidate: Candidate, batch: np.ndarray, threads: int) -> str:
-    """Say in what a session is not the one that was scored, or not on the threads asked for."""
+def _load_checked(candidate: Candidate, batch: np.ndarray, threads: int) -> Session:
+    """Load a candidate; raise ``RuntimeError`` unless it is the one that was scored."""
+    session = load_session(candidate.artifact, threads=threads)
     if session.threads != threads:
-        return f"it computes with {session.threads} threads; {threads} were asked for"
-    if batch.shape != session.input_shape:
-        return ""
-    gap = np.abs(session(batch) - candidate.logits[: len(batch)])
-    if (gap <= TIMED_TOLERANCE * (1 + np.abs(candidate.logits).max())).all():
-        return ""
-    return f"timed, its logits are up to {gap.max():.2g} from those that were scored"
+        raise RuntimeError(f"it computes with {session.threads} threads; {threads} were asked for")
+    if batch.shape == session.input_shape:
+        gap = np.abs(session(batch) - candidate.logits[: len(batch)])
+        if not (gap <= TIMED_TOLERANCE * (1 + np.abs(candidate.logits).max())).all():
+            raise RuntimeError(
+                f"timed, its logits are up to {gap.max():.2g} from those that were scored"
+            )
+    return session
 
 
 def peak_rss_table(
@@ -120,11 +109,15 @@ def measured_energy_table(
 def _joules_per_call(
     session: Session, batch: np.ndarray, seconds: float, powercap_root: Path
 ) -> float:
-    pace = measure_latency({"it": session}, batch, rounds=1, calls_per_round=20)["latency_ms"]
-    if pace.isna().any():
-        return math.nan  # it cannot be run, which its latency says as well
-    calls = math.ceil(1e3 * seconds / pace.median())
-    return measured_energy_j(partial(session, batch), calls=calls, powercap_root=powercap_root)
+    try:
+        with session.bound(batch) as call:
+            start = time.perf_counter()
+            for _ in range(PACE_CALLS):
+                call()
+            calls = math.ceil(seconds * PACE_CALLS / (time.perf_counter() - start))
+            return measured_energy_j(call, calls=calls, powercap_root=powercap_root)
+    except Exception:  # it cannot be run, which its latency says as well
+        return math.nan
 
 
 def with_failures(candidates: Sequence[Candidate], latency: pd.DataFrame) -> list[Candidate]:

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 
 from edgeopt._upstream import RuntimeUnavailable
 from edgeopt.artifact import Artifact
-from edgeopt.benchmark import latency_statistics, measure_latency
+from edgeopt.benchmark import measure_latency
 from edgeopt.candidates import Candidate, CandidateSpec, artifact_facts, with_agreement
 from edgeopt.coverage import LabelError, verify_label
 from edgeopt.data import Split
 from edgeopt.diagnosis import diagnose
 from edgeopt.host import U8S8, Int8Scheme
+from edgeopt.latency import latency_statistics
 from edgeopt.parity import ExportError
 from edgeopt.quantization import QuantizationError, collect_calibration
 from edgeopt.remedies import (
@@ -30,7 +32,7 @@ from edgeopt.remedies import (
     float_layer_remedies,
     rescaling_remedies,
 )
-from edgeopt.runtimes import ArtifactError, Session, load_session, session_logits
+from edgeopt.runtimes import ArtifactError, load_session, session_logits
 from edgeopt.training import predict_logits
 
 logger = logging.getLogger(__name__)
@@ -72,7 +74,6 @@ class _Attempt:
     stands_on: str = ""
     plan: Plan | None = None
     artifact: Artifact | None = None
-    session: Session | None = None
     accuracy: float = math.nan
     int8_mac_share: float = math.nan
     error: str = ""
@@ -144,7 +145,7 @@ def mend(
         if tried.accuracy >= goal and not exhaustive:
             break
     chosen = next((a for a in climb.attempts[1:] if a.accuracy >= goal), climb.best)
-    latency = _latencies(climb.attempts, validation[0][:1], rounds, calls_per_round)
+    latency = _latencies(climb.attempts, validation[0][:1], threads, rounds, calls_per_round)
     ladder = _ladder(climb.attempts, latency, goal)
     reached = chosen.accuracy >= goal
     return Mended(chosen.artifact, chosen.plan.model, reached, ladder, climb.diagnosis)
@@ -276,7 +277,7 @@ class _Climb:
         session = load_session(artifact, threads=self._threads)
         predictions = session_logits(session, self._images.numpy()).argmax(axis=1)
         accuracy = float((predictions == self._labels.numpy()).mean())
-        made = (plan, artifact, session, accuracy, share)
+        made = (plan, artifact, accuracy, share)
         return _Attempt(remedy.name, remedy.stands_on, *made)
 
 
@@ -292,12 +293,12 @@ def _check_request(validation: tuple[Tensor, Tensor], max_accuracy_drop: float) 
 
 
 def _latencies(
-    attempts: list[_Attempt], image: Tensor, rounds: int, calls_per_round: int
+    attempts: list[_Attempt], image: Tensor, threads: int, rounds: int, calls_per_round: int
 ) -> dict[str, float]:
-    sessions = {a.remedy: a.session for a in attempts if a.session is not None}
-    samples = measure_latency(
-        sessions, image.numpy(), rounds=rounds, calls_per_round=calls_per_round
-    )
+    made = {a.remedy: a.artifact for a in attempts if a.artifact}
+    loaders = {name: partial(load_session, file, threads=threads) for name, file in made.items()}
+    counts = {"rounds": rounds, "calls_per_round": calls_per_round}
+    samples = measure_latency(loaders, image.numpy(), **counts).samples
     return latency_statistics(samples).set_index("candidate")["latency_ms"].to_dict()
 
 

@@ -19,7 +19,9 @@ ELEMENT_BYTES = {
     "int8": (1, 1),
     "int8-dynamic": (1, 4),
 }
-RECIPES = ("baseline", "one-shot", "fine-tuned", "scratch")
+# Baseline and pruned networks have the same epochs behind them, pretrained ones fewer.
+RECIPES = ("pretrained", "baseline", "one-shot", "fine-tuned", "scratch")
+PRUNED_RECIPES = RECIPES[2:]
 CRITERIA = ("l1", "l2", "taylor", "random")
 DATASETS = ("fashion-mnist-20k", "fashion-mnist", "mnist")
 
@@ -54,7 +56,8 @@ COLUMNS = {
     "latency_std_ms": Column("Latency, standard deviation", "ms"),
     "latency_p50_ms": Column("Latency, median", "ms"),
     "latency_p95_ms": Column("Latency, 95th percentile", "ms"),
-    "throughput_sps": Column("Throughput", "images/s"),
+    "latency_relative": Column("Latency, median, relative to the reference kernel"),
+    "throughput_sps": Column("Throughput of calls one after the other", "images/s"),
     "memory_mb": Column("Weights", "MiB"),
     "weight_bytes": Column("Weights", "bytes"),
     "artifact_bytes": Column("Artifact on disk", "bytes"),
@@ -80,3 +83,10 @@ def require_known(value: str, *, allowed: tuple[str, ...], what: str) -> str:
     if value not in allowed:
         raise ValueError(f"unknown {what} {value!r}; allowed: {', '.join(allowed)}")
     return value
+
+
+def require_at_least(smallest: int, **counts: int) -> None:
+    """Raise ``ValueError`` naming the first count below ``smallest``."""
+    for name, value in counts.items():
+        if value < smallest:
+            raise ValueError(f"{name} is {value}; allowed: {smallest} or more")

@@ -168,8 +168,8 @@ folder.save_figure("roofline", ax, alt=alt, numbers=summary[columns])
 # %% tags=["nbval-ignore-output"]
 fastest = unpruned.loc[unpruned["latency_p50_ms"].idxmin()]
 session = load_session(artifact_of(fastest, store, input_shape=shape), threads=config.threads)
-batch = np.zeros(shape, np.float32)
-counters = read_counters(lambda: [session(batch) for _ in range(1000)])
+with session.bound(np.zeros(shape, np.float32)) as call:
+    counters = read_counters(lambda: [call() for _ in range(1000)])
 folder.write_table("counters.csv", counters)
 counters
 
