@@ -273,6 +273,31 @@ def fp32_parents(candidates: Sequence[Candidate]) -> dict[str, str]:
     return parents
 
 
+def testable_parents(candidates: Sequence[Candidate]) -> dict[str, str]:
+    """Return :func:`fp32_parents` without the candidates that cannot differ from another one's.
+
+    Left out are fp32 beside fp32 of the same network, and a file that another runtime runs in the
+    same precision: they would be counted as tests though chance alone could tell them apart.
+    """
+    specs = {candidate.name: candidate.spec for candidate in candidates}
+    files: dict[tuple[str, str], str] = {}
+    for candidate in candidates:
+        if candidate.artifact:
+            key = (candidate.artifact.sha256, candidate.spec.precision)
+            files.setdefault(key, candidate.name)
+    firsts = set(files.values())
+    return {
+        name: parent
+        for name, parent in fp32_parents(candidates).items()
+        if name in firsts and not _same_arithmetic(specs[name], specs[parent])
+    }
+
+
+def _same_arithmetic(first: CandidateSpec, second: CandidateSpec) -> bool:
+    same_network = (first.model, first.pruning_level) == (second.model, second.pruning_level)
+    return same_network and first.precision == second.precision == "fp32"
+
+
 def score(
     candidates: Sequence[Candidate], split: Split, *, executor: Executor | None = None
 ) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """The decision card: what was picked, its numbers, and what they are to the baseline's."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -80,8 +81,8 @@ def measures(
     full = decision.get(UNCOMPRESSED) or {}
     notes = {
         "accuracy": [
-            points(pick.get("accuracy"), baseline.get("accuracy")),
-            *tested(pick, decision.get("against_pick", []), baseline),
+            points(pick, baseline),
+            *tested(decision, pick, baseline),
         ],
         "latency_p50_ms": [
             times(pick, baseline, "latency_p50_ms", words=faster),
@@ -107,24 +108,37 @@ def runtime(row: Mapping[str, Any]) -> str:
 
 
 def tested(
-    pick: Mapping[str, Any],
-    comparison: Sequence[Mapping[str, Any]],
-    baseline: Mapping[str, Any],
+    decision: Mapping[str, Any], pick: Mapping[str, Any], baseline: Mapping[str, Any]
 ) -> list[str]:
-    """Say how the pick did on the test images, and whether it differs from the baseline there.
+    """Say how the pick did on the test images, beside the baseline and a better runner-up.
 
-    ``comparison`` are rows of :func:`edgeopt.paired.paired_comparison` with the pick as parent.
+    ``decision["against_pick"]`` are rows of :func:`edgeopt.paired.paired_comparison` with the pick
+    as parent.
     """
     if not known(pick.get("test_accuracy")):
         return []
     words = f"{with_unit(pick['test_accuracy'], 'test_accuracy')} on test images, scored once"
     lines = [", ".join(filter(None, (words, interval(pick, "test_accuracy"))))]
-    for row in comparison:
+    runner_up = decision.get("runner_up") or {}
+    for row in decision.get("against_pick", []):
         if row["candidate"] == baseline.get("candidate"):
-            change = f"{signed(-100 * row['accuracy_difference'])} points against the baseline"
-            found = "a difference" if row["significant"] else "no difference detected"
-            lines.append(f"there {change}: {found} (McNemar, p = {row['p_holm']:.2g})")
+            lines.append(f"there {_difference(row, sign=-1)} against the baseline")
+        elif row["candidate"] == runner_up.get("candidate") and row["significant"]:
+            verb = "better" if row["accuracy_difference"] > 0 else "worse"
+            lines.append(f"there the runner-up is {verb}: {_difference(row, sign=1)}")
     return lines
+
+
+def _difference(row: Mapping[str, Any], *, sign: int) -> str:
+    """Write a paired difference with its interval first, then how and how surely it was found."""
+    ends = sorted(
+        100 * sign * row.get(end, math.nan) for end in ("difference_low", "difference_high")
+    )
+    between = f"95% interval {signed(ends[0])} to {signed(ends[1])}, " if known(ends[0]) else ""
+    found = "" if row["significant"] else "no difference detected, "
+    change = signed(100 * sign * row["accuracy_difference"])
+    method = row.get("method", "paired test")
+    return f"{change} points ({between}{found}{method}, p = {row['p_holm']:.2g})"
 
 
 def interval(row: Mapping[str, Any], name: str) -> str:
@@ -135,11 +149,18 @@ def interval(row: Mapping[str, Any], name: str) -> str:
     return f"95% interval {as_text(low, name)} to {as_text(high, name)}"
 
 
-def points(value: float | None, reference: float | None) -> str:
-    """Write the difference of two shares in percentage points, against the baseline."""
+def points(row: Mapping[str, Any], baseline: Mapping[str, Any]) -> str:
+    """Write the change of accuracy in percentage points, against the baseline."""
+    value, reference = row.get("accuracy"), baseline.get("accuracy")
     if not (known(value) and known(reference)):
         return ""
-    return f"{signed(100 * (value - reference))} points against the baseline on validation images"
+    text = f"{signed(100 * (value - reference))} points against the baseline on validation images"
+    low, high = row.get("accuracy_drop_low"), row.get("accuracy_drop_high")
+    if known(low) and known(high):
+        text += f", paired interval {signed(-100 * high)} to {signed(-100 * low)}"
+    if known(row.get("accuracy_within")):
+        text += f": within the {100 * row['accuracy_within']:g} points that the gate allows"
+    return text
 
 
 def times(

@@ -80,6 +80,8 @@ class ExperimentConfig(BaseModel):
     latency_reduction_good: Share = 0.3
     max_recall_drop: Share = 0.1
     min_recall: Share = 0.2
+    gate_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    latency_tie_cap: Share = 0.05
     max_latency_p95_ms: PositiveFloat | None = None
     max_memory_mb: PositiveFloat | None = None
     memory: Literal["weights", "artifact", "peak_activation", "peak_rss"] = "weights"

@@ -1,22 +1,17 @@
 """The choice of one candidate from a sweep, with its reasons in computed words."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from edgeopt.gates import (
-    NEEDED,
-    Constraints,
-    Gates,
-    Limit,
-    gate_table,
-    misses,
-    quantity,
-    shortfalls,
-)
+from edgeopt.answers import Answers, gate_intervals
+from edgeopt.gates import NEEDED, Constraints, Gates, gate_table
+from edgeopt.latency import latency_ratios
+from edgeopt.limits import BROKEN, NOT_SETTLED, Limit, findings, quantity, texts
 from edgeopt.schema import RUNTIMES
 from edgeopt.selection import require_columns
 
@@ -86,25 +81,34 @@ def decide(
     gates: Gates,
     constraints: Constraints | None = None,
     recalls: pd.DataFrame | None = None,
+    answers: Answers | None = None,
+    samples: pd.DataFrame | None = None,
     baseline: str | None = None,
 ) -> Decision:
     """Choose the candidate to ship.
 
-    The rule: of the candidates that are inside the active memory budget, meet every constraint
-    and are not bad by the gates, keep the best class there is (good; else acceptable with an
-    accuracy drop inside ``accuracy_drop_good``; else acceptable) and take the lowest median
-    latency. Candidates whose interval ``latency_p50_low_ms`` to ``latency_p50_high_ms``, where
-    the sweep has it, overlaps that of the fastest are as fast: of these the one with the smallest
-    weights wins, then the most accurate, then the fastest. No accepted candidate of the same class
-    is better in accuracy and weights and faster beyond noise. The runner-up is the same rule's
-    choice without the pick.
+    The rule: of the candidates that are inside the active memory budget and break no constraint
+    and no gate, keep the best class there is (good; else acceptable with an accuracy drop inside
+    ``accuracy_drop_good``; else acceptable), in it those whose every gate is settled before those
+    with one that the images do not decide, and take the lowest median latency. Candidates that are
+    at most ``latency_tie_cap`` slower than the fastest, and not measurably slower in the same
+    rounds (:func:`edgeopt.latency.latency_ratios`), are as fast: of these the one with the
+    smallest weights wins, then the most accurate, then the fastest. The runner-up is the same
+    rule's choice without the pick.
 
     Parameters
     ----------
     sweep : DataFrame
         Validation results after :func:`edgeopt.selection.apply_budgets`.
     recalls : DataFrame, optional
-        ``candidate, class_name, recall``; without it no class is guarded.
+        ``candidate, class_name, recall``; those of ``answers`` when omitted. Without either no
+        class is guarded.
+    answers : Answers, optional
+        The right answers behind the accuracies. With them accuracy and recalls are judged by paired
+        intervals at ``gates.gate_confidence``, without them by the estimates.
+    samples : DataFrame, optional
+        Latency samples. Without them two candidates tie when the intervals of the medians in
+        ``sweep`` overlap.
     baseline : str, optional
         Candidate to compare with; :func:`find_baseline` when omitted.
 
@@ -117,80 +121,120 @@ def decide(
     if sweep.empty:
         raise ValueError("the sweep has no rows; allowed: one candidate or more")
     baseline = baseline or find_baseline(sweep)
-    judged = gate_table(sweep, baseline=baseline, gates=gates, recalls=recalls)
-    table = _with_rank_columns(sweep.merge(judged, on="candidate"), gates=gates)
+    recalls = answers.recalls() if recalls is None and answers else recalls
+    intervals = _gate_intervals(answers, baseline, gates)
+    judged = gate_table(sweep, baseline=baseline, gates=gates, recalls=recalls, intervals=intervals)
     limits = [
         Limit("memory_mb", sweep["active_budget_mb"].iloc[0]),
         *(constraints or Constraints()).limits(),
         *gates.bad(recalls=recalls is not None),
     ]
+    table = sweep.merge(judged, on="candidate")
     require_columns(table, [limit.column for limit in limits], what="decide")
-    rejected = _rejected(table, limits)
+    table = _with_rank(table, limits, gates=gates, intervals=intervals)
+    rejected = _rejected(table)
     fitting = table[~table["candidate"].isin(rejected["candidate"])]
-    pick = _choose(fitting)
+    pick = _choose(fitting, samples, cap=gates.latency_tie_cap)
     others = fitting if pick is None else fitting[fitting["candidate"] != pick["candidate"]]
-    runner_up = _choose(others)
+    runner_up = _choose(others, samples, cap=gates.latency_tie_cap)
     reason = _nothing_fits(rejected) if pick is None else _reason(pick, fitting, table, baseline)
     return Decision(
         pick=_plain(pick),
         runner_up=_plain(runner_up),
         baseline=_plain(table.loc[table["candidate"] == baseline].iloc[0]),
         reason=reason,
-        what_it_would_take=_what_it_would_take(pick, runner_up),
+        what_it_would_take=_what_it_would_take(pick, runner_up, samples, gates.latency_tie_cap),
         rejected=rejected,
         recall_checked=recalls is not None,
     )
 
 
-def _with_rank_columns(table: pd.DataFrame, *, gates: Gates) -> pd.DataFrame:
-    """Add the class (0 good, 1 acceptable and accurate, 2 acceptable) and the latency interval."""
-    accurate = (
-        Limit("accuracy_drop", gates.accuracy_drop_good).shortfall(table["accuracy_drop"]) == 0
-    )
-    rank = (table["verdict"] != "good").astype(int) + (~accurate).astype(int)
-    median = table["latency_p50_ms"]
+def _gate_intervals(answers: Answers | None, baseline: str, gates: Gates) -> pd.DataFrame | None:
+    if answers is None or not gates.gate_confidence or baseline not in answers.correct:
+        return None
+    return gate_intervals(answers, baseline=baseline, confidence=gates.gate_confidence)
+
+
+def _with_rank(
+    table: pd.DataFrame,
+    limits: Sequence[Limit],
+    *,
+    gates: Gates,
+    intervals: pd.DataFrame | None,
+) -> pd.DataFrame:
+    """Add the class (0 good, 1 acceptable and accurate, 2 acceptable) and why a row is refused."""
+    found = findings(table, limits, intervals)
+    accurate = findings(table, [Limit("accuracy_drop", gates.accuracy_drop_good)], intervals)
+    inaccurate = np.array([texts(own, BROKEN) != "" for own in accurate])
+    open_limits = [texts(own, NOT_SETTLED) for own in found]
+    not_settled = [
+        "; ".join(dict.fromkeys(text for text in pair if text))
+        for pair in zip(table["not_settled"], open_limits, strict=True)
+    ]
     return table.assign(
-        _class=rank,
-        _low=table.get("latency_p50_low_ms", median).fillna(median),
-        _high=table.get("latency_p50_high_ms", median).fillna(median),
+        not_settled=not_settled,
+        _class=(table["verdict"] != "good").astype(int) + inaccurate,
+        _shortfall=[max(f.shortfall for f in own.values()) for own in found],
+        _refused=[texts(own, BROKEN) for own in found],
     )
 
 
-def _rejected(table: pd.DataFrame, limits: list[Limit]) -> pd.DataFrame:
-    """Candidates that miss a limit or were not measured, nearest first, each with its reason."""
-    shortfall = shortfalls(table, limits).max(axis=1)
-    failed = table["status"].eq("failed") if "status" in table else shortfall.isna()
+def _rejected(table: pd.DataFrame) -> pd.DataFrame:
+    """Candidates that break a limit or were not measured, nearest first, each with its reason."""
+    failed = table["status"].eq("failed") if "status" in table else False
     unmeasured = failed | table[list(NEEDED)].isna().any(axis=1)
     errors = table["error"] if "error" in table else pd.Series("", index=table.index)
-    reasons = pd.Series(misses(table, limits), index=table.index)
-    reasons = reasons.mask(unmeasured, "failed or not measured: " + errors.fillna("").astype(str))
+    reasons = table["_refused"].mask(
+        unmeasured, "failed or not measured: " + errors.fillna("").astype(str)
+    )
     rejected = pd.DataFrame(
         {
             "candidate": table["candidate"],
             "reason": reasons.str.removesuffix(": "),
-            "shortfall": shortfall.mask(unmeasured, math.inf),
+            "shortfall": table["_shortfall"].mask(unmeasured, math.inf),
         }
     )
-    rejected = rejected[unmeasured | shortfall.gt(0)]
+    rejected = rejected[unmeasured | table["_shortfall"].gt(0)]
     return rejected.sort_values("shortfall", kind="stable", ignore_index=True)
 
 
-def _choose(fitting: pd.DataFrame) -> pd.Series | None:
+def _choose(fitting: pd.DataFrame, samples: pd.DataFrame | None, *, cap: float) -> pd.Series | None:
     """Apply the rule of :func:`decide` to the candidates that fit."""
     if fitting.empty:
         return None
     best = fitting[fitting["_class"] == fitting["_class"].min()]
+    settled = best[best["not_settled"] == ""]
+    best = best if settled.empty else settled
     fastest = best.loc[best["latency_p50_ms"].idxmin()]
-    as_fast = best[best["_low"] <= fastest["_high"]]
-    order = as_fast.sort_values(
+    ratios = _ratios(best, fastest, samples)
+    ties = (ratios["latency_ratio_low"] <= 1) & (ratios["latency_ratio"] <= 1 + cap)
+    order = best[ties.to_numpy()].sort_values(
         ["memory_mb", "accuracy", "latency_p50_ms"], ascending=[True, False, True], kind="stable"
     )
-    return pd.concat([order.iloc[0], pd.Series({"_tie_edge": fastest["_high"]})])
+    return order.iloc[0]
+
+
+def _ratios(rows: pd.DataFrame, fastest: pd.Series, samples: pd.DataFrame | None) -> pd.DataFrame:
+    """Latency of each row over that of the fastest, and the low end of its interval."""
+    median = rows["latency_p50_ms"]
+    ratio = median / fastest["latency_p50_ms"]
+    if samples is not None:
+        own = samples[samples["candidate"].isin([*rows["candidate"], fastest["candidate"]])]
+        table = latency_ratios(own, to=fastest["candidate"]).set_index("candidate")
+        low = rows["candidate"].map(table["latency_ratio_low"])
+    else:
+        high = fastest.get("latency_p50_high_ms", np.nan)
+        high = fastest["latency_p50_ms"] if pd.isna(high) else high
+        low = rows.get("latency_p50_low_ms", median).fillna(median) / high
+    return pd.DataFrame({"latency_ratio": ratio, "latency_ratio_low": low.fillna(ratio)})
 
 
 def _reason(pick: pd.Series, fitting: pd.DataFrame, table: pd.DataFrame, baseline: str) -> str:
-    """One sentence with the pick's numbers beside the baseline's."""
+    """One sentence with the pick's numbers beside the baseline's, and what is not settled."""
     peers = fitting[fitting["_class"] == pick["_class"]]
+    open_gates = f" Not settled: {pick['not_settled']}." if pick["not_settled"] else ""
+    if not open_gates:
+        peers = peers[peers["not_settled"] == ""]
     faster = peers["latency_p50_ms"] < pick["latency_p50_ms"]
     quality = CLASS_WORDS[pick["_class"]]
     how = (
@@ -203,11 +247,20 @@ def _reason(pick: pd.Series, fitting: pd.DataFrame, table: pd.DataFrame, baselin
         f"{pick['candidate']} is {how} of the {len(peers)} (out of {len(table)}) candidates "
         f"{quality}: "
         f"median latency {quantity('latency_p50_ms', pick['latency_p50_ms'])} "
-        f"({0 - pick['latency_reduction']:+.1%}), "
-        f"weights {quantity('memory_mb', pick['memory_mb'])} ({0 - pick['size_reduction']:+.1%}), "
+        f"({_change_share(pick['latency_reduction'])}), "
+        f"weights {quantity('memory_mb', pick['memory_mb'])} "
+        f"({_change_share(pick['size_reduction'])}), "
         f"accuracy {quantity('accuracy', pick['accuracy'])} "
-        f"({0 - 100 * pick['accuracy_drop']:+.2f} points), {against}."
+        f"({_change_points(pick['accuracy_drop'])}), {against}.{open_gates}"
     )
+
+
+def _change_share(reduction: float) -> str:
+    return "baseline not known" if pd.isna(reduction) else f"{0 - reduction:+.1%}"
+
+
+def _change_points(drop: float) -> str:
+    return "baseline not known" if pd.isna(drop) else f"{0 - 100 * drop:+.2f} points"
 
 
 def _nothing_fits(rejected: pd.DataFrame) -> str:
@@ -219,28 +272,45 @@ def _nothing_fits(rejected: pd.DataFrame) -> str:
         )
     return (
         f"Nothing fits: {nearest['candidate']} comes nearest, its largest miss is "
-        f"{nearest['shortfall']:.1%} of the limit: {nearest['reason']}."
+        f"{_share_of_limit(nearest['shortfall'])} of the limit: {nearest['reason']}."
     )
 
 
-def _what_it_would_take(pick: pd.Series | None, runner_up: pd.Series | None) -> str:
+def _share_of_limit(shortfall: float) -> str:
+    return "less than 0.1%" if shortfall < 0.0005 else f"{shortfall:.1%}"
+
+
+def _what_it_would_take(
+    pick: pd.Series | None, runner_up: pd.Series | None, samples: pd.DataFrame | None, cap: float
+) -> str:
     """Say what would make the runner-up win, the rest unchanged."""
     if runner_up is None:
         return "There is no runner-up: no other candidate passes every gate and limit."
-    lower_class = runner_up["_class"] > pick["_class"]
-    steps = [f"meet what it misses ({runner_up['missed']})"] if lower_class else []
-    if not (lower_class and runner_up["_high"] < pick["_low"]):
-        steps += _missing_margin(pick, runner_up)
+    steps = []
+    if runner_up["_class"] > pick["_class"]:
+        steps.append(f"meet what it misses ({runner_up['missed']})")
+    elif runner_up["not_settled"] and not pick["not_settled"]:
+        steps.append(f"have settled what is open ({runner_up['not_settled']})")
+    steps += _missing_margin(pick, runner_up, samples, cap)
     if not steps:
         return f"Nothing measured separates {runner_up['candidate']}: the first listed was taken."
     return f"For {runner_up['candidate']} to win it would have to {' and '.join(steps)}."
 
 
-def _missing_margin(pick: pd.Series, runner_up: pd.Series) -> list[str]:
+def _missing_margin(
+    pick: pd.Series, runner_up: pd.Series, samples: pd.DataFrame | None, cap: float
+) -> list[str]:
     """Name what the runner-up lacks: latency or, where as fast, the first tie-breaker it loses."""
-    if runner_up["_low"] > pick["_tie_edge"]:
+    rows = pd.DataFrame([pick, runner_up])
+    fastest = rows.loc[rows["latency_p50_ms"].astype(float).idxmin()]
+    ratio, low = _ratios(rows, fastest, samples).astype(float).iloc[1]
+    if ratio > 1 and not (low <= 1 and ratio <= 1 + cap):
         lighter = runner_up["memory_mb"] < pick["memory_mb"]
-        return [_change(runner_up, "latency_p50_ms", to=pick["_tie_edge" if lighter else "_low"])]
+        noise = min(1 + cap, ratio / low)
+        target = pick["latency_p50_ms"] * (noise if lighter else 1 / noise)
+        return [_change(runner_up, "latency_p50_ms", to=target)]
+    if low > 1 or ratio < 1 / (1 + cap):
+        return []
     for column, better in (("memory_mb", -1), ("accuracy", 1), ("latency_p50_ms", -1)):
         lead = better * (pick[column] - runner_up[column])
         if lead:

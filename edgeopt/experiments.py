@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from edgeopt.benchmark import latency_statistics
+from edgeopt.answers import Answers, share_interval
+from edgeopt.benchmark import Measurement
 from edgeopt.candidates import (
     Candidate,
     gather,
@@ -20,16 +21,17 @@ from edgeopt.candidates import (
 )
 from edgeopt.energy import energy_model_j, energy_proxy_j
 from edgeopt.host import Int8Scheme
+from edgeopt.latency import latency_statistics
 from edgeopt.measuring import measure_candidates, with_failures
-from edgeopt.metrics import per_class_table, wilson_interval
+from edgeopt.metrics import per_class_table
 from edgeopt.pruning import structured_channel_prune
 from edgeopt.quantization import precision_variant
 from edgeopt.selection import apply_budgets, pareto_frontier
-from edgeopt.statistics import two_level_interval
 from edgeopt.training import train_model
 
 __all__ = [
     "accuracy_over_seeds",
+    "answers_of",
     "candidate_table",
     "pareto_frontier",
     "precision_variant",
@@ -42,6 +44,7 @@ __all__ = [
     "with_seeds",
 ]
 
+MEAN_FACTS = ("macro_f1", "agreement")
 SPEC_COLUMNS = ("model", "pruning_level", "runtime", "precision", "recipe")
 FACT_COLUMNS = (
     "accuracy",
@@ -131,7 +134,7 @@ def run_sweep(
             batch_size=batch_size,
             scheme=scheme,
         )
-        samples = measure_candidates(
+        measured = measure_candidates(
             candidates,
             images[:batch_size],
             threads=threads,
@@ -140,7 +143,7 @@ def run_sweep(
         )
     return sweep_table(
         candidates,
-        samples,
+        measured,
         batch_size=batch_size,
         power_watts=power_watts,
         latency_multiplier=latency_multiplier,
@@ -161,7 +164,7 @@ def _networks(
 
 def sweep_table(
     candidates: Sequence[Candidate],
-    samples: pd.DataFrame,
+    measured: Measurement,
     *,
     batch_size: int,
     power_watts: float,
@@ -169,9 +172,15 @@ def sweep_table(
     memory_budgets_mb: Sequence[float],
     active_memory_budget_mb: float,
 ) -> pd.DataFrame:
-    """Join what was prepared with what was measured, add energy, and apply the budgets."""
-    latency = latency_statistics(samples, batch_size=batch_size)
-    timed = latency.drop(columns="error")
+    """Join what was prepared with what was measured, add energy, and apply the budgets.
+
+    ``latency_relative`` is the median latency over the reference kernel's time in the same rounds,
+    which compares better between machines, and between hours of one, than milliseconds do.
+    """
+    latency = latency_statistics(measured.samples, batch_size=batch_size)
+    timed = latency.drop(columns="error").assign(
+        latency_relative=latency["latency_p50_ms"] / measured.conditions["reference_ms"].median()
+    )
     table = candidate_table(with_failures(candidates, latency)).merge(timed, "left", "candidate")
     table = with_energy(
         table,
@@ -240,7 +249,10 @@ def with_energy(
 def recall_table(
     candidates: Sequence[Candidate], labels: np.ndarray, *, class_names: Sequence[str]
 ) -> pd.DataFrame:
-    """Per-class quality of every prepared candidate, with its name in ``candidate``."""
+    """Per-class quality of every prepared candidate, the mean over its seeds.
+
+    Columns: ``class_name, support, precision, recall, f1, candidate``.
+    """
     tables = [
         per_class_table(labels, c.logits.argmax(1), class_names=class_names).assign(
             candidate=c.name
@@ -248,21 +260,44 @@ def recall_table(
         for c in candidates
         if c.logits is not None
     ]
-    return pd.concat(tables, ignore_index=True)
+    by_class = pd.concat(tables, ignore_index=True).groupby(
+        ["candidate", "class_name"], sort=False, as_index=False
+    )
+    means = by_class[["support", "precision", "recall", "f1"]].mean()
+    columns = ["class_name", "support", "precision", "recall", "f1", "candidate"]
+    return means.astype({"support": int})[columns]
 
 
 def with_seeds(
     sweep: pd.DataFrame, candidates: Sequence[Candidate], *, labels: np.ndarray
 ) -> pd.DataFrame:
-    """Put the mean accuracy over seeds and its interval in the place of the first seed's.
+    """Put the means over seeds in the place of the first seed's quality.
 
-    ``candidates`` are those of all seeds, prepared on the same images. Adds ``seeds``, the number
-    of trainings. A candidate whose first seed failed has no accuracy, whatever the others did.
+    ``candidates`` are those of all seeds, prepared on the same images. Accuracy comes with its
+    interval; macro-F1 and agreement are plain means. Adds ``seeds``, the number of trainings. A
+    candidate whose first seed failed has no accuracy, whatever the others did.
     """
     table = accuracy_over_seeds(right_answers(candidates, labels=labels))
+    facts = [
+        {"candidate": c.name, **{name: c.facts.get(name, np.nan) for name in MEAN_FACTS}}
+        for c in candidates
+        if c.logits is not None
+    ]
+    means = pd.DataFrame(facts).groupby("candidate", sort=False).mean().reset_index()
+    table = table.merge(means, "left", "candidate")
     ran = sweep.loc[sweep["status"] == "ok", "candidate"]
     table = table[table["candidate"].isin(ran)]
-    return sweep.drop(columns=table.columns[2:]).merge(table, "left", "candidate")
+    return sweep.drop(columns=[*table.columns[2:]]).merge(table, "left", "candidate")
+
+
+def answers_of(
+    candidates: Sequence[Candidate], *, labels: np.ndarray, class_names: Sequence[str]
+) -> Answers:
+    """Collect the right answers of the candidates that ran with every seed, on the same images."""
+    correct = right_answers(candidates, labels=labels)
+    seeds = max(map(len, correct.values()))
+    complete = {name: rows for name, rows in correct.items() if len(rows) == seeds}
+    return Answers(complete, labels, class_names)
 
 
 def right_answers(candidates: Sequence[Candidate], *, labels: np.ndarray) -> dict[str, np.ndarray]:
@@ -290,7 +325,5 @@ def accuracy_over_seeds(correct: Mapping[str, np.ndarray]) -> pd.DataFrame:
 
 
 def _seed_interval(hits: np.ndarray) -> dict[str, float]:
-    mean, low, high = two_level_interval(hits)
-    if np.isnan(low):
-        low, high = wilson_interval(int(hits[0].sum()), len(hits[0]))
-    return {"accuracy": mean, "accuracy_low": low, "accuracy_high": high}
+    low, high = share_interval(hits)
+    return {"accuracy": hits.mean(), "accuracy_low": low, "accuracy_high": high}

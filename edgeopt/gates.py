@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
+from edgeopt.limits import BROKEN, NOT_SETTLED, Limit, findings, quantity, texts
 from edgeopt.schema import COLUMNS, MIB, require_known
 from edgeopt.selection import require_columns
 
@@ -18,43 +19,7 @@ MEMORY_COLUMNS = {
     "peak_rss": "peak_rss_bytes",
 }
 ENERGY_COLUMNS = {"proxy": "energy_proxy_j", "model": "energy_model_j"}
-TITLES = {
-    "accuracy_drop": "accuracy drop",
-    "size_reduction": "size reduction",
-    "latency_reduction": "latency reduction",
-    "worst_recall_drop": "fall of recall",
-    "worst_recall": "recall",
-}
 NEEDED = ("candidate", "accuracy", "latency_p50_ms", "memory_mb")
-
-
-@dataclass(frozen=True)
-class Limit:
-    """A bound on one column, from above unless ``at_least``.
-
-    ``class_column`` names the column that tells which class a per-class value belongs to.
-    """
-
-    column: str
-    bound: float
-    at_least: bool = False
-    class_column: str = ""
-
-    def shortfall(self, values: pd.Series) -> pd.Series:
-        """Miss of each value as a share of the bound: 0 when met, infinite when unknown."""
-        gap = (self.bound - values) if self.at_least else (values - self.bound)
-        met = (gap <= 0) | np.isclose(gap, 0, atol=1e-12 + 1e-9 * abs(self.bound))
-        return (gap / (abs(self.bound) or 1.0)).mask(met, 0.0).fillna(math.inf)
-
-    def describe(self, row: pd.Series) -> str:
-        """Say by how much a row misses the limit, e.g. ``accuracy drop 6.00 points, ...``."""
-        title = TITLES.get(self.column) or COLUMNS[self.column].title.lower()
-        if self.class_column and isinstance(row[self.class_column], str):
-            title = f"{title} of class {row[self.class_column]!r}"
-        value = row[self.column]
-        known = "is not available" if pd.isna(value) else quantity(self.column, value)
-        side = "at least" if self.at_least else "at most"
-        return f"{title} {known}, allowed {side} {quantity(self.column, self.bound)}"
 
 
 @dataclass(frozen=True)
@@ -66,6 +31,10 @@ class Gates:
     baseline's was. It is good when it also stays within ``accuracy_drop_good`` and saves at least
     ``size_reduction_good`` of the weights and ``latency_reduction_good`` of the median latency.
     In between it is acceptable.
+
+    What images decide (accuracy and recalls) is judged by intervals at ``gate_confidence``; 0
+    judges by the estimates. ``latency_tie_cap`` is the share by which a latency may be above the
+    fastest and still count as a tie.
     """
 
     accuracy_drop_good: float = 0.02
@@ -74,12 +43,16 @@ class Gates:
     latency_reduction_good: float = 0.3
     max_recall_drop: float = 0.10
     min_recall: float = 0.20
+    gate_confidence: float = 0.95
+    latency_tie_cap: float = 0.05
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             if not 0 <= value <= 1:
                 raise ValueError(f"gate {field.name} is {value}; allowed: a share from 0 to 1")
+        if self.gate_confidence == 1:
+            raise ValueError("gate gate_confidence is 1; allowed: a share from 0 to below 1")
         if self.accuracy_drop_good > self.accuracy_drop_bad:
             raise ValueError(
                 f"gate accuracy_drop_good is {self.accuracy_drop_good}; "
@@ -154,6 +127,14 @@ def rules(
         ),
         ("recall of a class", f"refused below {share(gates.min_recall)}"),
         ("fall of a class's recall", f"refused above {points(gates.max_recall_drop)}"),
+        (
+            "accuracy and recalls",
+            f"judged by paired intervals at {share(gates.gate_confidence)}; what they leave open "
+            "comes after what they settle"
+            if gates.gate_confidence
+            else "judged by the estimates",
+        ),
+        ("as fast within noise", f"at most {share(gates.latency_tie_cap)} above the fastest"),
         ("weights saved", f"good from {share(gates.size_reduction_good)}"),
         ("latency saved", f"good from {share(gates.latency_reduction_good)}"),
         *(
@@ -168,7 +149,12 @@ def rules(
 
 
 def gate_table(
-    sweep: pd.DataFrame, *, baseline: str, gates: Gates, recalls: pd.DataFrame | None = None
+    sweep: pd.DataFrame,
+    *,
+    baseline: str,
+    gates: Gates,
+    recalls: pd.DataFrame | None = None,
+    intervals: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Judge every candidate against the baseline, one row per candidate in the sweep's order.
 
@@ -181,12 +167,17 @@ def gate_table(
     recalls : DataFrame, optional
         ``candidate, class_name, recall`` on the same images; without it the per-class guard is
         left out and its columns are missing.
+    intervals : DataFrame, optional
+        :func:`edgeopt.answers.gate_intervals`; without it the estimates are judged.
 
     Returns
     -------
     DataFrame
         ``candidate, accuracy_drop, size_reduction, latency_reduction`` (shares), ``verdict``
-        (good, acceptable or bad) and ``missed``, the gates that were missed in words.
+        (good, acceptable or bad), ``missed``, the gates that were missed in words, and
+        ``not_settled``, the gates that the images do not decide. With ``intervals`` also
+        ``accuracy_drop_low``, ``accuracy_drop_high``, and ``accuracy_within``: the gate on the fall
+        of accuracy that was shown to be met, the stricter one of the two.
 
     Raises
     ------
@@ -199,42 +190,17 @@ def gate_table(
         measured = sweep.loc[sweep["accuracy"].notna(), "candidate"]
         guard = _recall_guard(recalls, baseline=baseline, needed=measured)
         table = table.join(guard, on="candidate")
-    bad = gates.bad(recalls=recalls is not None)
-    missed_bad = shortfalls(table, bad).gt(0).any(axis=1)
-    missed_good = shortfalls(table, gates.good()).gt(0).any(axis=1)
-    verdict = np.select([missed_bad, missed_good], ["bad", "acceptable"], default="good")
-    return table.assign(verdict=verdict, missed=misses(table, [*bad, *gates.good()]))
-
-
-def shortfalls(table: pd.DataFrame, limits: Sequence[Limit]) -> pd.DataFrame:
-    """Relative miss of every limit by every row: 0 when met, infinite when unknown."""
-    columns = [limit.shortfall(pd.to_numeric(table[limit.column])) for limit in limits]
-    return pd.concat(columns, axis=1, keys=range(len(limits))) if columns else table[[]]
-
-
-def misses(table: pd.DataFrame, limits: Sequence[Limit]) -> list[str]:
-    """Say per row which limits it misses; of several on one column the first speaks."""
-    missed = shortfalls(table, limits).gt(0)
-    texts = []
-    for (_, row), flags in zip(table.iterrows(), missed.to_numpy(), strict=True):
-        said: dict[str, str] = {}
-        for limit, flag in zip(limits, flags, strict=True):
-            if flag:
-                said.setdefault(limit.column, limit.describe(row))
-        texts.append("; ".join(said.values()))
-    return texts
-
-
-def quantity(column: str, value: float) -> str:
-    """Write a number with the unit of its column, e.g. ``2.00 points`` or ``20.5 KiB``."""
-    if column in ("accuracy_drop", "worst_recall_drop"):
-        return f"{100 * value:.2f} points"
-    if column in TITLES or column == "accuracy":
-        return f"{value:.1%}"
-    if column.endswith("_bytes") or column == "memory_mb":
-        size = value if column == "memory_mb" else value / MIB
-        return f"{size:.4g} MiB" if size >= 1 else f"{1024 * size:.4g} KiB"
-    return f"{value:.4g} {COLUMNS[column].unit}"
+    bad, good = gates.bad(recalls=recalls is not None), gates.good()
+    found = findings(table, [*bad, *good], intervals)
+    broken = [{limit for limit, f in own.items() if f.verdict == BROKEN} for own in found]
+    verdict = np.select(
+        [[bool(own & {*bad}) for own in broken], [bool(own) for own in broken]],
+        ["bad", "acceptable"],
+        default="good",
+    )
+    missed, not_settled = ([texts(own, v) for own in found] for v in (BROKEN, NOT_SETTLED))
+    table = table.assign(verdict=verdict, missed=missed, not_settled=not_settled)
+    return table if intervals is None else _with_interval(table, intervals, gates=gates)
 
 
 def _relative_to(sweep: pd.DataFrame, *, baseline: str) -> pd.DataFrame:
@@ -253,21 +219,27 @@ def _relative_to(sweep: pd.DataFrame, *, baseline: str) -> pd.DataFrame:
     )
 
 
+def _with_interval(table: pd.DataFrame, intervals: pd.DataFrame, *, gates: Gates) -> pd.DataFrame:
+    drops = intervals[intervals["gate"] == "accuracy_drop"].set_index("candidate")
+    low, high = (table["candidate"].map(drops[end]) for end in ("low", "high"))
+    bounds = (gates.accuracy_drop_good, gates.accuracy_drop_bad)
+    within = np.select([high <= bound for bound in bounds], bounds, default=np.nan)
+    return table.assign(accuracy_drop_low=low, accuracy_drop_high=high, accuracy_within=within)
+
+
 def _recall_guard(recalls: pd.DataFrame, *, baseline: str, needed: Sequence[str]) -> pd.DataFrame:
-    """Per candidate: the largest fall of a class's recall, the lowest recall, and which class."""
+    """Per candidate: the largest fall of a class's recall, the lowest recall, and which class.
+
+    The falls are NaN where the baseline failed and so has no recalls.
+    """
     require_columns(recalls, ["candidate", "class_name", "recall"], what="the recall guard")
     # pivot, unlike pivot_table, refuses a class that is given twice
     wide = recalls.pivot(index="class_name", columns="candidate", values="recall")  # noqa: PD010
     wide = wide.dropna(axis=1, how="all")
-    absent = [name for name in (baseline, *needed) if name not in wide]
-    if absent:
-        raise ValueError(f"recalls lack the candidate(s) {', '.join(dict.fromkeys(absent))}")
+    if absent := [name for name in needed if name not in wide]:
+        raise ValueError(f"recalls lack the candidate(s) {', '.join(absent)}")
+    guard = pd.DataFrame({"worst_recall": wide.min(), "worst_class": wide.idxmin()})
+    if baseline not in wide:
+        return guard.assign(worst_recall_drop=np.nan, worst_drop_class="")
     drops = wide.rsub(wide[baseline], axis=0)
-    return pd.DataFrame(
-        {
-            "worst_recall_drop": drops.max(),
-            "worst_drop_class": drops.idxmax(),
-            "worst_recall": wide.min(),
-            "worst_class": wide.idxmin(),
-        }
-    )
+    return guard.assign(worst_recall_drop=drops.max(), worst_drop_class=drops.idxmax())

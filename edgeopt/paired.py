@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
-from scipy.stats import binom
+from scipy.stats import binom, norm, t
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
@@ -16,16 +17,32 @@ Correct = pd.DataFrame | Mapping[str, ArrayLike]
 PAIRED_COLUMNS = (
     "candidate",
     "parent",
+    "seeds",
     "images",
     "accuracy",
     "accuracy_difference",
+    "difference_low",
+    "difference_high",
     "lost",
     "gained",
     "p_value",
     "p_holm",
     "significant",
     "detectable_difference",
+    "method",
 )
+MCNEMAR = "exact McNemar test, Tango interval"
+TWO_LEVEL = "paired over images and seeds (two-level)"
+
+
+class PairedDifference(NamedTuple):
+    """Accuracy of a variant minus its parent's, with interval, p value and how they were found."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    method: str
 
 
 def paired_comparison(
@@ -35,32 +52,110 @@ def paired_comparison(
     alpha: float = 0.05,
     power: float = 0.8,
 ) -> pd.DataFrame:
-    """Exact McNemar test of every variant against its parent on the same images.
+    """Test every variant against its parent on the same images, with all seeds there are.
 
-    ``correct`` says per candidate which images [N] it gets right, in one order for all. ``parent``
-    is one candidate's name, or a mapping from each variant to its parent.
+    ``correct`` says per candidate which images it gets right, [images] or [seeds, images], in one
+    order for all. ``parent`` is one candidate's name, or a mapping from each variant to its parent.
 
-    One row per variant: ``lost`` images only the parent gets right, ``gained`` only the variant;
-    ``p_holm`` is adjusted over all rows (Holm) and ``significant`` when at most ``alpha``;
-    ``detectable_difference`` is the accuracy difference that this test set would find with
-    probability ``power`` at the pair's observed disagreement and at ``alpha / rows``, Holm's
-    first and strictest step. No variant in, no row out. Source: McNemar 1947,
-    doi:10.1007/BF02295996.
+    One row per variant, by :func:`paired_difference` at ``1 - alpha``. ``lost`` counts the images
+    that only the parent gets right, ``gained`` those that only the variant does, over all seeds.
+    ``p_holm`` is adjusted over all rows (Holm) and ``significant`` when at most ``alpha``.
+    ``detectable_difference``, of one seed only, is the accuracy difference that this test set would
+    find with probability ``power`` at the pair's observed disagreement and at ``alpha / rows``,
+    Holm's first and strictest step. No variant in, no row out.
     """
     check_share(alpha=alpha, power=power)
-    table = correctness_table(correct)
+    table = correctness(correct)
     pairs = _pairs(table, parent)
     if not pairs:
         return pd.DataFrame(columns=list(PAIRED_COLUMNS))
-    rows = [_paired_row(table[variant], table[base]) for variant, base in pairs]
-    result = pd.DataFrame(rows)
+    result = pd.DataFrame([_paired_row(table, *pair, alpha=alpha) for pair in pairs])
     result["significant"], result["p_holm"] = _holm(result["p_value"], alpha=alpha)
-    disagreement = (result["lost"] + result["gained"]) / len(table)
     result["detectable_difference"] = [
-        detectable_difference(len(table), disagreement=share, alpha=alpha / len(pairs), power=power)
-        for share in disagreement
+        detectable_difference(
+            row.images,
+            disagreement=(row.lost + row.gained) / row.images,
+            alpha=alpha / len(pairs),
+            power=power,
+        )
+        if row.seeds == 1
+        else np.nan
+        for row in result.itertuples()
     ]
     return result[list(PAIRED_COLUMNS)]
+
+
+def paired_difference(
+    variant: ArrayLike, parent: ArrayLike, *, confidence: float = 0.95
+) -> PairedDifference:
+    """Accuracy of ``variant`` minus ``parent``'s on the same images and seeds.
+
+    Both say which images they get right, [images] or [seeds, images]. One seed, or differences that
+    do not vary: the exact McNemar test (1947, doi:10.1007/BF02295996) on the first seed and Tango's
+    score interval. Several seeds: the mean over seeds, with images and seeds as crossed random
+    effects as in :func:`two_level_interval`, and the t test that belongs to it.
+    """
+    first, second = (np.atleast_2d(np.asarray(rows, dtype=bool)) for rows in (variant, parent))
+    if first.shape != second.shape:
+        raise ValueError(
+            f"variant is {first.shape} and parent {second.shape}; allowed: the same seeds, images"
+        )
+    gaps = first.astype(float) - second
+    spread = two_level_spread(gaps)
+    if spread is None:
+        lost, gained = int((gaps[0] < 0).sum()), int((gaps[0] > 0).sum())
+        low, high = tango_interval(lost, gained, gaps.shape[1], confidence=confidence)
+        mean = (gained - lost) / gaps.shape[1]
+        return PairedDifference(mean, low, high, _exact_mcnemar(lost, gained), MCNEMAR)
+    mean, (error, freedom) = float(gaps.mean()), spread
+    half = t.ppf((1 + confidence) / 2, freedom) * error
+    p_value = float(2 * t.sf(abs(mean) / error, freedom))
+    return PairedDifference(mean, max(-1.0, mean - half), min(1.0, mean + half), p_value, TWO_LEVEL)
+
+
+def two_level_spread(table: NDArray[np.float64]) -> tuple[float, float] | None:
+    """Return standard error and degrees of freedom of the mean of values [seeds, images].
+
+    Seeds and images are two crossed random effects: the variance of the mean is the sum of a seed
+    component, ``MS_seed - MS_rest`` or 0 where that is negative, and ``MS_image``, over ``seeds *
+    images``, from the mean squares of the two-way layout; the degrees of freedom are
+    Satterthwaite's over the two (doi:10.2307/3002019). None with one seed or one image, and where
+    nothing varies.
+    """
+    (seeds, images), mean = table.shape, float(table.mean())
+    if min(seeds, images) == 1 or np.ptp(table) == 0:
+        return None
+    by_seed, by_image = table.mean(axis=1), table.mean(axis=0)
+    rest = np.sum((table - by_seed[:, None] - by_image + mean) ** 2) / (seeds - 1) / (images - 1)
+    seed = max(0.0, images * by_seed.var(ddof=1) - rest)
+    image = seeds * by_image.var(ddof=1)
+    freedom = (seed + image) ** 2 / (seed**2 / (seeds - 1) + image**2 / (images - 1))
+    return float(np.sqrt((seed + image) / (seeds * images))), float(freedom)
+
+
+def tango_interval(
+    lost: int, gained: int, images: int, *, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Score interval of the difference of two paired proportions, ``(gained - lost) / images``.
+
+    Source: Tango 1998, doi:10.1002/(SICI)1097-0258(19980430)17:8<891::AID-SIM780>3.0.CO;2-B.
+    """
+    check_share(confidence=confidence)
+    limit = norm.ppf((1 + confidence) / 2)
+    difference = (gained - lost) / images
+
+    def score(value: float) -> float:
+        """Standardised distance of the observed difference from ``value``."""
+        linear = -gained - lost + (2 * images - gained + lost) * value
+        constant = -lost * value * (1 - value)
+        only_lost = (np.sqrt(linear**2 - 8 * images * constant) - linear) / (4 * images)
+        variance = images * (2 * only_lost + value * (1 - value))
+        return float((gained - lost - images * value) / np.sqrt(max(variance, 1e-300)))
+
+    edge = 1 - 1e-9
+    low = brentq(lambda v: score(v) - limit, -edge, difference) if difference > -1 else -1.0
+    high = brentq(lambda v: score(v) + limit, difference, edge) if difference < 1 else 1.0
+    return float(low), float(high)
 
 
 def detectable_difference(
@@ -100,35 +195,37 @@ def mcnemar_power(difference: float, *, images: int, disagreement: float, alpha:
     return float(binom.pmf(counts, images, share) @ rejects)
 
 
-def accuracy_ties(table: pd.DataFrame, *, alpha: float) -> list[str]:
+def accuracy_ties(table: Mapping[str, NDArray[np.bool_]], *, alpha: float) -> list[str]:
     """Name per candidate those that the Holm-adjusted test over all pairs cannot tell from it."""
-    pairs = list(combinations(table.columns, 2))
+    pairs = list(combinations(table, 2))
     if not pairs:
         return [""]
-    p_values = [_exact_mcnemar(*_disagreements(table[a], table[b])) for a, b in pairs]
+    p_values = [paired_difference(table[a], table[b]).p_value for a, b in pairs]
     different = _holm(p_values, alpha=alpha)[0]
     tied = [pair for pair, differs in zip(pairs, different, strict=True) if not differs]
-    partners = {name: [] for name in table.columns}
+    partners = {name: [] for name in table}
     for first, second in tied:
         partners[first].append(second)
         partners[second].append(first)
     return [", ".join(names) for names in partners.values()]
 
 
-def correctness_table(correct: Correct) -> pd.DataFrame:
-    """Boolean table [images, candidates] of a mapping or table of correct answers, checked."""
-    columns = {name: np.asarray(values) for name, values in correct.items()}
-    lengths = {name: len(values) for name, values in columns.items()}
-    if not lengths or 0 in lengths.values():
-        raise ValueError("correct is empty; allowed: 1 candidate and 1 image or more")
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"correct has different numbers of images: {lengths}")
-    for name, values in columns.items():
-        if values.dtype != bool or values.ndim != 1:
+def correctness(correct: Correct) -> dict[str, NDArray[np.bool_]]:
+    """Right answers [seeds, images] of every candidate, checked: the same shape for all."""
+    arrays = {name: np.asarray(values) for name, values in correct.items()}
+    for name, values in arrays.items():
+        if values.dtype != bool or values.ndim not in (1, 2):
             raise ValueError(
-                f"correct[{name!r}] is {values.dtype} of shape {values.shape}; allowed: bool (N,)"
+                f"correct[{name!r}] is {values.dtype} of shape {values.shape}; allowed: bool "
+                "(images,) or (seeds, images)"
             )
-    return pd.DataFrame(columns)
+    arrays = {name: np.atleast_2d(values) for name, values in arrays.items()}
+    if not arrays or not all(values.size for values in arrays.values()):
+        raise ValueError("correct is empty; allowed: 1 candidate and 1 image or more")
+    shapes = {name: values.shape for name, values in arrays.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"correct has different numbers of seeds or images: {shapes}")
+    return arrays
 
 
 def check_share(**shares: float) -> None:
@@ -138,33 +235,35 @@ def check_share(**shares: float) -> None:
             raise ValueError(f"{name} is {value}; allowed: above 0 and below 1")
 
 
-def _pairs(table: pd.DataFrame, parent: str | Mapping[str, str]) -> list[tuple[str, str]]:
+def _pairs(table: Mapping[str, NDArray], parent: str | Mapping[str, str]) -> list[tuple[str, str]]:
     if isinstance(parent, str):
-        parent = {name: parent for name in table.columns if name != parent}
-    unknown = sorted({*parent, *parent.values()} - set(table.columns))
+        parent = {name: parent for name in table if name != parent}
+    unknown = sorted({*parent, *parent.values()} - set(table))
     if unknown:
-        names = ", ".join(table.columns)
+        names = ", ".join(table)
         raise ValueError(f"correct has no candidate {', '.join(unknown)}; it has: {names}")
     return [(variant, base) for variant, base in parent.items() if variant != base]
 
 
-def _paired_row(variant: pd.Series, base: pd.Series) -> dict[str, str | float]:
-    lost, gained = _disagreements(base, variant)
+def _paired_row(
+    table: Mapping[str, NDArray[np.bool_]], variant: str, base: str, *, alpha: float
+) -> dict[str, str | float]:
+    own, other = table[variant], table[base]
+    found = paired_difference(own, other, confidence=1 - alpha)
     return {
-        "candidate": variant.name,
-        "parent": base.name,
-        "images": len(variant),
-        "accuracy": variant.mean(),
-        "accuracy_difference": (gained - lost) / len(variant),
-        "lost": lost,
-        "gained": gained,
-        "p_value": _exact_mcnemar(lost, gained),
+        "candidate": variant,
+        "parent": base,
+        "seeds": len(own),
+        "images": own.shape[1],
+        "accuracy": own.mean(),
+        "accuracy_difference": found.difference,
+        "difference_low": found.low,
+        "difference_high": found.high,
+        "lost": int((other & ~own).sum()),
+        "gained": int((own & ~other).sum()),
+        "p_value": found.p_value,
+        "method": found.method,
     }
-
-
-def _disagreements(first: pd.Series, second: pd.Series) -> tuple[int, int]:
-    """How many images only the first, and only the second, gets right."""
-    return int((first & ~second).sum()), int((second & ~first).sum())
 
 
 def _exact_mcnemar(only_first: int, only_second: int) -> float:

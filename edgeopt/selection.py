@@ -71,6 +71,19 @@ def pareto_frontier(df: pd.DataFrame, x_col: str) -> pd.DataFrame:
     return rows[best_before.isna() | (rows["accuracy"] > best_before)]
 
 
+def frontier_twins(df: pd.DataFrame, x_col: str) -> pd.DataFrame:
+    """Name the accepted rows that are equal to a frontier row in both numbers, and that row.
+
+    A frontier rises strictly, so that of equal candidates it holds one. Columns: ``candidate,
+    equals``.
+    """
+    frontier = pareto_frontier(df, x_col)
+    keys = [x_col, "accuracy"]
+    others = df[accepted_mask(df)].drop(index=frontier.index)
+    named = frontier[["candidate", *keys]].rename(columns={"candidate": "equals"})
+    return others[["candidate", *keys]].merge(named, on=keys)[["candidate", "equals"]]
+
+
 def precision_tradeoff_table(
     sweep_df: pd.DataFrame, *, by: Sequence[str] = ("precision",)
 ) -> pd.DataFrame:

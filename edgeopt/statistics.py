@@ -1,5 +1,6 @@
 """How sure the numbers are: intervals over seeds and images, odds of the frontier."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -7,14 +8,15 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import t
 
-from edgeopt.benchmark import check_samples, resampled_medians, round_weights
+from edgeopt.latency import check_samples, resampled_medians, round_weights
 from edgeopt.paired import (
     Correct,
     accuracy_ties,
     check_share,
-    correctness_table,
+    correctness,
     detectable_difference,
     paired_comparison,
+    two_level_spread,
 )
 
 __all__ = [
@@ -48,27 +50,19 @@ def two_level_interval(correct: ArrayLike, *, confidence: float = 0.95) -> Inter
     """Interval of the accuracy over both other seeds and other test images.
 
     ``correct`` [seeds, images] says which image each seed's model gets right, the same images for
-    all. Two crossed random effects: the variance of the mean is ``(MS_seed + MS_image -
-    MS_rest) / (seeds * images)``, the mean squares of the two-way layout, with Satterthwaite's
-    degrees of freedom (doi:10.2307/3002019), cut off at 0 and 1. ``low`` and ``high`` are NaN with
-    one seed or one image, and when nothing varies (all right or all wrong).
+    all. Two crossed random effects (:func:`edgeopt.paired.two_level_spread`), cut off at 0 and 1.
+    ``low`` and ``high`` are NaN with one seed or one image, and when nothing varies (all right or
+    all wrong).
     """
     check_share(confidence=confidence)
     table = np.asarray(correct, dtype=float)
     if table.ndim != 2 or table.size == 0:
         raise ValueError(f"correct has shape {table.shape}; allowed: (seeds, images), none empty")
-    (seeds, images), mean = table.shape, float(table.mean())
-    if min(seeds, images) == 1 or np.ptp(table) == 0:
+    mean, spread = float(table.mean()), two_level_spread(table)
+    if spread is None:
         return Interval(mean, np.nan, np.nan)
-    by_seed, by_image = table.mean(axis=1), table.mean(axis=0)
-    rest = table - by_seed[:, None] - by_image + mean
-    freedom = np.array([seeds - 1, images - 1, (seeds - 1) * (images - 1)])
-    squares = images * np.sum((by_seed - mean) ** 2), seeds * np.sum((by_image - mean) ** 2)
-    seed, image, noise = np.array([*squares, np.sum(rest**2)]) / freedom
-    terms = np.array([max(seed, noise), image, -noise])  # a seed variance is never negative
-    total = terms.sum()
-    quantile = t.ppf((1 + confidence) / 2, total**2 / np.sum(terms**2 / freedom))
-    half = quantile * np.sqrt(total / (seeds * images))
+    error, freedom = spread
+    half = t.ppf((1 + confidence) / 2, freedom) * error
     return Interval(mean, max(0.0, float(mean - half)), min(1.0, float(mean + half)))
 
 
@@ -87,15 +81,14 @@ def frontier_probability(
     says which images each candidate gets right, [images] or [seeds, images]; accuracy is the mean
     over seeds, which are not drawn anew. One row per candidate: ``accuracy, latency_p50_ms,
     frontier_probability, tied_with``; the last names, joined by commas, the candidates whose
-    accuracy the Holm-adjusted exact McNemar test over all pairs, on the first seed, cannot tell
-    from this one's. No candidate in, no row out.
+    accuracy the Holm-adjusted paired test over all pairs cannot tell from this one's. No candidate
+    in, no row out.
     """
     if not len(correct):
         return pd.DataFrame(columns=list(FRONTIER_COLUMNS))
-    by_seed = {name: np.atleast_2d(values) for name, values in correct.items()}
-    table = correctness_table({name: values[0] for name, values in by_seed.items()})
-    shares = np.column_stack([values.mean(axis=0) for values in by_seed.values()])
-    own_samples = _samples_of(table.columns, samples)
+    table = correctness(correct)
+    shares = np.column_stack([values.mean(axis=0) for values in table.values()])
+    own_samples = _samples_of(list(table), samples)
     if replicates < 1:
         raise ValueError(f"replicates is {replicates}; allowed: 1 or more")
     rounds = next(iter(own_samples.values()))["round"].nunique()
@@ -105,7 +98,7 @@ def frontier_probability(
     on_frontier = _frontier_masks(np.column_stack(latencies), right)
     return pd.DataFrame(
         {
-            "candidate": table.columns,
+            "candidate": list(table),
             "accuracy": shares.mean(axis=0),
             "latency_p50_ms": [own["latency_ms"].median() for own in own_samples.values()],
             "frontier_probability": on_frontier.mean(axis=0),
@@ -131,7 +124,7 @@ def hypervolume(df: pd.DataFrame, *, x_col: str, reference: tuple[float, float])
     return float(np.sum(steps * (inside["accuracy"].cummax() - worst_accuracy)))
 
 
-def _samples_of(candidates: pd.Index, samples: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def _samples_of(candidates: Sequence[str], samples: pd.DataFrame) -> dict[str, pd.DataFrame]:
     check_samples(samples)
     groups = dict(list(samples.groupby("candidate")))
     failed = [name for name, own in groups.items() if own["latency_ms"].isna().any()]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import t
 
-from edgeopt.benchmark import median_interval
+from edgeopt.latency import median_interval
 from edgeopt.metrics import wilson_interval
 from edgeopt.statistics import (
     frontier_probability,
