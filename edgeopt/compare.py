@@ -7,16 +7,20 @@ import numpy as np
 import pandas as pd
 
 from edgeopt.explorer import read_sweep
+from edgeopt.host import HOST_IDENTITY
 from edgeopt.manifest import read_manifest
 from edgeopt.page_parts import DASH
 from edgeopt.rundir import RunFolder
 
 ACCURACY = ("accuracy", "accuracy_low", "accuracy_high")
 MEDIAN = ("latency_p50_ms", "latency_p50_low_ms", "latency_p50_high_ms")
+OTHERS = ("latency_relative", "memory_mb")
 SECTIONS = ("data", "parameters", "git", "packages", "host", "threads")
 # Two sweeps of the same code on one machine differ by up to this much (`make bench` prints by how
 # much here): more than the intervals within a run know of.
 REPEATABILITY = 0.05
+# Ceilings of one machine, measured twice, lie closer together than this.
+SAME_SPEED = 0.25
 WORSE, BETTER, SAME = "worse", "better", "within noise"
 NOT_JUDGED, UNKNOWN = "not judged", "not measured"
 OVERALL = (
@@ -50,14 +54,16 @@ def compare_runs(first: RunFolder, second: RunFolder) -> dict[str, Any]:
     tables = [_sweep(run) for run in (first, second)]
     changes = changed_facts(*manifests)
     same_data = manifests[0]["data"] == manifests[1]["data"]
-    same_host = manifests[0]["host"].get("cpu") == manifests[1]["host"].get("cpu")
+    other_host = host_difference(first, second, manifests)
     unlike = [n for n in TIMED_ALIKE if _setting(manifests[0], n) != _setting(manifests[1], n)]
-    judged = compare_tables(*tables, accuracy=same_data, latency=same_host and not unlike)
+    latency = not other_host and not unlike
+    judged = compare_tables(*tables, accuracy=same_data, latency=latency)
     return {
         "first": first.name,
         "second": second.name,
         "changes": changes,
-        "warnings": _warnings(manifests, same_data=same_data, same_host=same_host, unlike=unlike),
+        "warnings": _warnings(manifests, same_data=same_data, host=other_host, unlike=unlike),
+        "relative": bool(other_host) and judged["relative_first"].notna().any(),
         "spread": "median with its interval"
         if _has_median_interval(tables)
         else "mean and one standard deviation of the calls",
@@ -65,6 +71,43 @@ def compare_runs(first: RunFolder, second: RunFolder) -> dict[str, Any]:
         "rows": judged.to_dict("records"),
         "counts": judged["verdict"].value_counts(sort=False).to_dict(),
     }
+
+
+def host_difference(
+    first: RunFolder, second: RunFolder, manifests: tuple[Mapping[str, Any], Mapping[str, Any]]
+) -> str:
+    """Say in what the hosts of two runs differ; empty when they are the same.
+
+    A host is its CPU's family, model and stepping, its instruction sets, its caches, and the
+    ceilings that its own run measured.
+    """
+    hosts = [manifest["host"] for manifest in manifests]
+    for fact in HOST_IDENTITY:
+        values = [_words(host.get(fact, "not recorded")) for host in hosts]
+        if values[0] != values[1]:
+            return f"{fact.replace('_', ' ')} {values[0]} and {values[1]}"
+    speeds = [_measured_speeds(run) for run in (first, second)]
+    shared = [name for name in speeds[0] if name in speeds[1]]
+    ratios = {name: speeds[1][name] / speeds[0][name] for name in shared}
+    apart = {name: r for name, r in ratios.items() if max(r, 1 / r) > 1 + SAME_SPEED}
+    if apart:
+        name = max(apart, key=lambda name: max(apart[name], 1 / apart[name]))
+        return f"{name}, as the runs measured it, {speeds[0][name]:.3g} and {speeds[1][name]:.3g}"
+    return "" if shared else "speed, which one of the runs has not measured"
+
+
+def _measured_speeds(run: RunFolder) -> dict[str, float]:
+    """Ceilings and reference kernel that a run measured, by name."""
+    speeds: dict[str, float] = {}
+    if run.path("ceilings.csv").is_file():
+        table = pd.read_csv(run.path("ceilings.csv"))
+        for row in table[table["kind"] == "measured"].fillna("").itertuples():
+            words = f"{row.name} ceiling {row.precision}".strip()
+            speeds[f"{words} ({row.unit})"] = row.value
+    if run.path("conditions.csv").is_file():
+        reference = pd.read_csv(run.path("conditions.csv"))["reference_ms"].median()
+        speeds["reference kernel (ms)"] = float(reference)
+    return speeds
 
 
 def _sweep(run: RunFolder) -> pd.DataFrame:
@@ -149,7 +192,7 @@ def _has_median_interval(tables: list[pd.DataFrame]) -> bool:
 def _numbers(table: pd.DataFrame, *, spread: str) -> pd.DataFrame:
     """Candidate, accuracy and latency with their bounds, weights, and whether it failed."""
     rows = table.reindex(
-        columns=["candidate", *ACCURACY, *MEDIAN, "latency_ms", "latency_std_ms", "memory_mb"]
+        columns=["candidate", *ACCURACY, *MEDIAN, "latency_ms", "latency_std_ms", *OTHERS]
     )
     median = spread == "median"
     latency = rows["latency_p50_ms" if median else "latency_ms"]
@@ -162,6 +205,7 @@ def _numbers(table: pd.DataFrame, *, spread: str) -> pd.DataFrame:
             "latency": latency,
             "latency_low": rows[MEDIAN[1]] if median else latency - rows["latency_std_ms"],
             "latency_high": rows[MEDIAN[2]] if median else latency + rows["latency_std_ms"],
+            "relative": rows["latency_relative"],
             "memory_mb": rows["memory_mb"],
             "failed": table["status"].eq("failed") if "status" in table else False,
         }
@@ -198,7 +242,7 @@ def _warnings(
     manifests: tuple[Mapping[str, Any], ...],
     *,
     same_data: bool,
-    same_host: bool,
+    host: str,
     unlike: list[str],
 ) -> list[str]:
     first, second = manifests
@@ -210,10 +254,10 @@ def _warnings(
             f"The two runs used different data: {names[0]} and {names[1]}{same_name}. "
             "Their accuracies are shown but not judged."
         )
-    if not same_host:
+    if host:
         warnings.append(
-            f"The two runs were measured on different CPUs: {first['host'].get('cpu')} and "
-            f"{second['host'].get('cpu')}. Their latencies are shown but not judged."
+            f"The two runs were measured on different hosts: {host}. Their latencies are shown, "
+            "where known relative to the reference kernel, but not judged."
         )
     for name in unlike:
         warnings.append(

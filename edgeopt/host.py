@@ -27,6 +27,23 @@ ISA_OF_FLAG = {
     "i8mm": "i8mm",
     "bf16": "arm_bf16",
 }
+NOT_TOLD = "unavailable: not in /proc/cpuinfo"
+# x86 and Arm tell which design a CPU is under other names; a name like "AMD EPYC" does not.
+IDENTIFIERS = {
+    "cpu_family": "cpu family",
+    "cpu_model": "model",
+    "cpu_stepping": "stepping",
+    "cpu_part": "CPU part",
+}
+# What makes two hosts the same design; how fast each was is a run's measured ceilings.
+HOST_IDENTITY = (
+    "cpu",
+    *IDENTIFIERS,
+    "architecture",
+    "isa",
+    "l2_bytes",
+    "l3_bytes",
+)
 VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 # Main ID Register part numbers, for Arm kernels that print no model name.
 ARM_PARTS = {
@@ -105,6 +122,7 @@ def host_facts(*, cpuinfo: str | None = None, meminfo: str | None = None) -> dic
     text = _read(CPUINFO) if cpuinfo is None else cpuinfo
     return {
         "cpu": _cpu_name(text),
+        **{fact: (_field(text, name) or [NOT_TOLD])[0] for fact, name in IDENTIFIERS.items()},
         "architecture": platform.machine(),
         "isa": _instruction_sets(text),
         "logical_cores": len(re.findall(r"^processor\s*:", text, re.M)) or os.cpu_count(),

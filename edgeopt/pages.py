@@ -66,7 +66,8 @@ def write_run_index(run: RunFolder, facts: Mapping[str, Any]) -> Path:
     sweep, no_sweep = read_sweep(run)
     if decision and sweep is not None:
         decision = with_late_columns(decision, sweep)
-    problems = [no_decision, no_sweep, sweep_problem(sweep) if sweep is not None else ""]
+    busy = decision.get("busy", "") if decision else ""
+    problems = [busy, no_decision, no_sweep, sweep_problem(sweep) if sweep is not None else ""]
     return write_page(
         run.path(INDEX),
         "index.html.j2",
