@@ -55,7 +55,7 @@ class Watch:
         return {
             "seconds": seconds,
             "reference_ms": reference,
-            "other_cores": max(0.0, (busy - own) / seconds),
+            "other_cores": float(np.maximum(0.0, (busy - own) / seconds)),
             "steal_share": steal / total if total else 0.0,
             "load_1min": os.getloadavg()[0],
         }

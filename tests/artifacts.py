@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from edgeopt.export import Artifact, export_artifact
+from edgeopt.export_onnx import DEFAULT_OPTIONS, Int8Options
+from edgeopt.host import host_facts, int8_scheme
 from edgeopt.model import SmallCNN, set_deterministic
 from edgeopt.schema import PRECISIONS_OF_RUNTIME, RUNTIMES
 from edgeopt.training import fit
@@ -45,6 +47,8 @@ def calibration_loader():
 @functools.cache
 def artifact_of(runtime: str, precision: str, batch_size: int = 1) -> Artifact:
     require_runtime(runtime, precision)
+    suited = runtime in ("onnxruntime", "openvino") and precision == "int8"
+    scheme = int8_scheme(host_facts()["isa"])
     return export_artifact(
         trained_cnn(),
         Path(FOLDER.name) / f"cnn-p12.5-{runtime}-{precision}-{batch_size}",
@@ -52,4 +56,5 @@ def artifact_of(runtime: str, precision: str, batch_size: int = 1) -> Artifact:
         precision=precision,
         input_shape=(batch_size, 1, 28, 28),
         calibration_loader=calibration_loader(),
+        options=Int8Options(scheme=scheme) if suited else DEFAULT_OPTIONS,
     )

@@ -242,7 +242,9 @@ def test_pruning_leaves_half_the_macs_by_every_criterion_and_a_control(workshop,
     options = {"macs_ratio": 0.5, "criteria": ["l2", "taylor", "random"]}
     pruned = prune_backbone((TINY, 0), network, workshop, **options)
     tuned = [("fine-tuned", criterion) for criterion in options["criteria"]]
-    assert list(pruned) == [("scratch", "l2"), *tuned]
+    assert list(pruned) == [("baseline", "none"), ("scratch", "l2"), *tuned]
+    longer = pruned.pop(("baseline", "none"))
+    assert longer[1].num_batches_tracked == 6 + 3
     macs = {count_macs(small, example_input=image) for small in pruned.values()}
     assert len(macs) == 1
     assert max(macs) <= 0.5 * count_macs(network, example_input=image)

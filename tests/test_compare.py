@@ -128,7 +128,9 @@ def test_latencies_of_other_batch_sizes_are_not_judged(tmp_path, monkeypatch):
     facts = {"data": {}, "git": {}, "packages": {}, "host": {"cpu": "A"}, "threads": 1}
     sizes = {"one": 1, "eight": 8}
     for name, batch in sizes.items():
-        RunFolder(tmp_path / name).write_table("sweep_results.csv", table(a=(0.9, float(batch))))
+        run = RunFolder(tmp_path / name)
+        run.write_table("sweep_results.csv", table(a=(0.9, float(batch))))
+        run.write_table("conditions.csv", pd.DataFrame({"reference_ms": [1.0]}))
     monkeypatch.setattr(
         compare,
         "read_manifest",
@@ -140,3 +142,70 @@ def test_latencies_of_other_batch_sizes_are_not_judged(tmp_path, monkeypatch):
         "Their latencies are shown but not judged."
     ]
     assert compared["rows"][0]["latency_verdict"] == "not judged"
+
+
+EPYC = {"cpu": "AMD EPYC", "cpu_family": "25", "cpu_model": "1", "isa": ["avx2"]}
+
+
+def compared_on(tmp_path, monkeypatch, *hosts, references=(1.0, 1.0), ceilings=(40.0, 40.0)):
+    """Compare two runs of one candidate, the second 1.4 times slower, on the given hosts."""
+    runs = [RunFolder(tmp_path / name) for name in ("first", "second")]
+    for run, latency, reference, ceiling in zip(
+        runs, (1.0, 1.4), references, ceilings, strict=True
+    ):
+        sweep = table(a=(0.9, latency)).assign(latency_relative=latency / reference)
+        run.write_table("sweep_results.csv", sweep)
+        run.write_table("conditions.csv", pd.DataFrame({"reference_ms": [reference]}))
+        row = ("compute", "fp32", ceiling, "GMAC/s", "measured")
+        names = ["name", "precision", "value", "unit", "kind"]
+        run.write_table("ceilings.csv", pd.DataFrame([row], columns=names))
+    manifests = {
+        run.name: {"data": {}, "parameters": {}, "git": {}, "packages": {}, "threads": 1, "host": h}
+        for run, h in zip(runs, hosts, strict=True)
+    }
+    monkeypatch.setattr(compare, "read_manifest", lambda run: manifests[run.name])
+    return compare.compare_runs(*runs)
+
+
+def test_compare_runs_judges_latency_on_the_same_host(tmp_path, monkeypatch):
+    compared = compared_on(tmp_path, monkeypatch, EPYC, EPYC, ceilings=(40.0, 36.0))
+    assert compared["rows"][0]["latency_verdict"] == "worse"
+    assert compared["warnings"] == []
+    assert not compared["relative"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"cpu_model": "17"}, "cpu model 1 and 17"),
+        ({"cpu_family": "26"}, "cpu family 25 and 26"),
+        ({"isa": ["avx2", "avx512_vnni"]}, "isa avx2 and avx2, avx512_vnni"),
+        ({"l3_bytes": 32}, "l3 bytes not recorded and 32"),
+    ],
+)
+def test_compare_runs_takes_one_name_of_two_designs_for_two_hosts(
+    tmp_path, monkeypatch, changes, said
+):
+    compared = compared_on(tmp_path, monkeypatch, EPYC, EPYC | changes)
+    assert compared["rows"][0]["latency_verdict"] == "not judged"
+    assert f"measured on different hosts: {said}." in compared["warnings"][0]
+    assert compared["relative"]
+
+
+@pytest.mark.parametrize(
+    ("speeds", "said"),
+    [
+        ({"ceilings": (40.0, 40.0 / 1.42)}, "compute ceiling fp32 (GMAC/s)"),
+        ({"references": (1.0, 1.42)}, "reference kernel (ms)"),
+    ],
+)
+def test_compare_runs_takes_two_speeds_for_two_hosts(tmp_path, monkeypatch, speeds, said):
+    compared = compared_on(tmp_path, monkeypatch, EPYC, EPYC, **speeds)
+    assert compared["rows"][0]["latency_verdict"] == "not judged"
+    assert f"different hosts: {said}, as the runs measured it" in compared["warnings"][0]
+
+
+def test_compare_runs_shows_latencies_relative_to_the_reference_kernel(tmp_path, monkeypatch):
+    compared = compared_on(tmp_path, monkeypatch, EPYC, EPYC, references=(1.0, 2.0))
+    row = compared["rows"][0]
+    assert (row["relative_first"], row["relative_second"]) == (1.0, 0.7)

@@ -1,3 +1,4 @@
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -15,9 +16,11 @@ from edgeopt.runtimes import TorchSession, load_session
 
 def test_samples_of_every_candidate_and_errors_while_timing(options):
     candidates = prepare_candidates(grid([0.0], ["fp32", "fp16"], ["torch"]), **options)
-    samples = measure_candidates(candidates, options["images"][:1], rounds=2, calls_per_round=3)
+    image = options["images"][:1]
+    samples = measure_candidates(candidates, image, rounds=2, calls_per_round=3).samples
     assert samples.groupby("candidate").size().to_dict() == {c.name: 6 for c in candidates}
-    wrong = measure_candidates(candidates, options["images"][:2], rounds=1, calls_per_round=1)
+    pair = options["images"][:2]
+    wrong = measure_candidates(candidates, pair, rounds=1, calls_per_round=1).samples
     latency = wrong.drop_duplicates("candidate")
     failed = with_failures(candidates, latency)
     assert all("got float32 (2, 1, 28, 28)" in c.error for c in failed)
@@ -27,7 +30,8 @@ def test_samples_of_every_candidate_and_errors_while_timing(options):
 def test_a_timed_session_has_to_give_the_scored_logits(options):
     [good] = prepare_candidates(grid([0.0], ["fp32"], ["torch"]), **options)
     other = replace(good, spec=replace(good.spec, model="other"), logits=good.logits + 1)
-    samples = measure_candidates([good, other], options["images"][:1], rounds=1, calls_per_round=2)
+    image = options["images"][:1]
+    samples = measure_candidates([good, other], image, rounds=1, calls_per_round=2).samples
     errors = samples.drop_duplicates("candidate", keep="last").set_index("candidate")["error"]
     assert errors[good.name] == ""
     assert "timed, its logits are up to 1 from those that were scored" in errors[other.name]
@@ -36,14 +40,16 @@ def test_a_timed_session_has_to_give_the_scored_logits(options):
 def test_a_timed_session_has_to_have_the_threads(options, monkeypatch):
     [good] = prepare_candidates(grid([0.0], ["fp32"], ["torch"]), **options)
     monkeypatch.setattr(TorchSession, "threads", property(lambda self: 7))
-    samples = measure_candidates([good], options["images"][:1], rounds=1, calls_per_round=2)
+    image = options["images"][:1]
+    samples = measure_candidates([good], image, rounds=1, calls_per_round=2).samples
     assert "it computes with 7 threads; 1 were asked for" in samples["error"].iloc[-1]
 
 
 def test_a_file_that_is_gone_is_a_failed_row_and_memory_with_a_reason(options):
     good, gone = prepare_candidates(grid([0.0], ["fp32", "fp16"], ["torch"]), **options)
     gone.artifact.path.unlink()
-    samples = measure_candidates([good, gone], options["images"][:1], rounds=1, calls_per_round=2)
+    image = options["images"][:1]
+    samples = measure_candidates([good, gone], image, rounds=1, calls_per_round=2).samples
     errors = samples.drop_duplicates("candidate").set_index("candidate")["error"]
     assert errors[good.name] == ""
     assert "FileNotFoundError" in errors[gone.name]
@@ -78,8 +84,9 @@ def test_measured_energy_is_what_the_counter_gained_per_call(options, tmp_path, 
     counter.write_text("0\n")
 
     class Metered:
-        def __call__(self, batch):
-            counter.write_text(f"{int(counter.read_text()) + 250}\n")
+        @contextmanager
+        def bound(self, batch):
+            yield lambda: counter.write_text(f"{int(counter.read_text()) + 250}\n")
 
     monkeypatch.setattr("edgeopt.measuring.load_session", lambda *_, **__: Metered())
     table = measured_energy_table(candidates, image, seconds=0.01, powercap_root=tmp_path)
@@ -92,11 +99,12 @@ def test_a_runtime_that_raises_is_a_failed_row_and_the_others_are_timed(options,
     def load(artifact, **settings):
         session = load_session(artifact, **settings)
         if artifact.precision == "fp16":
-            session._run = lambda images: 1 / 0
+            session._ready = lambda images: nullcontext(lambda: 1 / 0)
         return session
 
     monkeypatch.setattr("edgeopt.measuring.load_session", load)
-    samples = measure_candidates([good, bad], options["images"][:1], rounds=1, calls_per_round=2)
+    image = options["images"][:1]
+    samples = measure_candidates([good, bad], image, rounds=1, calls_per_round=2).samples
     assert samples.groupby("candidate")["latency_ms"].count().to_dict() == {
         good.name: 2,
         bad.name: 0,

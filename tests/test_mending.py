@@ -88,7 +88,7 @@ def test_specimens_collapse_and_are_mended(tmp_path, layer, channels, factor) ->
     ("layer", "channels"), [("features.2.block.0.0", [5]), ("features.3.block.1.0", [5, 9])]
 )
 def test_mobilenet_specimens_collapse_and_are_mended(tmp_path, layer, channels) -> None:
-    planted = plant_collapse(trained_mobilenet(), layer, channels, 1e4)
+    planted = plant_collapse(trained_mobilenet(), layer, channels, 1e5)
     result = mended(planted, tmp_path, colour=True)
     assert result.ladder["accuracy"].iloc[1] < 0.9
     assert result.reached

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from edgeopt._upstream import RuntimeUnavailable
+from edgeopt.host import U8S8, host_facts, int8_scheme
 from edgeopt.quantization import (
     ENGINES,
     QuantizationError,
@@ -40,6 +41,8 @@ def test_fp16_halves_every_weight_and_leaves_the_parent_alone(images):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_int8_agrees_with_its_parent_on_every_engine(images, engine):
+    if engine == "onednn" and int8_scheme(host_facts()["isa"]) != U8S8:
+        pytest.skip("torch warns that onednn's sums saturate on a CPU without VNNI")
     parent = trained_cnn()
     before, active = copy.deepcopy(parent), torch.backends.quantized.engine
     quantized = to_int8(parent, calibration_loader(), backend=engine)

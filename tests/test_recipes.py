@@ -19,10 +19,29 @@ SCHEDULE = Schedule(epochs=2, finetune_epochs=1, learning_rate=0.01, batch_size=
 
 
 @pytest.fixture(scope="module")
-def baselines(striped):
+def runs(striped):
     model = SmallCNN(6, 8, 4)
-    runs = train_baselines(model, striped, validation=striped, seeds=[0, 1], schedule=SCHEDULE)
+    return train_baselines(model, striped, validation=striped, seeds=[0, 1], schedule=SCHEDULE)
+
+
+@pytest.fixture(scope="module")
+def baselines(runs):
     return {seed: run.model for seed, run in runs.items()}
+
+
+@pytest.fixture(scope="module")
+def unpruned(runs):
+    stages = {Recipe(0.0, "pretrained", seed): run.pretrained for seed, run in runs.items()}
+    return stages | {Recipe(0.0, "baseline", seed): run.model for seed, run in runs.items()}
+
+
+def test_train_baselines_trains_on_for_as_long_as_pruned_networks_are(runs, striped):
+    loader = striped.loader(32, shuffle=True, seed=0)
+    options = {"epochs": 1, "learning_rate": 0.01, "cosine": True, "progress": False}
+    by_hand = fit(runs[0].pretrained, loader, **options).model
+    assert torch.equal(runs[0].model.conv2.weight, by_hand.conv2.weight)
+    assert runs[0].history["stage"].tolist() == ["pretrained", "pretrained", "baseline"]
+    assert runs[0].history["epoch"].tolist() == [1, 2, 3]
 
 
 def test_a_baseline_per_seed_each_its_own(baselines):
@@ -48,23 +67,23 @@ def test_every_kind_at_every_level_above_zero():
     assert {r.pruning_level for r in recipes} == {0.5}
 
 
-def test_one_shot_is_the_pruned_baseline_and_the_others_train_on(baselines, striped):
+def test_one_shot_is_the_pruned_baseline_and_the_others_train_on(runs, unpruned, striped):
     recipes = study_recipes([0.5], [0])
-    networks = train_recipes(recipes, baselines, striped, schedule=SCHEDULE)
-    expected = structured_channel_prune(baselines[0], 0.5)
+    networks = train_recipes(recipes, unpruned, striped, schedule=SCHEDULE)
+    expected = structured_channel_prune(runs[0].model, 0.5)
     shot, tuned, scratch = (networks[r] for r in recipes)
     assert torch.equal(shot.conv2.weight, expected.conv2.weight)
     loader = striped.loader(32, shuffle=True, seed=0)
     options = {"epochs": 1, "learning_rate": 0.01, "cosine": True, "progress": False}
-    by_hand = fit(expected, loader, **options).model
+    by_hand = fit(structured_channel_prune(runs[0].pretrained, 0.5), loader, **options).model
     assert torch.equal(tuned.conv2.weight, by_hand.conv2.weight)
     assert scratch.conv2.weight.shape == expected.conv2.weight.shape
     assert not torch.equal(scratch.conv2.weight, tuned.conv2.weight)
 
 
-def test_train_recipes_leaves_every_criterion_the_same_width(baselines, striped):
+def test_train_recipes_leaves_every_criterion_the_same_width(unpruned, striped):
     recipes = [Recipe(0.7, "one-shot", 0, name) for name in ("l1", "l2", "taylor", "random")]
-    networks = train_recipes(recipes, baselines, striped, schedule=SCHEDULE)
+    networks = train_recipes(recipes, unpruned, striped, schedule=SCHEDULE)
     assert all(isinstance(network, SmallCNN) for network in networks.values())
     table = accuracy_table(networks, striped)
     assert set(table["channels"]) == {"2/2"}  # of 6 and 8, 1.8 and 2.4
@@ -112,9 +131,12 @@ def test_pruned_weights_are_found_again(tmp_path, baselines):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0.5, "magic"), "unknown recipe 'magic'; allowed: baseline, one-shot"),
+        ((0.5, "magic"), "unknown recipe 'magic'; allowed: pretrained, baseline, one-shot"),
         ((0.5, "one-shot", 0, "luck"), "unknown criterion 'luck'; allowed: l1"),
-        ((0.0, "one-shot"), "recipe 'one-shot' at pruning level 0.0; allowed: baseline at level 0"),
+        (
+            (0.0, "one-shot"),
+            "recipe 'one-shot' at pruning level 0.0; allowed: pretrained and baseline at level 0",
+        ),
         ((0.5, "baseline"), "recipe 'baseline' at pruning level 0.5"),
     ],
 )
