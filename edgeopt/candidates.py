@@ -1,7 +1,6 @@
 """Candidates: what each is, how it is prepared, and how it is scored."""
 
 import logging
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
@@ -13,18 +12,18 @@ import numpy as np
 import torch
 from torch import nn
 
+from edgeopt.activations import artifact_activation_bytes
 from edgeopt.artifact import Artifact
 from edgeopt.coverage import verify_label
 from edgeopt.data import Split
 from edgeopt.export import export_artifact
 from edgeopt.export_onnx import DEFAULT_OPTIONS, Int8Options
-from edgeopt.footprint import artifact_weight_bytes, peak_activation_bytes
+from edgeopt.footprint import artifact_weight_bytes
 from edgeopt.host import Int8Scheme
 from edgeopt.metrics import agreement, quality_row
 from edgeopt.pruning import count_macs
 from edgeopt.runtimes import load_session, session_logits
 from edgeopt.schema import (
-    ELEMENT_BYTES,
     MIB,
     PRECISIONS,
     PRECISIONS_OF_RUNTIME,
@@ -179,12 +178,10 @@ def artifact_facts(
 def static_facts(model: nn.Module, artifact: Artifact) -> dict[str, Any]:
     """Count parameters, MACs, and the bytes of artifact, weights and activations.
 
-    Activations are counted by liveness over the fp32 network's graph, every element in the size of
-    the artifact's precision; NaN, with a warning, where torch.fx cannot trace the network.
+    Activations are counted by liveness: see :func:`edgeopt.activations.artifact_activation_bytes`.
     """
     example = torch.zeros(1, *artifact.input_shape[1:])
     weights = artifact_weight_bytes(artifact)
-    _, element_bytes = ELEMENT_BYTES[artifact.precision]
     macs = count_macs(model, example_input=example)
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -194,18 +191,8 @@ def static_facts(model: nn.Module, artifact: Artifact) -> dict[str, Any]:
         "artifact_bytes": artifact.size_bytes,
         "weight_bytes": weights,
         "memory_mb": weights / MIB,
-        "peak_activation_bytes": _fp32_activations(model, artifact.input_shape)
-        * element_bytes
-        // 4,
+        "peak_activation_bytes": artifact_activation_bytes(artifact, model=model),
     }
-
-
-def _fp32_activations(model: nn.Module, input_shape: tuple[int, ...]) -> float:
-    try:
-        return peak_activation_bytes(model, input_shape=input_shape)
-    except ValueError as error:
-        logger.warning("peak activations are unavailable: %s", error)
-        return math.nan
 
 
 def prepare_candidates(
@@ -282,7 +269,7 @@ def testable_parents(candidates: Sequence[Candidate]) -> dict[str, str]:
     specs = {candidate.name: candidate.spec for candidate in candidates}
     files: dict[tuple[str, str], str] = {}
     for candidate in candidates:
-        if candidate.artifact:
+        if candidate.artifact and not candidate.error:
             key = (candidate.artifact.sha256, candidate.spec.precision)
             files.setdefault(key, candidate.name)
     firsts = set(files.values())

@@ -1,15 +1,11 @@
-"""What a model or artifact occupies: bytes of weights and of peak activations."""
+"""What a model or artifact occupies in weights, in bytes."""
 
-import copy
-from collections import Counter
 from collections.abc import Iterator
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
+from torch import Tensor, nn
 
 from edgeopt._upstream import import_extra, known_noise_silenced
 from edgeopt.energy import energy_model_j, energy_proxy_j, measured_energy_unavailable
@@ -23,7 +19,6 @@ __all__ = [
     "energy_model_j",
     "energy_proxy_j",
     "measured_energy_unavailable",
-    "peak_activation_bytes",
     "weight_bytes",
 ]
 
@@ -55,24 +50,6 @@ def artifact_weight_bytes(artifact: "Artifact") -> int:
     if artifact.runtime == "executorch":
         return _pte_weight_bytes(artifact.path)
     return _onnx_weight_bytes(artifact.path)
-
-
-def peak_activation_bytes(model: nn.Module, *, input_shape: tuple[int, ...]) -> int:
-    """Largest sum of activation bytes that are needed at the same time, input included.
-
-    A tensor lives from the node that makes it to the last node that reads it, in the order of
-    the torch.fx graph; views and in-place results share the storage of their source and count
-    once. Scratch memory inside an operator is not included. ``input_shape`` has a batch size.
-    Raises ``ValueError`` when torch.fx cannot trace the model.
-    """
-    try:
-        graph_module = fx.symbolic_trace(copy.deepcopy(model).eval())
-    except fx.proxy.TraceError as error:
-        raise ValueError(f"{type(model).__name__} cannot be traced by torch.fx: {error}") from error
-    recorder = _StorageRecorder(graph_module, garbage_collect_values=False)
-    with torch.no_grad():
-        recorder.run(torch.zeros(input_shape, dtype=_float_dtype(model)))
-    return _peak_of_lifetimes(recorder.storages)
 
 
 def _packed_objects(model: nn.Module) -> Iterator[torch.ScriptObject]:
@@ -118,40 +95,3 @@ def _pte_weight_bytes(path: Path) -> int:
         file = program.deserialize_pte_binary(Path(path).read_bytes())
     named = file.named_data.buffers if file.named_data else []
     return sum(len(entry.storage) for entry in file.program.constant_buffer) + sum(map(len, named))
-
-
-class _StorageRecorder(fx.Interpreter):
-    """Runs a graph and notes which storages (address -> bytes) each node returns."""
-
-    def __init__(self, module: fx.GraphModule, **options: Any) -> None:
-        super().__init__(module, **options)
-        weights = (*module.parameters(), *module.buffers())
-        self.weights = {tensor.untyped_storage().data_ptr() for tensor in weights}
-        self.storages: dict[fx.Node, dict[int, int]] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        found = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-        self.storages[n] = {key: size for key, size in found.items() if key not in self.weights}
-        return result
-
-
-def _peak_of_lifetimes(storages: dict[fx.Node, dict[int, int]]) -> int:
-    position = {node: index for index, node in enumerate(storages)}
-    size, first, last = {}, {}, Counter()
-    for node, buffers in storages.items():
-        for key, count in buffers.items():
-            size[key] = count
-            first.setdefault(key, position[node])
-            last[key] = max(last[key], position[node], *(position[user] for user in node.users))
-    change = Counter()
-    for key, count in size.items():
-        change[first[key]] += count
-        change[last[key] + 1] -= count
-    return max(accumulate(change[index] for index in range(len(storages))))
-
-
-def _float_dtype(model: nn.Module) -> torch.dtype:
-    floats = (p.dtype for p in model.parameters() if p.is_floating_point())
-    return next(floats, torch.float32)

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
+from edgeopt.artifact import Artifact
 from edgeopt.candidates import (
     Candidate,
     CandidateSpec,
@@ -16,18 +17,21 @@ from edgeopt.candidates import (
     prepare_candidate,
     prepare_candidates,
     score,
+    testable_parents,
 )
 from edgeopt.data import Split
 from edgeopt.model import SmallCNN
 from edgeopt.runtimes import load_session
 from edgeopt.schema import PRECISIONS_OF_RUNTIME
 from edgeopt.training import predict_logits
+from tests.artifacts import require_runtime
 
 
 @pytest.mark.parametrize(
     ("runtime", "precision"), [(r, p) for r, known in PRECISIONS_OF_RUNTIME.items() for p in known]
 )
 def test_every_runtime_and_precision_is_what_its_label_says(runtime, precision, options, trained):
+    require_runtime(runtime, precision)
     [candidate] = prepare_candidates([CandidateSpec(0.0, precision, runtime)], **options)
     assert candidate.error == ""
     parent = predict_logits(trained, torch.from_numpy(options["images"])).numpy()
@@ -46,15 +50,15 @@ def test_facts_of_an_fp32_candidate_are_those_counted_by_hand(options):
     assert facts["weight_bytes"] == 4 * parameters
     assert facts["memory_mb"] == 4 * parameters / 2**20
     assert facts["macs"] == 784 * 6 * 9 + 196 * 8 * 6 * 9 + 8 * 49 * 4
-    # conv1's output is alive beside ReLU's of the same size: both are the peak.
-    assert facts["peak_activation_bytes"] == 4 * 2 * 784 * 6
+    # conv1's output, which ReLU writes over, beside the pooled one that is made from it.
+    assert facts["peak_activation_bytes"] == 4 * (784 * 6 + 196 * 6)
 
 
 def test_activations_are_counted_in_the_precision_s_element_size(options):
     specs = grid([0.0], ["fp32", "fp16", "int8", "int8-dynamic"], ["torch", "onnxruntime"])
     candidates = prepare_candidates(specs, **options)
     sizes = {c.spec.precision: c.facts["peak_activation_bytes"] for c in candidates}
-    elements = 2 * 784 * 6
+    elements = 784 * 6 + 196 * 6
     assert sizes == {
         "fp32": 4 * elements,
         "fp16": 2 * elements,
@@ -116,6 +120,55 @@ def test_losses_are_counted_from_the_same_network_in_fp32():
     failed = [replace(c, error="broken") if c.spec.runtime == "torch" else c for c in candidates]
     assert fp32_parents(failed)["small_cnn-p0-onnxruntime-int8"] == "small_cnn-p0-onnxruntime-fp32"
     assert "small_cnn-p0-onnxruntime-fp32" not in fp32_parents(failed)
+
+
+testable_parents.__test__ = False  # pytest takes the name for a test
+
+
+def stored(spec, *, file=None, error=""):
+    """Candidate of an artifact with the contents ``file``, its own when omitted."""
+    artifact = Artifact(
+        path=None,
+        runtime=spec.runtime,
+        precision=spec.precision,
+        input_shape=(1, 1, 28, 28),
+        sha256=file or spec.name,
+        size_bytes=1,
+    )
+    return Candidate(spec, artifact=artifact, error=error)
+
+
+def onnx_candidates():
+    """Candidates of three runtimes, of which the two that read ONNX share their files."""
+    runtimes = ["torch", "onnxruntime", "openvino"]
+    specs = grid([0.0, 0.5], ["fp32", "int8"], runtimes, recipe="fine-tuned")
+    onnx = "{0.pruning_level}-{0.precision}"
+    return [stored(s, file=None if s.runtime == "torch" else onnx.format(s)) for s in specs]
+
+
+def test_testable_parents_leave_out_what_cannot_differ():
+    assert testable_parents(onnx_candidates()) == {
+        "small_cnn-p0-torch-int8": "small_cnn-p0-torch-fp32",
+        "small_cnn-p0-onnxruntime-int8": "small_cnn-p0-torch-fp32",
+        "small_cnn-p50-torch-fp32": "small_cnn-p0-torch-fp32",
+        "small_cnn-p50-torch-int8": "small_cnn-p50-torch-fp32",
+        "small_cnn-p50-onnxruntime-int8": "small_cnn-p50-torch-fp32",
+    }
+
+
+def test_testable_parents_take_the_second_runtime_of_a_file_when_the_first_failed():
+    failed = [
+        replace(c, error="not timed") if "onnxruntime-int8" in c.name else c
+        for c in onnx_candidates()
+    ]
+    assert "small_cnn-p0-openvino-int8" in testable_parents(failed)
+    assert "small_cnn-p0-onnxruntime-int8" not in testable_parents(failed)
+
+
+def test_testable_parents_keep_a_file_that_is_run_in_another_precision():
+    fp32, bf16 = (CandidateSpec(0.0, precision, "openvino") for precision in ("fp32", "bf16"))
+    own = [stored(fp32, file="x"), stored(bf16, file="x")]
+    assert testable_parents(own) == {bf16.name: fp32.name}
 
 
 def test_an_artifact_is_found_again_from_its_row(options):

@@ -1,14 +1,19 @@
 import dataclasses
 import hashlib
 
+import onnx
 import pytest
 import torch
 from onnxruntime import quantization as ort
+from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import nn
 
+from edgeopt import executed
 from edgeopt._upstream import known_noise_silenced
-from edgeopt.coverage import LabelError, executed_macs, int8_mac_share, verify_label
+from edgeopt.coverage import LabelError, executed_macs, int8_mac_share, mac_shares, verify_label
 from edgeopt.export import Artifact, export_artifact
+from edgeopt.operations import Operation
+from edgeopt.runtimes import load_session
 from edgeopt.schema import INT8_PRECISIONS, RUNTIMES
 from tests.artifacts import (
     MACS,
@@ -26,8 +31,9 @@ TOTAL = sum(MACS.values())
 def test_every_mac_is_found_and_has_the_arithmetic_of_its_label(runtime, precision):
     artifact = artifact_of(runtime, precision)
     assert sum(count.macs for count in executed_macs(artifact)) == TOTAL
-    expected = 1.0 if precision in INT8_PRECISIONS else 0.0
-    assert int8_mac_share(artifact) == verify_label(artifact) == expected
+    integer = precision in INT8_PRECISIONS
+    assert mac_shares(artifact) == {"int8" if integer else precision: 1.0}
+    assert int8_mac_share(artifact) == verify_label(artifact) == (1.0 if integer else 0.0)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -75,6 +81,64 @@ def test_a_float_file_under_the_label_int8_is_found_out(runtime):
         verify_label(mislabelled)
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_verify_label_refuses_an_int8_file_under_the_label_fp32(runtime):
+    mislabelled = dataclasses.replace(artifact_of(runtime, "int8"), precision="fp32")
+    with pytest.raises(LabelError, match=rf"\({runtime} fp32\) computes its MACs 100.0% in int8"):
+        verify_label(mislabelled)
+
+
+@pytest.mark.parametrize(("found", "label"), [("fp32", "fp16"), ("fp16", "fp32"), ("int8", "fp16")])
+def test_verify_label_refuses_a_torch_file_of_another_precision(found, label):
+    mislabelled = dataclasses.replace(artifact_of("torch", found), precision=label)
+    with pytest.raises(LabelError, match=rf"100.0% in {found}: it is not {label}, .* least 95%"):
+        verify_label(mislabelled)
+
+
+@pytest.mark.parametrize("found", ["fp32", "int8"])
+def test_verify_label_refuses_bf16_that_the_runtime_does_not_execute(found, monkeypatch):
+    def ignoring_the_hint(artifact):
+        return load_session(dataclasses.replace(artifact, precision=found))
+
+    monkeypatch.setattr(executed, "load_session", ignoring_the_hint)
+    executed.executed_graph.cache_clear()
+    mislabelled = dataclasses.replace(artifact_of("openvino", found), precision="bf16")
+    with pytest.raises(LabelError, match=rf"100.0% in {found}: it is not bf16"):
+        verify_label(mislabelled)
+    executed.executed_graph.cache_clear()
+
+
+def graph_of(narrow):
+    return [
+        Operation("conv", macs=narrow, precision="fp16"),
+        Operation("linear", macs=100 - narrow, precision="fp32"),
+    ]
+
+
+def test_verify_label_takes_a_float_label_with_a_twentieth_in_another_type(monkeypatch):
+    monkeypatch.setattr("edgeopt.coverage.executed_graph", lambda _: graph_of(95))
+    assert mac_shares(artifact_of("torch", "fp16")) == {"fp16": 0.95, "fp32": 0.05}
+    assert verify_label(artifact_of("torch", "fp16")) == 0
+
+
+def test_verify_label_refuses_a_float_label_with_more_in_another_type(monkeypatch):
+    monkeypatch.setattr("edgeopt.coverage.executed_graph", lambda _: graph_of(94))
+    with pytest.raises(LabelError, match=r"94.0% in fp16, 6.0% in fp32: it is not fp16"):
+        verify_label(artifact_of("torch", "fp16"))
+
+
+def test_executed_macs_of_an_fp16_onnx_file_are_fp32_in_onnx_runtime(tmp_path):
+    # why onnxruntime offers no fp16: its CPU provider casts the file's tensors to float32
+    fp32 = onnx.load(artifact_of("onnxruntime", "fp32").path)
+    onnx.save(convert_float_to_float16(fp32, keep_io_types=True), tmp_path / "half.onnx")
+    stored = {t.data_type for t in onnx.load(tmp_path / "half.onnx").graph.initializer if t.dims}
+    assert onnx.TensorProto.FLOAT16 in stored
+    assert onnx.TensorProto.FLOAT not in stored
+    artifact = artifact_from(tmp_path / "half.onnx", "onnxruntime", "fp32")
+    assert mac_shares(artifact) == {"fp32": 1.0}
+    assert sum(count.macs for count in executed_macs(artifact)) == TOTAL
+
+
 def test_operators_that_no_delegate_takes_are_counted(tmp_path):
     require_runtime("executorch")
     with known_noise_silenced():
@@ -85,7 +149,7 @@ def test_operators_that_no_delegate_takes_are_counted(tmp_path):
         path.write_bytes(to_edge(program).to_executorch().buffer)
     counts = executed_macs(artifact_from(path, "executorch", "fp32"))
     assert [count.macs for count in counts] == list(MACS.values())
-    assert not any(count.integer for count in counts)
+    assert {count.precision for count in counts} == {"fp32"}
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -12,11 +12,7 @@ from torch import nn
 
 from edgeopt._upstream import known_noise_silenced
 from edgeopt.export import export_artifact
-from edgeopt.footprint import (
-    artifact_weight_bytes,
-    peak_activation_bytes,
-    weight_bytes,
-)
+from edgeopt.footprint import artifact_weight_bytes, weight_bytes
 from edgeopt.model import SmallCNN
 from edgeopt.quantization import to_int8
 
@@ -125,54 +121,3 @@ def test_executorch_artifact_counts_the_delegates_weights(tmp_path):
 def test_unknown_runtime_is_refused():
     with pytest.raises(ValueError, match="unknown runtime 'tflite'; allowed: torch, onnxruntime"):
         artifact_weight_bytes(FakeArtifact(Path("model.tflite"), "tflite"))
-
-
-def test_peak_activations_of_small_cnn_by_hand():
-    # input 784, conv1 = relu1 = 16*28*28, pool1 16*14*14, conv2 = relu2 = 32*14*14, ...: the
-    # largest moment is relu1, which reads one 16x28x28 tensor and writes another
-    assert peak_activation_bytes(SmallCNN(), input_shape=IMAGE) == 4 * 2 * 16 * 28 * 28
-    assert peak_activation_bytes(SmallCNN(), input_shape=(3, *IMAGE[1:])) == 3 * 4 * 2 * 12544
-    assert peak_activation_bytes(SmallCNN().half(), input_shape=IMAGE) == 2 * 2 * 16 * 28 * 28
-
-
-def test_in_place_results_count_once():
-    model = SmallCNN()
-    model.relu1, model.relu2 = nn.ReLU(inplace=True), nn.ReLU(inplace=True)
-    # now the largest moment is pool1: it reads 16x28x28 and writes 16x14x14
-    assert peak_activation_bytes(model, input_shape=IMAGE) == 4 * (16 * 28 * 28 + 16 * 14 * 14)
-
-
-def test_peak_activations_of_int8_small_cnn_are_bytes():
-    # conv1 and relu1 are one operator: input float32 and uint8, then 784 + 16*28*28 bytes, and
-    # at pool1 16*28*28 + 16*14*14 bytes
-    assert peak_activation_bytes(int8_small_cnn(), input_shape=IMAGE) == 16 * 28 * 28 + 16 * 14 * 14
-
-
-class Residual(nn.Module):
-    def forward(self, x):
-        a = x + 1  # x, a
-        b = a.view(-1) * 2  # a and its view are one storage: a, b
-        c = b + 1  # a, b, c
-        return c.view_as(a) + a  # a, c, output
-
-
-def test_a_skipped_tensor_lives_until_it_is_read_and_a_view_is_free():
-    assert peak_activation_bytes(Residual(), input_shape=(1, 10)) == 3 * 40
-
-
-class Branches(nn.Module):
-    def forward(self, x):
-        return x if x.sum() > 0 else -x
-
-
-def test_untraceable_model_is_named():
-    with pytest.raises(ValueError, match=r"Branches cannot be traced by torch.fx: .*control flow"):
-        peak_activation_bytes(Branches(), input_shape=(1, 2))
-
-
-def test_peak_activations_leave_the_model_alone():
-    model = nn.Sequential(nn.BatchNorm2d(1), nn.ReLU()).train()
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    peak_activation_bytes(model, input_shape=(2, 1, 3, 3))
-    assert model.training
-    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
