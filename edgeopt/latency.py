@@ -11,8 +11,9 @@ from scipy.stats import norm, t
 from edgeopt.schema import MIN_SAMPLES_P95, MIN_SAMPLES_P99, require_at_least
 
 MIN_ROUNDS_INTERVAL = 10
-# Of consecutive rounds, that an interval reckons with; half of the prior is on none.
-AUTOCORRELATIONS = tuple(np.linspace(0, 0.8, 9))
+# Of consecutive rounds, that an interval reckons with, and how likely each is beforehand.
+AUTOCORRELATIONS = np.linspace(0, 0.8, 9)
+NO_AUTOCORRELATION = 0.8
 
 
 def latency_statistics(
@@ -53,8 +54,9 @@ def median_interval(
     Calls of one round share the machine's state and one loading of the candidate, so whole rounds
     are resampled, not calls (cluster bootstrap). The percentiles are widened for few rounds as
     Hesterberg 2015 (doi:10.1080/00031305.2015.1089789) does, and the interval by
-    :func:`autocorrelation_stretch`, because a slow round tends to be followed by another. NaN with
-    fewer than 10 rounds, where simulated coverage falls below 93 %.
+    :func:`autocorrelation_stretch`, because a slow round tends to be followed by another. With 20
+    rounds the simulated coverage of 95 % is 93 to 97 % for autocorrelations from 0 to 0.5; with 10
+    it is 91 to 98 %. NaN with fewer than 10 rounds.
     """
     count = samples["round"].nunique()
     if count < MIN_ROUNDS_INTERVAL:
@@ -111,10 +113,11 @@ def latency_ratios(
 def autocorrelation_stretch(series: NDArray[np.float64], *, confidence: float = 0.95) -> float:
     """Width of the interval of a series' mean, relative to that of independent values; 1 or more.
 
-    The series is taken for a first-order autoregression whose autocorrelation is unknown: half of
-    the prior says that there is none, half that it is anything up to 0.8; mean and variance are
-    integrated out (Zellner and Tiao 1964, doi:10.2307/2283097), which leaves a mixture of Student
-    distributions. Twenty values tell too little to plug in an estimate.
+    The series is taken for a first-order autoregression whose autocorrelation is unknown; mean and
+    variance are integrated out (Zellner and Tiao 1964, doi:10.2307/2283097), which leaves a mixture
+    of Student distributions. Twenty values tell too little to plug in an estimate. The prior says
+    by 0.8 that there is no autocorrelation, and rises with the fourth power of it up to 0.8, since
+    a strong one that goes unnoticed does the harm; both are set by simulated coverage.
     """
     count = len(series)
     if np.ptp(series) == 0:
@@ -174,12 +177,16 @@ _STATISTICS_COLUMNS = (
 def _stretched(
     replicates: NDArray[np.float64], *, centre: float, rounds: NDArray, confidence: float
 ) -> tuple[float, float]:
-    """Percentile interval of bootstrap replicates, widened for few and for correlated rounds."""
+    """Percentile interval of bootstrap replicates, widened for few and for correlated rounds.
+
+    On a log scale: no end is negative, and the interval of a ratio is that of its inverse.
+    """
     count, tail = len(rounds), (1 - confidence) / 2
     widened = norm.cdf(np.sqrt(count / (count - 1)) * t.ppf(tail, count - 1))
-    low, high = np.quantile(replicates, [widened, 1 - widened])
-    stretch = autocorrelation_stretch(rounds, confidence=confidence)
-    return float(centre - stretch * (centre - low)), float(centre + stretch * (high - centre))
+    ends = np.quantile(np.log(replicates / centre), [widened, 1 - widened])
+    stretch = autocorrelation_stretch(np.log(rounds), confidence=confidence)
+    low, high = centre * np.exp(stretch * ends)
+    return float(low), float(high)
 
 
 def _posterior(series: NDArray[np.float64]) -> tuple[NDArray, NDArray, NDArray]:
@@ -192,7 +199,8 @@ def _posterior(series: NDArray[np.float64]) -> tuple[NDArray, NDArray, NDArray]:
         evidence = log_determinant + np.log(information) + (count - 1) * np.log(squares)
         rows.append((-evidence / 2, mean, np.sqrt(squares / (count - 1) / information)))
     log_weights, means, errors = np.array(rows).T
-    prior = np.where(np.array(AUTOCORRELATIONS) == 0, 1.0, 1 / (len(AUTOCORRELATIONS) - 1))
+    rising = AUTOCORRELATIONS**4 / (AUTOCORRELATIONS**4).sum()
+    prior = np.where(AUTOCORRELATIONS == 0, NO_AUTOCORRELATION, (1 - NO_AUTOCORRELATION) * rising)
     weights = prior * np.exp(log_weights - log_weights.max())
     return weights / weights.sum(), means, errors
 
