@@ -43,7 +43,8 @@ def gate_intervals(answers: Answers, *, baseline: str, confidence: float) -> pd.
     ``accuracy`` and ``accuracy_drop`` (against the baseline), one a class that has images for
     ``worst_recall`` and ``worst_recall_drop``. Of the chance ``1 - confidence`` half goes to the
     fall of accuracy and half to the recalls, shared by classes and gates (Bonferroni), so that a
-    candidate whose every true value lies exactly on its gate is refused at most so often.
+    candidate whose every true value lies exactly on its gate is refused at most so often. The
+    baseline falls by 0 from itself, whatever the images.
 
     Raises
     ------
@@ -64,17 +65,31 @@ def gate_intervals(answers: Answers, *, baseline: str, confidence: float) -> pd.
             gates = ("worst_recall", "worst_recall_drop")
             rows += _rows(name, class_name, *own, gates=gates, confidence=of_a_class)
     columns = ["candidate", "gate", "class_name", "images", "value", "low", "high"]
-    return pd.DataFrame(rows, columns=columns)
+    table = pd.DataFrame(rows, columns=columns)
+    of_itself = table["candidate"].eq(baseline) & table["gate"].str.endswith("_drop")
+    table.loc[of_itself, ["low", "high"]] = 0.0
+    return table
 
 
 def share_interval(right: NDArray[np.bool_], *, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of the share of right answers [seeds, N]; Wilson's for one seed."""
-    spread = two_level_spread(right.astype(float))
-    if spread is None:
-        return wilson_interval(int(right[0].sum()), right.shape[1], confidence=confidence)
-    mean, (error, freedom) = right.mean(), spread
-    half = t.ppf((1 + confidence) / 2, freedom) * error
-    return max(0.0, float(mean - half)), min(1.0, float(mean + half))
+    """Interval of the share of right answers [seeds, N]; Wilson's for one seed.
+
+    Several seeds: Wilson's of as many images as would vary as much (doi:10.1093/jssam/smy019), with
+    Student's quantile. How much the answers vary is taken from them and two more images, one right
+    and one wrong with every seed: few answers that happen to agree would seem too sure.
+    """
+    seeds, images = right.shape
+    if seeds == 1:
+        return wilson_interval(int(right.sum()), images, confidence=confidence)
+    padded = np.pad(right.astype(float), ((0, 0), (1, 1)), constant_values=((0, 0), (0, 1)))
+    error, freedom = two_level_spread(padded)
+    variance = padded.mean() * (1 - padded.mean())
+    effective = variance / error**2 * images / padded.shape[1]
+    limit, mean = t.ppf((1 + confidence) / 2, freedom), right.mean()
+    shrink = 1 + limit**2 / effective
+    centre = (mean + limit**2 / (2 * effective)) / shrink
+    half = np.sqrt(mean * (1 - mean) / effective + (limit / (2 * effective)) ** 2)
+    return float(centre - limit * half / shrink), float(centre + limit * half / shrink)
 
 
 def _rows(

@@ -164,15 +164,13 @@ def _with_rank(
 ) -> pd.DataFrame:
     """Add the class (0 good, 1 acceptable and accurate, 2 acceptable) and why a row is refused."""
     found = findings(table, limits, intervals)
-    accurate = findings(table, [Limit("accuracy_drop", gates.accuracy_drop_good)], intervals)
-    inaccurate = np.array([texts(own, BROKEN) != "" for own in accurate])
-    open_limits = [texts(own, NOT_SETTLED) for own in found]
-    not_settled = [
-        "; ".join(dict.fromkeys(text for text in pair if text))
-        for pair in zip(table["not_settled"], open_limits, strict=True)
-    ]
+    wished = findings(table, gates.good(), intervals)
+    accurate = Limit("accuracy_drop", gates.accuracy_drop_good)
+    inaccurate = np.array([own[accurate].verdict == BROKEN for own in wished])
     return table.assign(
-        not_settled=not_settled,
+        not_settled=[
+            texts(own | good, NOT_SETTLED) for own, good in zip(found, wished, strict=True)
+        ],
         _class=(table["verdict"] != "good").astype(int) + inaccurate,
         _shortfall=[max(f.shortfall for f in own.values()) for own in found],
         _refused=[texts(own, BROKEN) for own in found],
@@ -206,9 +204,8 @@ def _choose(fitting: pd.DataFrame, samples: pd.DataFrame | None, *, cap: float) 
     settled = best[best["not_settled"] == ""]
     best = best if settled.empty else settled
     fastest = best.loc[best["latency_p50_ms"].idxmin()]
-    ratios = _ratios(best, fastest, samples)
-    ties = (ratios["latency_ratio_low"] <= 1) & (ratios["latency_ratio"] <= 1 + cap)
-    order = best[ties.to_numpy()].sort_values(
+    ties = _ties(_ratios(best, fastest, samples), cap)
+    order = best[ties].sort_values(
         ["memory_mb", "accuracy", "latency_p50_ms"], ascending=[True, False, True], kind="stable"
     )
     return order.iloc[0]
@@ -227,6 +224,11 @@ def _ratios(rows: pd.DataFrame, fastest: pd.Series, samples: pd.DataFrame | None
         high = fastest["latency_p50_ms"] if pd.isna(high) else high
         low = rows.get("latency_p50_low_ms", median).fillna(median) / high
     return pd.DataFrame({"latency_ratio": ratio, "latency_ratio_low": low.fillna(ratio)})
+
+
+def _ties(ratios: pd.DataFrame, cap: float) -> pd.Series:
+    """Rows that are not measurably slower than the fastest, nor by more than ``cap``."""
+    return (ratios["latency_ratio_low"] <= 1) & (ratios["latency_ratio"] <= 1 + cap)
 
 
 def _reason(pick: pd.Series, fitting: pd.DataFrame, table: pd.DataFrame, baseline: str) -> str:
@@ -267,7 +269,7 @@ def _nothing_fits(rejected: pd.DataFrame) -> str:
     nearest = rejected.iloc[0]
     if math.isinf(nearest["shortfall"]):
         return (
-            f"Nothing fits: none of the {len(rejected)} candidates was measured in full; "
+            f"Nothing fits: none of the {len(rejected)} candidates could be judged in full; "
             f"{nearest['candidate']}: {nearest['reason']}."
         )
     return (
@@ -301,16 +303,17 @@ def _missing_margin(
     pick: pd.Series, runner_up: pd.Series, samples: pd.DataFrame | None, cap: float
 ) -> list[str]:
     """Name what the runner-up lacks: latency or, where as fast, the first tie-breaker it loses."""
-    rows = pd.DataFrame([pick, runner_up])
-    fastest = rows.loc[rows["latency_p50_ms"].astype(float).idxmin()]
-    ratio, low = _ratios(rows, fastest, samples).astype(float).iloc[1]
-    if ratio > 1 and not (low <= 1 and ratio <= 1 + cap):
+    rows = pd.DataFrame([pick, runner_up]).infer_objects()
+    fastest = rows.loc[rows["latency_p50_ms"].idxmin()]
+    ratios = _ratios(rows, fastest, samples)
+    if not _ties(ratios, cap).all():
+        ratio, low = ratios.iloc[1]
+        if ratio == 1:  # the pick is the slower one
+            return []
         lighter = runner_up["memory_mb"] < pick["memory_mb"]
         noise = min(1 + cap, ratio / low)
         target = pick["latency_p50_ms"] * (noise if lighter else 1 / noise)
         return [_change(runner_up, "latency_p50_ms", to=target)]
-    if low > 1 or ratio < 1 / (1 + cap):
-        return []
     for column, better in (("memory_mb", -1), ("accuracy", 1), ("latency_p50_ms", -1)):
         lead = better * (pick[column] - runner_up[column])
         if lead:

@@ -44,16 +44,24 @@ class Limit:
     at_least: bool = False
     class_column: str = ""
 
-    def judge(self, row: pd.Series, intervals: pd.DataFrame) -> Finding:
-        """Judge one candidate by its value, or by the ``intervals`` of it where there are any.
+    def estimate(self, row: pd.Series, *, settles: bool = True) -> Finding:
+        """Judge one candidate by its value, which is met at best when that ``settles`` it."""
+        missed = self.miss(row[self.column])
+        text = self._describe(row[self.column], row.get(self.class_column))
+        if missed:
+            return Finding(BROKEN, missed, text)
+        return (
+            Finding(MET)
+            if settles
+            else Finding(NOT_SETTLED, text=f"{text}; it did not run with every seed")
+        )
+
+    def judge(self, intervals: pd.DataFrame) -> Finding:
+        """Judge one candidate by the ``intervals`` of its value.
 
         Broken is what lies beyond the bound with its whole interval, not settled what has the bound
         in its interval. Of several intervals (one a class) the worst speaks.
         """
-        if intervals.empty:
-            missed = self.miss(row[self.column])
-            text = self._describe(row[self.column], row.get(self.class_column))
-            return Finding(BROKEN, missed, text) if missed else Finding(MET)
         near, far = ("high", "low") if self.at_least else ("low", "high")
         for verdict, end in ((BROKEN, near), (NOT_SETTLED, far)):
             misses = intervals[end].map(self.miss)
@@ -120,12 +128,18 @@ def _images_to_settle(worst: pd.Series, end: str, bound: float) -> str:
 def findings(
     table: pd.DataFrame, limits: Sequence[Limit], intervals: pd.DataFrame | None = None
 ) -> list[dict[Limit, Finding]]:
-    """Judge every row by every limit, by its intervals where there are any."""
+    """Judge every row by every limit, by its intervals where there are any.
+
+    A row without the intervals that others have did not run with every seed, and what its estimate
+    meets is not settled.
+    """
     own = {} if intervals is None else dict(list(intervals.groupby(["candidate", "gate"])))
-    none = pd.DataFrame()
+    judged = {gate for _, gate in own}
     return [
         {
-            limit: limit.judge(row, own.get((row["candidate"], limit.column), none))
+            limit: limit.judge(own[row["candidate"], limit.column])
+            if (row["candidate"], limit.column) in own
+            else limit.estimate(row, settles=limit.column not in judged)
             for limit in limits
         }
         for _, row in table.iterrows()

@@ -108,7 +108,7 @@ def paired_difference(
         mean = (gained - lost) / gaps.shape[1]
         return PairedDifference(mean, low, high, _exact_mcnemar(lost, gained), MCNEMAR)
     mean, (error, freedom) = float(gaps.mean()), spread
-    half = t.ppf((1 + confidence) / 2, freedom) * error
+    half = float(t.ppf((1 + confidence) / 2, freedom)) * error
     p_value = float(2 * t.sf(abs(mean) / error, freedom))
     return PairedDifference(mean, max(-1.0, mean - half), min(1.0, mean + half), p_value, TWO_LEVEL)
 
@@ -117,19 +117,20 @@ def two_level_spread(table: NDArray[np.float64]) -> tuple[float, float] | None:
     """Return standard error and degrees of freedom of the mean of values [seeds, images].
 
     Seeds and images are two crossed random effects: the variance of the mean is the sum of a seed
-    component, ``MS_seed - MS_rest`` or 0 where that is negative, and ``MS_image``, over ``seeds *
-    images``, from the mean squares of the two-way layout; the degrees of freedom are
-    Satterthwaite's over the two (doi:10.2307/3002019). None with one seed or one image, and where
-    nothing varies.
+    component, ``MS_seed - MS_rest`` or 0 where that is negative, and ``MS_image``, at least
+    ``MS_rest``, over ``seeds * images``, from the mean squares of the two-way layout; the degrees
+    of freedom are Satterthwaite's over ``MS_image`` and, where the seed component is not 0,
+    ``MS_seed`` (doi:10.2307/3002019). None with one seed or one image, and where nothing varies.
     """
     (seeds, images), mean = table.shape, float(table.mean())
     if min(seeds, images) == 1 or np.ptp(table) == 0:
         return None
     by_seed, by_image = table.mean(axis=1), table.mean(axis=0)
     rest = np.sum((table - by_seed[:, None] - by_image + mean) ** 2) / (seeds - 1) / (images - 1)
-    seed = max(0.0, images * by_seed.var(ddof=1) - rest)
-    image = seeds * by_image.var(ddof=1)
-    freedom = (seed + image) ** 2 / (seed**2 / (seeds - 1) + image**2 / (images - 1))
+    of_seeds = images * by_seed.var(ddof=1)
+    seed, image = max(0.0, of_seeds - rest), max(rest, seeds * by_image.var(ddof=1))
+    doubt = (of_seeds if seed else 0.0) ** 2 / (seeds - 1) + image**2 / (images - 1)
+    freedom = (seed + image) ** 2 / doubt
     return float(np.sqrt((seed + image) / (seeds * images))), float(freedom)
 
 

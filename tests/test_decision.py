@@ -1,8 +1,10 @@
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from edgeopt.answers import Answers
 from edgeopt.decision import decide, find_baseline
 from edgeopt.gates import Constraints, Gates, gate_table
 
@@ -36,12 +38,17 @@ class TestGates:
         gates = Gates()
         assert (gates.accuracy_drop_good, gates.accuracy_drop_bad) == (0.02, 0.05)
         assert (gates.size_reduction_good, gates.latency_reduction_good) == (0.5, 0.3)
-        assert gates.max_recall_drop == 0.10
+        assert (gates.max_recall_drop, gates.min_recall) == (0.10, 0.20)
+        assert (gates.gate_confidence, gates.latency_tie_cap) == (0.95, 0.05)
 
     @pytest.mark.parametrize("value", [-0.1, 1.1, NAN])
     def test_a_gate_is_a_share(self, value):
         with pytest.raises(ValueError, match=r"gate max_recall_drop is .* share from 0 to 1"):
             Gates(max_recall_drop=value)
+
+    def test_gate_confidence_is_below_one(self):
+        with pytest.raises(ValueError, match=r"gate_confidence is 1; allowed: .* to below 1"):
+            Gates(gate_confidence=1)
 
     def test_good_is_not_above_bad(self):
         with pytest.raises(ValueError, match=r"accuracy_drop_good is 0.2; allowed: at most .* 0.1"):
@@ -239,7 +246,7 @@ class TestDecide:
         ).assign(accuracy=NAN, latency_p50_ms=NAN, memory_mb=NAN)
         decision = decide(frame, gates=Gates())
         assert decision.pick is None
-        assert decision.reason.startswith("Nothing fits: none of the 2 candidates was measured")
+        assert decision.reason.startswith("Nothing fits: none of the 2 candidates could be judged")
         assert "RuntimeError: no kernel" in decision.reason
         assert decision.to_dict()["rejected"][0]["shortfall"] is None
 
@@ -279,3 +286,250 @@ class TestDecide:
         assert find_baseline(frame) == "torch-base"
         failed = frame.assign(status=["ok", "failed"])
         assert find_baseline(failed) == "base"
+
+
+def timed(rounds=20, **latencies):
+    """Samples of one call a round, in rounds that slow all candidates alike by up to 60 %."""
+    slow = 1 + 0.6 * np.random.default_rng(0).random(rounds)
+    return pd.concat(
+        pd.DataFrame(
+            {"candidate": name, "round": np.arange(rounds), "latency_ms": slow * np.array(values)}
+        )
+        for name, values in latencies.items()
+    )
+
+
+def medians(frame, samples):
+    own = samples.groupby("candidate")["latency_ms"].median()
+    return frame.assign(latency_p50_ms=frame["candidate"].map(own))
+
+
+class TestTies:
+    noisy = sweep(row("fast", 0.89, 1.0, 0.05), row("rival", 0.89, 2.9, 0.05 - 2**-20)).assign(
+        latency_p50_ms=[9.0, 1.0, 2.9],
+        latency_p50_low_ms=[8.9, 0.9, 2.85],
+        latency_p50_high_ms=[9.1, 3.0, 2.95],
+    )
+
+    def test_decide_gives_a_noisy_fastest_candidate_its_win(self):
+        assert decide(self.noisy, gates=Gates()).pick["candidate"] == "fast"
+        spread = np.tile([0.5, 1.0, 1.0, 5.0], 5)  # its ratio to the rival is not settled
+        samples = timed(base=9 * np.ones(20), fast=spread, rival=2.9 * np.ones(20))
+        decision = decide(medians(self.noisy, samples), gates=Gates(), samples=samples)
+        assert decision.pick["candidate"] == "fast"
+
+    def test_decide_ties_up_to_the_cap_what_is_not_measurably_slower(self):
+        gates = {cap: Gates(latency_tie_cap=cap) for cap in (0, 0.049, 0.05, 1)}
+        close = self.noisy.assign(latency_p50_ms=[9.0, 1.0, 1.05], latency_p50_low_ms=0.9)
+        picks = {cap: decide(close, gates=own).pick["candidate"] for cap, own in gates.items()}
+        assert picks == {0: "fast", 0.049: "fast", 0.05: "rival", 1: "rival"}
+        exact = close.assign(latency_p50_ms=[9.0, 1.0, 1.0])
+        assert decide(exact, gates=gates[0]).pick["candidate"] == "rival"
+
+    def test_decide_compares_in_the_same_rounds(self):
+        # 2 % apart: every round says so, or half of the rounds say the contrary
+        frame = sweep(row("fast", 0.89, 1, 0.05), row("light", 0.89, 1, 0.04))
+        one = np.ones(20)
+        rounds = timed(base=9 * one, fast=one, light=1.02 * one)
+        always = decide(medians(frame, rounds), gates=Gates(), samples=rounds)
+        assert always.pick["candidate"] == "fast"
+        wave = np.tile([0.9, 1.14], 10)
+        rounds = timed(base=9 * one, fast=one, light=wave)
+        unsure = decide(medians(frame, rounds), gates=Gates(), samples=rounds)
+        assert unsure.pick["candidate"] == "light"
+        assert "cut its weights from 51.2 KiB to below 40.96 KiB" in unsure.what_it_would_take
+
+    def test_decide_ties_nothing_in_too_few_rounds(self):
+        frame = sweep(row("fast", 0.89, 1, 0.05), row("light", 0.89, 1, 0.04))
+        rounds = timed(5, base=[9] * 5, fast=[1, 1, 1, 1, 1], light=[1.01, 0.9, 1.01, 1.2, 1.01])
+        assert decide(medians(frame, rounds), gates=Gates(), samples=rounds).pick["candidate"] == (
+            "fast"
+        )
+
+    def test_decide_asks_no_more_speed_of_a_runner_up_that_is_faster(self):
+        frame = sweep(row("good", 0.90, 0.6, 0.05), row("fast", 0.89, 0.1, 0.09))
+        assert decide(frame, gates=Gates()).what_it_would_take == (
+            "For fast to win it would have to meet what it misses "
+            "(size reduction 10.0%, allowed at least 50.0%)."
+        )
+
+    def test_decide_asks_a_lighter_runner_up_for_a_tie_and_a_heavier_one_for_the_lead(self):
+        light = sweep(row("fast", 0.89, 0.4, 0.05), row("next", 0.89, 0.5, 0.04))
+        assert "from 0.5 ms to below 0.4 ms" in decide(light, gates=Gates()).what_it_would_take
+        spread = light.assign(
+            latency_p50_low_ms=light["latency_p50_ms"] * 0.98, latency_p50_high_ms=[1.1, 0.404, 0.6]
+        )
+        # interval of the ratio from 0.49 / 0.404: it reaches 1 when the median is 0.404 / 0.98
+        lighter = decide(spread, gates=Gates()).what_it_would_take
+        assert "from 0.5 ms to below 0.4122 ms (-17.6%)" in lighter
+        heavier = decide(spread.assign(memory_mb=[0.1, 0.04, 0.05]), gates=Gates())
+        assert "from 0.5 ms to below 0.3881 ms" in heavier.what_it_would_take
+        capped = decide(spread, gates=Gates(latency_tie_cap=0.01)).what_it_would_take
+        assert "to below 0.404 ms" in capped
+
+
+LABELS = np.repeat([0, 1], [4900, 100])
+
+
+def right(healthy, defect, *, shuffle=None):
+    """Right answers on 4,900 healthy and 100 defect images, the first of each or any of them."""
+    rows = np.concatenate([np.arange(4900) < healthy, np.arange(100) < defect])
+    if shuffle is not None:
+        rng = np.random.default_rng(shuffle)
+        rows = np.concatenate([rng.permutation(part) for part in np.split(rows, [4900])])
+    return rows
+
+
+def judged(gates=None, **correct):
+    """Decide between candidates that are one faster and lighter than the other, base the last."""
+    answers = Answers(correct, LABELS, ["healthy", "defect"])
+    shares = {name: np.mean(rows) for name, rows in correct.items()}
+    others = [name for name in correct if name != "base"]
+    rows = [row(n, shares[n], 0.1 * i + 0.1, 0.01 * i + 0.01) for i, n in enumerate(others)]
+    frame = sweep(*rows)
+    frame.loc[0, "accuracy"] = shares["base"]
+    return decide(frame, gates=gates or Gates(), answers=answers)
+
+
+class TestThreeVerdicts:
+    def test_decide_refuses_only_what_images_prove_to_be_broken(self):
+        # 5.1 points lost on 5,000 images: the estimate is beyond the gate, the interval is not
+        open_, broken = right(4545, 95), right(4300, 95)
+        decision = judged(base=right(4800, 95), open=open_, broken=broken)
+        assert decision.rejected["candidate"].tolist() == ["broken"]
+        assert decision.rejected["reason"][0].startswith("accuracy drop 10.00 points (at least 9.")
+        strict = judged(Gates(gate_confidence=0), base=right(4800, 95), open=open_, broken=broken)
+        assert strict.rejected["candidate"].tolist() == ["open", "broken"]
+        assert strict.rejected["reason"][0] == (
+            "accuracy drop 5.10 points, allowed at most 5.00 points"
+        )
+
+    def test_decide_takes_settled_before_not_settled_of_one_class(self):
+        # 1.9 points lost or 1.0: both good, the faster one not beyond doubt
+        decision = judged(base=right(4800, 95), open=right(4705, 95), sure=right(4750, 95))
+        assert [decision.pick["candidate"], decision.runner_up["candidate"]] == ["sure", "open"]
+        assert "of the 1 (out of 3) candidates that pass every gate" in decision.reason
+        assert "Not settled" not in decision.reason
+        assert decision.what_it_would_take.startswith(
+            "For open to win it would have to have settled what is open (accuracy drop 1.90 points "
+        )
+        assert decision.pick["accuracy_within"] == 0.02
+        assert decision.pick["accuracy_drop_low"] < 0.01 < decision.pick["accuracy_drop_high"]
+        estimates = judged(
+            Gates(gate_confidence=0),
+            base=right(4800, 95),
+            open=right(4705, 95),
+            sure=right(4750, 95),
+        )
+        assert estimates.pick["candidate"] == "open"
+        assert "accuracy_within" not in estimates.pick
+
+    def test_decide_names_once_what_is_not_settled_and_the_images_that_would_settle_it(self):
+        decision = judged(base=right(4800, 40), open=right(4705, 35))
+        assert decision.pick["candidate"] == "open"
+        text = decision.reason.partition("Not settled: ")[2]
+        assert text.count("fall of recall of class 'defect' 5.00 points (up to ") == 1
+        assert text.count("accuracy drop 2.00 points (up to ") == 1
+        assert "images of 'defect' would settle it" in text
+        assert decision.reason.count("images") == 2
+
+    def test_decide_prefers_a_better_class_even_when_it_is_not_settled(self):
+        decision = judged(base=right(4800, 95), open=right(4705, 95), lossy=right(4640, 95))
+        assert decision.pick["candidate"] == "open"
+        assert "about " in decision.pick["not_settled"]
+        assert decision.runner_up["verdict"] == "acceptable"
+
+    @pytest.mark.parametrize("defect", [90, 60])
+    def test_decide_refuses_98_percent_accuracy_with_12_percent_recall(self, defect):
+        decision = judged(
+            base=right(4888, defect), lesson=right(4888, 12), fair=right(4850, defect - 2)
+        )
+        assert decision.pick["candidate"] == "fair"
+        assert decision.rejected["candidate"].tolist() == ["lesson"]
+        assert "class 'defect'" in decision.rejected["reason"][0]
+
+    def test_decide_refuses_12_percent_recall_that_the_baseline_has_too(self):
+        # if 20 were true, chance alone would give 12 of 100 once in 40 times, 8 once in 1,000
+        few = judged(base=right(4888, 12), lesson=right(4888, 12), fair=right(4888, 60))
+        assert few.pick["candidate"] == "fair"
+        assert "recall of class 'defect' 12.0% (at least" in few.runner_up["not_settled"]
+        many = judged(base=right(4888, 8), lesson=right(4888, 8), fair=right(4888, 60))
+        assert set(many.rejected["candidate"]) == {"lesson", "base"}
+        estimates = judged(Gates(gate_confidence=0), base=right(4888, 12), lesson=right(4888, 12))
+        assert estimates.pick is None
+
+    def test_decide_judges_the_constraint_on_accuracy_by_its_interval(self):
+        correct = {"base": right(4800, 95), "net": right(4600, 95)}
+        answers = Answers(correct, LABELS, ["healthy", "defect"])
+        frame = sweep(row("net", 0.939, 0.1, 0.01)).assign(accuracy=[0.979, 0.939])
+        verdicts = {
+            bound: decide(
+                frame,
+                gates=Gates(accuracy_drop_good=0.05),
+                answers=answers,
+                constraints=Constraints(min_accuracy=bound),
+            )
+            for bound in (0.93, 0.94, 0.95)
+        }
+        assert verdicts[0.93].pick["not_settled"] == ""
+        assert (
+            "validation accuracy 93.9% (at least 93.2%), allowed at least 94.0%"
+            in (verdicts[0.94].pick["not_settled"])
+        )
+        assert verdicts[0.95].rejected["candidate"].tolist() == ["net"]
+
+    def test_decide_is_not_sure_of_a_candidate_that_lacks_a_seed(self):
+        answers = Answers(
+            {"base": right(4800, 95), "whole": right(4800, 95)}, LABELS, ["healthy", "defect"]
+        )
+        frame = sweep(row("partial", 0.979, 0.1, 0.01), row("whole", 0.979, 0.2, 0.02))
+        frame.loc[0, "accuracy"] = 0.979
+        table = recalls(
+            **{name: {"healthy": 0.98, "defect": 0.95} for name in ("base", "partial", "whole")}
+        )
+        decision = decide(frame, gates=Gates(), answers=answers, recalls=table)
+        assert decision.pick["candidate"] == "whole"
+        assert "did not run with every seed" in decision.runner_up["not_settled"]
+
+    def test_decide_uses_all_seeds(self):
+        # the first seed alone proves 6.4 points, the mean of the three does not
+        base = np.stack([right(4800, 95)] * 3)
+        net = np.stack([right(healthy, 95) for healthy in (4480, 4600, 4640)])
+        alone = judged(base=base[0], net=net[0])
+        assert alone.rejected["candidate"].tolist() == ["net"]
+        assert judged(base=base, net=net).rejected.empty
+
+
+class TestMissingNumbers:
+    def test_decide_without_a_measured_baseline_fits_nothing_and_says_why(self):
+        frame = sweep(row("net", 0.9, 0.1, 0.01), status=["failed", "ok"], error=["boom", ""])
+        frame.loc[0, ["accuracy", "latency_p50_ms", "memory_mb"]] = NAN
+        decision = decide(frame, gates=Gates(), recalls=recalls(net={"cat": 0.9}))
+        assert decision.pick is None
+        assert decision.reason == (
+            "Nothing fits: none of the 2 candidates could be judged in full; "
+            "base: failed or not measured: boom."
+        )
+        assert "accuracy drop is not available" in decision.rejected["reason"][1]
+        assert decision.baseline["accuracy"] is None
+
+    def test_decide_writes_no_nan_beside_a_baseline_that_was_scored_but_not_timed(self):
+        frame = sweep(row("net", 0.88, 0.1, 0.01), status=["failed", "ok"], error=["slow", ""])
+        frame.loc[0, "latency_p50_ms"] = NAN
+        decision = decide(frame, gates=Gates())
+        assert decision.pick["candidate"] == "net"
+        assert "median latency 0.1 ms (baseline not known)" in decision.reason
+        assert "nan" not in (decision.reason + decision.what_it_would_take).lower()
+        assert "accuracy 88.0% (-2.00 points)" in decision.reason
+
+    @pytest.mark.parametrize(
+        ("over", "miss", "found"),
+        [(1, "less than 0.1%", "51,201 bytes"), (26, "0.1%", "50.03 KiB"), (512, "1.0%", "50.5 K")],
+    )
+    def test_decide_writes_bytes_over_the_budget_so_that_they_show(self, over, miss, found):
+        budget, weights = 51_200 / 2**20, (51_200 + over) / 2**20
+        frame = sweep(row("net", 0.9, 0.1, weights), active_budget_mb=budget)
+        assert decide(frame, gates=Gates()).reason.startswith(
+            f"Nothing fits: net comes nearest, its largest miss is {miss} of the limit: "
+            f"weights {found}"
+        )

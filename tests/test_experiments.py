@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -5,14 +6,21 @@ import pandas as pd
 import pytest
 from torch import nn
 
+from edgeopt.benchmark import Measurement
 from edgeopt.candidates import Candidate, CandidateSpec
+from edgeopt.decision import decide
 from edgeopt.experiments import (
+    FACT_COLUMNS,
     accuracy_over_seeds,
+    answers_of,
     recall_table,
     run_sweep,
+    sweep_table,
     with_energy,
     with_seeds,
 )
+from edgeopt.gates import Gates
+from edgeopt.metrics import quality_row
 from edgeopt.model import SmallCNN
 from edgeopt.training import fit
 
@@ -147,49 +155,44 @@ def test_bad_input_is_named(arguments, change, message):
         run_sweep(**{**arguments, **change})
 
 
-def candidate(name_seed, predictions):
-    spec = CandidateSpec(0.0, "fp32", seed=name_seed)
-    return Candidate(spec, logits=np.eye(2)[predictions])
+def candidate(seed, predictions, *, precision="fp32", level=0.0, **facts):
+    spec = CandidateSpec(level, precision, seed=seed)
+    return Candidate(spec, facts=facts, logits=np.eye(2)[predictions])
 
 
-def test_accuracy_over_seeds_is_their_mean():
+def sweep_of(*names, **columns):
+    first = {"accuracy": 1.0, "accuracy_low": 0.6, "accuracy_high": 1.0, "macro_f1": 1.0}
+    row = {"agreement": 1.0, "status": "ok", **first, **columns}
+    return pd.DataFrame({"candidate": list(names)}).assign(**row)
+
+
+def test_with_seeds_takes_the_mean_of_all_quality_over_seeds():
     labels = np.array([0, 1, 0, 1])
-    seeds = [candidate(0, [0, 1, 0, 1]), candidate(1, [0, 1, 1, 0])]
-    sweep = pd.DataFrame(
-        {
-            "candidate": [seeds[0].name, "other"],
-            "accuracy": [1.0, 0.5],
-            "accuracy_low": [0.6, 0.2],
-            "accuracy_high": [1.0, 0.8],
-            "status": "ok",
-        }
-    )
-    joined = with_seeds(sweep, seeds, labels=labels)
-    assert joined["accuracy"].tolist() == pytest.approx([0.75, np.nan], nan_ok=True)
-    assert joined["seeds"].tolist()[0] == 2
+    seeds = [
+        candidate(0, [0, 1, 0, 1], macro_f1=1.0, agreement=0.9),
+        candidate(1, [0, 1, 1, 0], macro_f1=0.5, agreement=0.7),
+    ]
+    joined = with_seeds(sweep_of(seeds[0].name, "other"), seeds, labels=labels)
+    numbers = joined[["accuracy", "macro_f1", "agreement", "seeds"]]
+    assert numbers.iloc[0].tolist() == pytest.approx([0.75, 0.75, 0.8, 2])
+    assert numbers.iloc[1].isna().all()
+    low, high = joined.loc[0, ["accuracy_low", "accuracy_high"]]
+    assert low < 0.75 < high
 
 
-def test_a_candidate_whose_first_seed_failed_has_no_accuracy():
+def test_with_seeds_gives_no_accuracy_to_a_candidate_whose_first_seed_failed():
     labels = np.array([0, 1])
-    seeds = [replace(candidate(0, [0, 1]), logits=None, error="boom"), candidate(1, [0, 1])]
-    sweep = pd.DataFrame({"candidate": [seeds[0].name], "accuracy": np.nan, "status": "failed"})
-    columns = sweep.assign(accuracy_low=np.nan, accuracy_high=np.nan)
-    assert with_seeds(columns, seeds, labels=labels)["accuracy"].isna().all()
+    seeds = [
+        replace(candidate(0, [0, 1]), logits=None, error="boom"),
+        candidate(1, [0, 1], macro_f1=1.0, agreement=1.0),
+    ]
+    sweep = sweep_of(seeds[0].name, accuracy=np.nan, status="failed")
+    assert with_seeds(sweep, seeds, labels=labels)["accuracy"].isna().all()
 
 
-def test_one_seed_keeps_the_interval_over_images():
-    labels = np.array([0, 1, 0, 1])
-    only = candidate(0, [0, 1, 0, 0])
-    sweep = pd.DataFrame(
-        {
-            "candidate": [only.name],
-            "accuracy": [0.75],
-            "accuracy_low": [0.3],
-            "accuracy_high": [0.95],
-            "status": "ok",
-        }
-    )
-    joined = with_seeds(sweep, [only], labels=labels)
+def test_with_seeds_of_one_keeps_the_interval_over_images():
+    only = candidate(0, [0, 1, 0, 0], macro_f1=0.7, agreement=1.0)
+    joined = with_seeds(sweep_of(only.name), [only], labels=np.array([0, 1, 0, 1]))
     # Wilson, 3 of 4, z = 1.96: (0.75 + 0.4802 +- 1.96 sqrt(0.0469 + 0.0600)) / 1.9604
     numbers = joined[["accuracy", "accuracy_low", "accuracy_high"]].iloc[0].tolist()
     assert numbers == pytest.approx([0.75, 0.3006, 0.9544], abs=1e-4)
@@ -207,9 +210,97 @@ def test_accuracy_over_seeds_and_images_is_wider_than_over_images_alone():
     assert table.loc["perfect", "accuracy_low"] == pytest.approx(400 / (400 + 1.96**2), abs=1e-4)
 
 
-def test_recalls_of_every_class_and_candidate():
-    table = recall_table(
-        [candidate(0, [0, 0, 0, 1])], np.array([0, 1, 0, 1]), class_names=["a", "b"]
-    )
-    assert table["recall"].tolist() == [1.0, 0.5]
+def test_recall_table_is_the_mean_over_seeds():
+    labels = np.array([0, 1, 0, 1, 1, 1])
+    seeds = [candidate(0, [0, 0, 0, 1, 1, 0]), candidate(1, [1, 1, 0, 1, 1, 1])]
+    failed = Candidate(CandidateSpec(0.5, "fp32"), error="boom")
+    table = recall_table([*seeds, failed], labels, class_names=["a", "b"])
     assert table["candidate"].unique().tolist() == ["small_cnn-p0-torch-fp32"]
+    assert table["class_name"].tolist() == ["a", "b"]
+    assert table["support"].tolist() == [2, 4]
+    assert table["recall"].tolist() == pytest.approx([(2 / 2 + 1 / 2) / 2, (2 / 4 + 4 / 4) / 2])
+    assert table["precision"].tolist() == pytest.approx([(2 / 4 + 1 / 1) / 2, (2 / 2 + 4 / 5) / 2])
+
+
+def test_answers_of_are_of_the_candidates_that_ran_with_every_seed():
+    labels = np.array([0, 1])
+    both = [candidate(0, [0, 1]), candidate(1, [0, 0])]
+    one = candidate(0, [0, 1], precision="int8")
+    found = answers_of([*both, one], labels=labels, class_names=["a", "b"])
+    assert list(found.correct) == [both[0].name]
+    assert found.correct[both[0].name].tolist() == [[True, True], [True, False]]
+    assert (found.labels is labels, found.class_names) == (True, ["a", "b"])
+
+
+CHAIN_LABELS = np.arange(200) % 2
+
+
+def prepared(name_wrong, *, seeds=2, failed=()):
+    """Candidates of every seed that answer the first ``wrong`` images wrongly, or failed."""
+    found = []
+    for seed in range(seeds):
+        for (level, precision), wrong in name_wrong.items():
+            predictions = np.where(np.arange(200) < wrong, 1 - CHAIN_LABELS, CHAIN_LABELS)
+            own = candidate(seed, predictions, level=level, precision=precision)
+            quality = quality_row(CHAIN_LABELS, predictions, num_classes=2)
+            numbers = dict.fromkeys(set(FACT_COLUMNS) - {"artifact", "artifact_sha256"}, 1000.0)
+            numbers |= {"int8_mac_share": 0.0, "agreement": 1.0, "memory_mb": 0.01, **quality}
+            own = replace(own, facts=numbers)
+            if (level, precision) in failed:
+                own = Candidate(own.spec, error="RuntimeError: no kernel")
+            found.append(own)
+    return found
+
+
+def decided(candidates, *, unmeasured=()):
+    """The way of notebook 04 from prepared candidates to the decision."""
+    rows = [
+        {"candidate": c.name, "round": i, "latency_ms": np.nan if c.name in unmeasured else 1.0}
+        for c in candidates
+        if c.spec.seed == 0 and c.logits is not None
+        for i in range(10)
+    ]
+    samples = pd.DataFrame(rows).assign(error="")
+    measured = Measurement(samples, pd.DataFrame({"round": range(10), "reference_ms": 0.5}))
+    sweep = sweep_table(
+        [c for c in candidates if c.spec.seed == 0],
+        measured,
+        batch_size=1,
+        power_watts=2.0,
+        latency_multiplier=1.0,
+        memory_budgets_mb=[1.0],
+        active_memory_budget_mb=1.0,
+    )
+    sweep = with_seeds(sweep, candidates, labels=CHAIN_LABELS)
+    answers = answers_of(candidates, labels=CHAIN_LABELS, class_names=["a", "b"])
+    recalls = recall_table(candidates, CHAIN_LABELS, class_names=["a", "b"])
+    return decide(sweep, gates=Gates(), answers=answers, recalls=recalls, samples=samples)
+
+
+WRONG = {(0.0, "fp32"): 10, (0.0, "int8"): 11, (0.5, "fp32"): 12}
+
+
+def test_sweep_table_to_decide_says_that_nothing_fits_when_the_baseline_failed():
+    decision = decided(prepared(WRONG, failed=[(0.0, "fp32")]))
+    assert decision.pick is None
+    assert decision.reason.startswith("Nothing fits")
+    assert "RuntimeError: no kernel" in decision.reason
+    assert len(decision.rejected) == 3
+    assert decision.to_dict()["baseline"]["accuracy"] is None
+
+
+def test_sweep_table_to_decide_writes_no_nan_beside_a_baseline_that_was_not_timed():
+    candidates = prepared(WRONG)
+    decision = decided(candidates, unmeasured=[candidates[0].name])
+    assert decision.pick["candidate"] == "small_cnn-p0-torch-int8"
+    assert "baseline not known" in decision.reason
+    words = [decision.reason, decision.what_it_would_take, *decision.rejected["reason"]]
+    assert not re.search(r"\bnan\b", " ".join(words), re.IGNORECASE)
+
+
+def test_sweep_table_to_decide_judges_all_seeds():
+    decision = decided(prepared(WRONG))
+    assert decision.baseline["candidate"] == "small_cnn-p0-torch-fp32"
+    assert decision.baseline["seeds"] == 2
+    assert decision.pick["accuracy_drop_low"] <= decision.pick["accuracy_drop"]
+    assert decision.recall_checked

@@ -105,21 +105,45 @@ def test_what_was_measured_after_the_choice_is_on_the_card(reports):
     assert expected in page.find(class_="card").text
 
 
+def against_pick(summary, role, **changes):
+    """Row of the comparison on test images: what ``role`` leads the pick by."""
+    row = {
+        "candidate": summary[role]["candidate"],
+        "accuracy_difference": 0.005,
+        "difference_low": -0.002,
+        "difference_high": 0.012,
+        "p_holm": 0.0421,
+        "significant": False,
+        "method": "exact McNemar test, Tango interval",
+    }
+    return row | changes
+
+
 @pytest.mark.parametrize(
-    ("significant", "words"), [(False, "no difference detected"), (True, "a difference")]
+    ("significant", "words"), [(False, "no difference detected, "), (True, "")]
 )
 def test_the_card_says_whether_the_pick_differs_on_the_test_images(reports, significant, words):
     sweep = synthetic_sweep()
     summary = decide(sweep, gates=Gates()).to_dict()
-    row = {
-        "candidate": summary["baseline"]["candidate"],
-        "accuracy_difference": 0.005,  # the baseline's lead
-        "p_holm": 0.0421,
-        "significant": significant,
-    }
+    row = against_pick(summary, "baseline", significant=significant)
     page = index_of(reports, sweep.assign(test_accuracy=0.8), summary | {"against_pick": [row]})
-    text = f"there -0.5 points against the baseline: {words} (McNemar, p = 0.042)"
+    text = (
+        f"there -0.5 points (95% interval -1.2 to +0.2, {words}"
+        "exact McNemar test, Tango interval, p = 0.042) against the baseline"
+    )
     assert text in page.find(class_="card").text
+
+
+@pytest.mark.parametrize(("lead", "word"), [(0.0056, "better: +0.6"), (-0.0056, "worse: -0.6")])
+def test_the_card_names_the_runner_up_s_lead_only_when_it_is_significant(reports, lead, word):
+    sweep = synthetic_sweep()
+    summary = decide(sweep, gates=Gates()).to_dict()
+    changes = {"accuracy_difference": lead, "p_holm": 0.035}
+    for significant in (True, False):
+        row = against_pick(summary, "runner_up", significant=significant, **changes)
+        page = index_of(reports, sweep.assign(test_accuracy=0.8), summary | {"against_pick": [row]})
+        told = f"there the runner-up is {word} points" in page.find(class_="card").text
+        assert told == significant
 
 
 def test_the_rules_are_told_with_how_many_met_them():
@@ -419,8 +443,15 @@ def test_numbers_with_a_unit_that_suits_them(value, column, text):
 
 
 def test_differences_and_ratios_against_the_baseline():
-    assert points(0.87, 0.885) == ("-1.5 points against the baseline on validation images")
-    assert points(0.87, None) == ""
+    pick, baseline = {"accuracy": 0.87}, {"accuracy": 0.885}
+    change = "-1.5 points against the baseline on validation images"
+    assert points(pick, baseline) == change
+    assert points(pick, {}) == ""
+    ends = {"accuracy_drop_low": 0.011, "accuracy_drop_high": 0.019}
+    between = f"{change}, paired interval -1.9 to -1.1"
+    assert points(pick | ends, baseline) == between
+    within = points(pick | ends | {"accuracy_within": 0.02}, baseline)
+    assert within == f"{between}: within the 2 points that the gate allows"
     assert signed(-0.04) == "0.0"
     words = ("faster", "slower")
     assert times({"x": 1.0}, {"x": 6.64}, "x", words=words) == (

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from edgeopt.selection import (
     apply_budgets,
     budget_column,
+    frontier_twins,
     pareto_frontier,
     precision_tradeoff_table,
 )
@@ -170,6 +171,25 @@ class TestParetoFrontier:
         random.shuffle(order)
         shuffled = pareto_frontier(frame.iloc[order], "latency_ms")
         assert points(shuffled) == points(pareto_frontier(frame, "latency_ms"))
+
+
+class TestFrontierTwins:
+    def test_frontier_twins_are_equal_in_both_numbers(self):
+        frame = sweep(
+            candidate=["a", "b", "slow", "worse", "c", "d", "refused"],
+            latency_ms=[1.0, 1.0, 1.1, 1.0, 2.0, 2.0, 1.0],
+            accuracy=[0.8, 0.8, 0.8, 0.79, 0.9, 0.9, 0.8],
+        ).assign(accepted=[True] * 6 + [False])
+        twins = frontier_twins(frame, "latency_ms")
+        assert twins.to_numpy().tolist() == [["b", "a"], ["d", "c"]]
+        assert list(twins) == ["candidate", "equals"]
+        on_it = pareto_frontier(frame, "latency_ms")["candidate"].tolist()
+        assert on_it == twins["equals"].tolist()
+
+    def test_frontier_twins_of_a_frontier_of_all_are_none(self):
+        frame = sweep(candidate=["a", "b"], latency_ms=[1.0, 2.0], accuracy=[0.8, 0.9])
+        assert frontier_twins(frame, "latency_ms").empty
+        assert frontier_twins(frame.iloc[:0], "latency_ms").empty
 
 
 class TestPrecisionTradeoffs:

@@ -80,6 +80,7 @@ def synthetic_run(folder: Path, name: str = "made-up", *, sweep: pd.DataFrame | 
     run = open_run(name, root=folder)
     sweep = synthetic_sweep() if sweep is None else sweep
     run.write_table("sweep_results.csv", sweep)
+    run.write_table("conditions.csv", pd.DataFrame({"reference_ms": [1.0]}))
     run.write_json("summary.json", decide(sweep, gates=Gates()).to_dict())
     counts = {"train": 12000, "calibration": 640, "validation": 3000, "test": 5000}
     run.write_json("data.json", {"name": "invented", "checksum": "0" * 64, "counts": counts})
