@@ -6,7 +6,7 @@ import pytest
 
 from edgeopt.answers import Answers
 from edgeopt.decision import decide, find_baseline
-from edgeopt.gates import Constraints, Gates, gate_table
+from edgeopt.gates import Constraints, Gates, gate_table, rules
 
 NAN = float("nan")
 COLUMNS = ["candidate", "accuracy", "latency_p50_ms", "memory_mb", "pruning_level", "precision"]
@@ -91,6 +91,26 @@ class TestGates:
         assert judged["worst_recall_drop"] == pytest.approx(0.11)
         assert judged["verdict"] == "bad"
         assert "fall of recall of class 'dog' 11.00 points" in judged["missed"]
+
+    def test_gate_table_says_within_which_gate_the_whole_interval_lies(self):
+        ends = {"surely": (0.010, 0.02), "about": (0.015, 0.03), "open": (0.03, 0.06)}
+        columns = ["candidate", "gate", "class_name", "images", "value", "low", "high"]
+        intervals = pd.DataFrame(
+            [(name, "accuracy_drop", "", 99, 0.02, *own) for name, own in ends.items()],
+            columns=columns,
+        )
+        frame = sweep(*[row(name, 0.88, 0.5, 0.05) for name in ends])
+        table = gate_table(frame, baseline="base", gates=Gates(), intervals=intervals)
+        within = table.set_index("candidate")["accuracy_within"]
+        assert within.drop("base").tolist() == pytest.approx([0.02, 0.05, NAN], nan_ok=True)
+
+    def test_rules_say_how_accuracy_is_judged(self):
+        def told(gates):
+            return dict(rules(gates, constraints=Constraints(), active_memory_budget_mb=1.0))
+
+        assert told(Gates())["accuracy and recalls"].startswith("judged by paired intervals at 95.")
+        assert told(Gates(gate_confidence=0))["accuracy and recalls"] == "judged by the estimates"
+        assert told(Gates())["as fast within noise"] == "at most 5.0% above the fastest"
 
     def test_bad_input(self):
         frame = sweep(row("x", 0.9, 0.5, 0.05))

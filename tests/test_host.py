@@ -1,6 +1,6 @@
 import pytest
 
-from edgeopt.host import Int8Scheme, host_facts, int8_scheme
+from edgeopt.host import HOST_IDENTITY, NOT_TOLD, Int8Scheme, host_facts, int8_scheme
 
 XEON = """\
 processor\t: 0
@@ -24,6 +24,33 @@ processor\t: 1
 Features\t: fp asimd evtstrm aes crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp
 CPU part\t: 0xd0b
 """
+
+
+EPYC = """\
+processor\t: 0
+vendor_id\t: AuthenticAMD
+cpu family\t: 25
+model\t\t: 17
+model name\t: AMD EPYC
+stepping\t: 1
+flags\t\t: fpu avx2 avx512f avx512_vnni
+"""
+
+
+def test_host_facts_tell_designs_of_one_name_apart():
+    facts = host_facts(cpuinfo=EPYC)
+    assert facts["cpu"] == "AMD EPYC"
+    assert [facts[name] for name in ("cpu_family", "cpu_model", "cpu_stepping")] == [
+        "25", "17", "1"
+    ]  # fmt: skip
+    assert facts["cpu_part"] == NOT_TOLD
+    assert host_facts(cpuinfo=PI_5)["cpu_part"] == "0xd0b"
+
+
+def test_host_facts_hold_all_that_makes_a_host():
+    assert set(HOST_IDENTITY) <= set(host_facts(cpuinfo=EPYC))
+    other = host_facts(cpuinfo=EPYC.replace(": 17", ": 1"))
+    assert [n for n in HOST_IDENTITY if other[n] != host_facts(cpuinfo=EPYC)[n]] == ["cpu_model"]
 
 
 def test_an_x86_server_is_described_from_its_cpuinfo():

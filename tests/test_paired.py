@@ -131,6 +131,14 @@ def test_detectable_difference_has_the_asked_power():
     assert mcnemar_power(0.9 * smallest, **options) < 0.8
 
 
+def test_paired_comparison_detects_at_the_strictest_step_of_holm():
+    base = np.ones(500, dtype=bool)
+    variants = {f"v{n}": flipped(base, *range(n)) for n in (50, 40)}
+    table = paired_comparison({"p": base, **variants}, parent="p", alpha=0.1)
+    expected = detectable_difference(500, disagreement=0.1, alpha=0.05)
+    assert table["detectable_difference"][0] == expected
+
+
 def test_detectable_difference_without_disagreement_brings_its_own():
     # all disagreements favour one side, and alpha = 0.05 needs 6 of them: P(Bin(N, D) >= 6) = 0.8
     smallest = detectable_difference(1000, disagreement=0.0)

@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from edgeopt import runtimes
 from edgeopt._upstream import RuntimeUnavailable
 from edgeopt.export import Artifact
 from edgeopt.runtimes import ArtifactError, load_session, session_logits
@@ -79,6 +82,69 @@ def test_torch_gets_its_own_thread_count_back(images):
     try:
         load_session(artifact_of("torch", "fp32"), threads=1)(images[:1])
         assert torch.get_num_threads() == CORES
+    finally:
+        torch.set_num_threads(before)
+
+
+LOGITS_OF = {
+    "torch": lambda native: native.float().numpy(),
+    "onnxruntime": lambda native: native[0],
+    "executorch": lambda native: native[0].numpy(),
+    "openvino": lambda native: native[0],
+}
+
+
+@pytest.mark.parametrize(("runtime", "precision"), TARGETS)
+def test_bound_calls_give_the_logits_of_the_session(runtime, precision, images):
+    session = load_session(artifact_of(runtime, precision))
+    expected = session(images[:1])
+    session(images[1:2])
+    with session.bound(images[:1]) as call:
+        found = [LOGITS_OF[runtime](call()).copy() for _ in range(2)]
+    assert np.array_equal(found, [expected, expected])
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_bound_calls_enter_no_function_of_this_package(runtime, images):
+    session, entered = load_session(artifact_of(runtime, "fp32")), set()
+
+    def note(frame, event, _):
+        if event == "call":
+            entered.add(Path(frame.f_code.co_filename).parent)
+
+    with session.bound(images[:1]) as call:
+        sys.setprofile(note)
+        try:
+            call()
+        finally:
+            sys.setprofile(None)
+    assert Path(runtimes.__file__).parent not in entered
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize(
+    "wrong", [np.zeros((2, 1, 28, 28), np.float32), np.zeros((1, 1, 28, 28))], ids=["batch", "f64"]
+)
+def test_bound_refuses_another_shape_or_dtype(runtime, wrong):
+    session = load_session(artifact_of(runtime, "fp32"))
+    with (
+        pytest.raises(ValueError, match=rf"takes float32 \(1, 1, 28, 28\), got {wrong.dtype}"),
+        session.bound(wrong),
+    ):
+        pass
+
+
+@pytest.mark.skipif(CORES < 2, reason="one core has one thread count")
+@pytest.mark.parametrize("fails", [False, True])
+def test_bound_gives_torch_its_threads_back(fails, images):
+    session, before, inside = load_session(artifact_of("torch", "fp32")), torch.get_num_threads(), []
+    torch.set_num_threads(CORES)
+    try:
+        with suppress(ZeroDivisionError), session.bound(images[:1]):
+            inside.append(torch.get_num_threads())
+            if fails:
+                raise ZeroDivisionError
+        assert (inside, torch.get_num_threads()) == ([1], CORES)
     finally:
         torch.set_num_threads(before)
 
