@@ -15,7 +15,6 @@ from edgeopt.latency import (
     round_weights,
 )
 
-
 RATIO = ["latency_ratio", "latency_ratio_low", "latency_ratio_high"]
 
 

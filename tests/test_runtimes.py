@@ -137,7 +137,8 @@ def test_bound_refuses_another_shape_or_dtype(runtime, wrong):
 @pytest.mark.skipif(CORES < 2, reason="one core has one thread count")
 @pytest.mark.parametrize("fails", [False, True])
 def test_bound_gives_torch_its_threads_back(fails, images):
-    session, before, inside = load_session(artifact_of("torch", "fp32")), torch.get_num_threads(), []
+    session = load_session(artifact_of("torch", "fp32"))
+    before, inside = torch.get_num_threads(), []
     torch.set_num_threads(CORES)
     try:
         with suppress(ZeroDivisionError), session.bound(images[:1]):
