@@ -72,7 +72,7 @@ baseline = load_small_cnn(folder.require(Recipe(0.0, "baseline", config.seeds[0]
 scheme = int8_scheme(host_facts()["isa"])
 specs = grid([0.0], config.precisions, config.runtimes, seed=config.seeds[0])
 
-# %%
+# %% tags=["nbval-ignore-output"]
 with process_pool() as pool:
     candidates = prepare_candidates(
         specs,

@@ -126,7 +126,7 @@ calibration = {
     "scheme": int8_scheme(host_facts()["isa"]),
 }
 
-# %%
+# %% tags=["nbval-ignore-output"]
 with process_pool() as pool:
     prepared = prepare_candidates(
         specs,
