@@ -198,8 +198,7 @@ def _results(task: Callable, chunks: list, *, executor: Executor | None) -> Iter
         yield from (executor.map if executor else map)(task, chunks)
     except BrokenProcessPool as error:
         raise RuntimeError(
-            "a process that decodes images ended: memory ran out, or the calling script has no "
-            "`if __name__ == '__main__':` around its work, which new processes import"
+            "a process that decodes images ended without a word: memory may have run out"
         ) from error
 
 

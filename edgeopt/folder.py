@@ -2,9 +2,12 @@
 
 import hashlib
 import logging
+import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -174,38 +177,18 @@ def _decoded(
     contents: _Contents, root: Path, *, preprocessing: Preprocessing, data_dir: str | Path
 ) -> tuple[str, PixelFile]:
     """Return the checksum over names and bytes of all pictures, and their decoded images."""
-    folder = Path(data_dir) / "decoded"
+    folder, pictures = Path(data_dir) / "decoded", contents.pictures
     where = hashlib.sha256(str(root.resolve()).encode(errors="surrogateescape")).hexdigest()
     index = folder / f"index-{where[:16]}.txt"
-    with decoding(folder) as temporary:
-        if known := known_contents(index, contents.pictures):
-            checksum = combined_checksum(known)
-            if found := open_decoded(_pixel_path(folder, checksum, preprocessing)):
-                write_index(index, contents.pictures, known)
-                return checksum, found
-        digests, read = _decode(
-            contents.pictures, root, preprocessing=preprocessing, temporary=temporary
-        )
-        by_name = {p.name: digest for p, digest in zip(contents.pictures, read, strict=True)}
-        checksum = combined_checksum(by_name)
-        path = _pixel_path(folder, checksum, preprocessing)
-        found = keep_decoded(temporary, path, digests=digests)
-        write_index(index, contents.pictures, by_name)
-    return checksum, found
-
-
-def _pixel_path(folder: Path, checksum: str, preprocessing: Preprocessing) -> Path:
-    return folder / f"{checksum[:16]}-{preprocessing.geometry}.npy"
-
-
-def _decode(
-    pictures: Sequence[Picture], root: Path, *, preprocessing: Preprocessing, temporary: Path
-) -> tuple[NDArray[np.uint8], list[str]]:
-    first = pictures[0].path
-    shape = read_picture(first, preprocessing)[0].shape
-    size = sum(picture.stamp[0] for picture in pictures)
-    with process_pool() if size > PARALLEL_BYTES else nullcontext() as executor:
-        return decode_all(
+    kept = partial(_kept, index, pictures, preprocessing=preprocessing)
+    if found := kept():
+        return found
+    with _workers(pictures) as executor, decoding(folder) as temporary:
+        if found := kept():  # another process was faster
+            return found
+        first = pictures[0].path
+        shape = read_picture(first, preprocessing)[0].shape
+        digests, read = decode_all(
             [picture.path for picture in pictures],
             partial(_read_alike, preprocessing=preprocessing, first=first, shape=shape),
             temporary=temporary,
@@ -213,6 +196,49 @@ def _decode(
             executor=executor,
             title=root.name,
         )
+        by_name = {p.name: content for p, content in zip(pictures, read, strict=True)}
+        checksum = combined_checksum(by_name)
+        path = _pixel_path(folder, checksum, preprocessing)
+        pixels = keep_decoded(temporary, path, digests=digests)
+        write_index(index, pictures, by_name)
+    return checksum, pixels
+
+
+def _kept(
+    index: Path, pictures: Sequence[Picture], *, preprocessing: Preprocessing
+) -> tuple[str, PixelFile] | None:
+    """Find what an earlier load of the same pictures left, if anything."""
+    known = known_contents(index, pictures)
+    if not known:
+        return None
+    checksum = combined_checksum(known)
+    found = open_decoded(_pixel_path(index.parent, checksum, preprocessing))
+    return (checksum, found) if found else None
+
+
+def _pixel_path(folder: Path, checksum: str, preprocessing: Preprocessing) -> Path:
+    return folder / f"{checksum[:16]}-{preprocessing.geometry}.npy"
+
+
+@contextmanager
+def _workers(pictures: Sequence[Picture]) -> Iterator[Executor | None]:
+    """Start processes where there is much to decode.
+
+    They import the calling script. One without a guard ends here, before it would wait for a lock
+    that its parent holds.
+    """
+    if sum(picture.stamp[0] for picture in pictures) <= PARALLEL_BYTES:
+        yield None
+        return
+    with process_pool() as pool:
+        try:
+            pool.submit(os.getpid).result()
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "the processes that decode images cannot start; a script that loads images needs "
+                "`if __name__ == '__main__':` around its work, because they import it"
+            ) from error
+        yield pool
 
 
 def _read_alike(

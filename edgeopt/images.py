@@ -31,8 +31,9 @@ def read_picture(path: Path, preprocessing: Preprocessing) -> tuple[NDArray[np.u
             content = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
             with _opened(file, limit=preprocessing.max_image_pixels) as picture:
+                depth = _grey_depth(picture)
                 upright = ImageOps.exif_transpose(picture)
-                colour = _eight_bit(upright, kind=picture.format).convert("RGB")
+                colour = _eight_bit(upright, depth=depth).convert("RGB")
         return stored_form(colour, preprocessing), content
     except Exception as error:  # Pillow's readers raise whatever they like on a broken file
         raise ValueError(f"cannot read the image {path}: {error}") from error
@@ -65,18 +66,23 @@ def _require_pixels(width: int, height: int, *, limit: int, what: str) -> None:
         )
 
 
-def _eight_bit(picture: Image.Image, *, kind: str | None) -> Image.Image:
+def _grey_depth(picture: Image.Image) -> int:
+    """Bits of a grey picture that has more than 8; 0 for all others."""
+    if picture.format == "TIFF" and picture.mode in _GREY_16:
+        [depth] = picture.tag_v2[_BITS_PER_SAMPLE]
+        return depth
+    deep = picture.mode in (*_GREY_16, "I") and picture.format in _GREY_16_FORMATS
+    return 16 if deep else 0
+
+
+def _eight_bit(picture: Image.Image, *, depth: int) -> Image.Image:
     """Scale grey of more than 8 bits by its depth: full scale becomes 255."""
-    deep = picture.mode in _GREY_16 or (picture.mode == "I" and kind in _GREY_16_FORMATS)
-    if deep:
-        depth = 16
-        if kind == "TIFF":
-            depth = picture.getexif().get(_BITS_PER_SAMPLE, depth)
+    if depth:
         scaled = np.asarray(picture) * (255 / (2**depth - 1))
         return Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8))
-    if picture.mode in ("I", "F"):
+    if picture.mode in ("I", "F", *_GREY_16):
         raise ValueError(
-            f"its pixels have no known range (mode {picture.mode}); allowed: 8, 16 bit"
+            f"its pixels have no known range (mode {picture.mode}); allowed: 8 or 16 bits"
         )
     if picture.mode in ("P", "PA"):
         return picture.convert("RGBA")

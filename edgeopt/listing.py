@@ -61,16 +61,19 @@ def list_pictures(folder: Path, *, root: Path) -> tuple[list[Picture], list[str]
 def known_contents(index: Path, pictures: Sequence[Picture]) -> dict[str, str]:
     """SHA-256 of every picture by name, from an index of an earlier reading.
 
-    Pictures that are new or changed since are read. Empty where there is no index.
+    Pictures that are new or changed since are read, and kept. Empty where there is no index.
     """
     kept = _read_index(index)
     if not kept:
         return {}
-    found = {}
+    found, changed = {}, False
     for picture in pictures:
         stamp, content = kept.get(picture.name, (None, ""))
-        unchanged = stamp == picture.stamp
-        found[picture.name] = content if unchanged else file_sha256(picture.path)
+        if stamp != picture.stamp:
+            content, changed = file_sha256(picture.path), True
+        found[picture.name] = content
+    if changed:
+        write_index(index, pictures, found)
     return found
 
 

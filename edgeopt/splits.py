@@ -3,8 +3,9 @@
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -74,6 +75,14 @@ class Split(Dataset):
             )
         for name in ("mean", "std"):
             per_channel(getattr(self, name), name=name, channels=self.shape[0])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to another process by value.
+
+        torch would move the tensors to shared memory, under the arrays that look at them.
+        """
+        held = [getattr(self, field.name) for field in fields(self)]
+        return _split_of, tuple(v.numpy() if isinstance(v, Tensor) else v for v in held)
 
     def __len__(self) -> int:
         """Count the images."""
@@ -174,6 +183,11 @@ class Split(Dataset):
 def in_batches(images: Tensor | Split, size: int) -> Iterator[Tensor]:
     """Yield images [N, C, H, W] in their order, ``size`` at a time."""
     return images.batches(size) if isinstance(images, Split) else iter(images.split(size))
+
+
+def _split_of(*held: Any) -> Split:
+    """Build a split from its fields, tensors as arrays."""
+    return Split(*(torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in held))
 
 
 def _check_pixels(pixels: Tensor | PixelFile) -> None:

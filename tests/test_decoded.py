@@ -118,5 +118,5 @@ def test_results_say_what_a_lost_worker_may_mean(tmp_path):
         def map(self, *_: object) -> object:
             raise decoded.BrokenProcessPool("gone")
 
-    with pytest.raises(RuntimeError, match="memory ran out, or the calling script has no `if __na"):
+    with pytest.raises(RuntimeError, match="ended without a word: memory may have run out"):
         decode_all([1], decode, temporary=tmp_path / "t", shape=SHAPE, executor=Lost())

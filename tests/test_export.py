@@ -32,7 +32,7 @@ LARGEST_ERROR = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.1}  # of logits of about 
 
 @pytest.mark.parametrize(("runtime", "precision"), TARGETS)
 def test_every_target_computes_what_its_parent_does(runtime, precision):
-    images = striped_split(64, seed=3).images
+    images = striped_split(64, seed=3).take(64)
     expected = trained_cnn()(images).detach().numpy()
     logits = session_logits(load_session(artifact_of(runtime, precision)), images.numpy())
     assert logits.dtype == np.float32
@@ -88,7 +88,7 @@ def test_torch_int8_is_exported_in_deterministic_mode(tmp_path):
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_onnx_takes_any_batch(precision):
-    images = striped_split(5, seed=4).images
+    images = striped_split(5, seed=4).take(5)
     assert run_onnx(artifact_of("onnxruntime", precision).path, images).shape == (5, CLASSES)
 
 
@@ -118,7 +118,7 @@ def test_the_scheme_decides_the_weights(tmp_path, scheme, dtype, largest):
 
 @pytest.mark.parametrize("method", ["percentile", "entropy"])
 def test_calibration_methods_choose_other_ranges(tmp_path, method, capsys):
-    images = striped_split(64, seed=3).images
+    images = striped_split(64, seed=3).take(64)
     options = Int8Options(calibration=method)
     artifact = export(trained_cnn(), tmp_path / "m", precision="int8", options=options)
     logits = run_onnx(artifact.path, images)
@@ -129,7 +129,7 @@ def test_calibration_methods_choose_other_ranges(tmp_path, method, capsys):
 
 def test_nncf_quantizes_for_openvino(tmp_path):
     require_runtime("nncf")
-    images = striped_split(64, seed=3).images
+    images = striped_split(64, seed=3).take(64)
     artifact = export(
         trained_cnn(),
         tmp_path / "m",

@@ -4,6 +4,8 @@ import hashlib
 import os
 import shutil
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -173,6 +175,22 @@ def test_load_folder_decodes_in_worker_processes_what_is_large(folder, monkeypat
     for path in (folder.parent / "data/decoded").iterdir():
         path.unlink()
     assert same(load(folder).train, alone.train)
+
+
+def test_load_folder_names_the_guard_that_a_script_lacks(folder, tmp_path):
+    script = tmp_path / "script.py"
+    lines = [
+        "import edgeopt.folder, edgeopt.data",
+        "edgeopt.folder.PARALLEL_BYTES = 0",
+        f"edgeopt.data.load_splits('folder:{folder}', data_dir='{tmp_path / 'data'}')",
+    ]
+    script.write_text("\n".join(lines))
+    root = Path(__file__).parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "needs `if __name__ == '__main__':` around its work" in done.stderr
 
 
 def test_four_images_of_each_class_are_enough_and_three_are_not(tmp_path):

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -39,6 +40,17 @@ def test_read_picture_scales_16_bit_grey_by_its_depth(tmp_path, suffix):
     path = saved(tmp_path / f"deep.{suffix}", Image.fromarray(deep))
     assert read(path, GREY).tolist() == [[[0, 1, 128, 255]]]
     assert read(path).shape == (3, 1, 4)
+
+
+def test_read_picture_scales_12_bit_grey_by_its_depth(tmp_path):
+    # Two pixels, 0xFFF and 0x800, in three bytes; tags: width, height, bits, grey, where, how many
+    entries = [(256, 2), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (278, 1), (279, 3)]
+    tags = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in entries)
+    head = b"II*\x00" + struct.pack("<I", 12) + b"\xff\xf8\x00\x00"
+    path = tmp_path / "deep.tif"
+    path.write_bytes(head + struct.pack("<H", len(entries)) + tags + bytes(4))
+    # 0x800 of 0xFFF is 127.53 of 255
+    assert read(path, GREY).tolist() == [[[255, 128]]]
 
 
 def test_read_picture_refuses_floats_whose_range_nobody_knows(tmp_path):

@@ -70,6 +70,9 @@ def test_known_contents_reads_only_what_changed(root, tmp_path, monkeypatch):
     assert found.pop("a/2.png") == "read 2.png"
     assert found.pop("a/3.png") == "read 3.png"
     assert len(found) == 5
+    assert known_contents(index, list_pictures(root, root=root)[0])["a/3.png"] == "read 3.png"
+    monkeypatch.delattr("edgeopt.listing.file_sha256")
+    assert known_contents(index, list_pictures(root, root=root)[0])["a/2.png"] == "read 2.png"
     assert all(content == f"old {name}" for name, content in found.items())
 
 

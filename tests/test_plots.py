@@ -486,7 +486,7 @@ class TestCompression:
         colors = {to_hex(bar.get_facecolor()) for bar in ax.patches}
         assert colors == {to_hex(c) for c in style.PRECISION_COLORS.values()}
 
-    def test_diagnosis_keeps_the_order_and_names_the_guilty_channel(self):
+    def test_diagnosis_keeps_the_order_and_names_the_worst_channel(self):
         table = pd.DataFrame(
             {
                 "tensor": ["/a/Relu", "b", "c"],
@@ -494,7 +494,7 @@ class TestCompression:
                 "sqnr_alone_db": [3.0, 18.0, 25.0],
                 "sqnr_accumulated_db": [2.0, 9.0, 8.0],
                 "accuracy_alone": [0.3, 0.86, 0.87],
-                "guilty_channel": [3, 0, 1],
+                "worst_channel": [3, 0, 1],
                 "outlier_ratio": [900.0, 2.0, 1.5],
             }
         )
