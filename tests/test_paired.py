@@ -274,7 +274,7 @@ def test_two_level_spread_of_a_latin_square_is_that_of_the_rest():
 def three_seeds():
     """Parent and variant on 5,000 images that differ by -0.36, -0.58 and -0.28 points."""
     parent, variant = np.ones((2, 3, 5000), dtype=bool)
-    for seed, (lost, gained) in enumerate([(91, 73), (96, 67), (86, 72)]):
+    for seed, (lost, gained) in enumerate([(92, 74), (96, 67), (86, 72)]):
         # some of the images are lost, or gained, with two seeds
         variant[seed, 80 * seed : 80 * seed + lost] = False
         parent[seed, 1000 + 65 * seed : 1000 + 65 * seed + gained] = False
@@ -286,7 +286,7 @@ def test_paired_difference_tests_the_mean_of_the_seeds_that_it_shows():
     found = paired_difference(variant, parent)
     assert found.difference == pytest.approx(-(0.0036 + 0.0058 + 0.0028) / 3)
     first = paired_difference(variant[0], parent[0])
-    assert first.p_value == pytest.approx(binomtest(73, 91 + 73).pvalue)
+    assert first.p_value == pytest.approx(binomtest(74, 92 + 74).pvalue)
     assert first.p_value > 0.15
     assert found.p_value < first.p_value / 10
     assert found.method == "paired over images and seeds (two-level)"
@@ -319,7 +319,7 @@ def test_paired_difference_refuses_other_shapes():
 def test_paired_comparison_of_seeds_is_over_all_of_them():
     variant, parent = three_seeds()
     row = paired_comparison({"p": parent, "v": variant}, parent="p").iloc[0]
-    assert row[["seeds", "images", "lost", "gained"]].tolist() == [3, 5000, 273, 212]
+    assert row[["seeds", "images", "lost", "gained"]].tolist() == [3, 5000, 274, 213]
     assert row["accuracy"] == pytest.approx(variant.mean())
     expected = paired_difference(variant, parent)
     columns = ["accuracy_difference", "difference_low", "difference_high", "p_value", "method"]

@@ -48,6 +48,7 @@ def test_two_level_interval_is_of_shares():
     interval = two_level_interval(far_apart)
     assert interval.low > 0
     assert interval.high == 1.0
+    assert two_level_interval(~far_apart).low == 0.0
 
 
 def test_two_level_interval_is_no_narrower_than_either_level():
@@ -144,6 +145,27 @@ def test_the_seed_decides():
     pd.testing.assert_frame_equal(first, frontier_probability(correct, samples, seed=3))
 
 
+@pytest.mark.parametrize("latency", [1.0, 2.0])
+def test_frontier_probability_draws_other_images_with_another_seed(latency):
+    correct = {"a": answers(0.5), "b": ~answers(0.5)}
+    samples = latency_samples({"a": 1.0, "b": latency})  # without spread only images are drawn
+    found = [frontier_probability(correct, samples, seed=seed) for seed in (3, 4)]
+    assert not found[0].equals(found[1])
+
+
+def test_frontier_probability_knows_ties_of_thirds():
+    # of three seeds the fast one has one right everywhere; the slow one has two, one and none
+    fast = np.zeros((3, 30), dtype=bool)
+    fast[0] = True
+    slow = np.stack([np.arange(30) < 20, np.arange(30) < 10, np.zeros(30, dtype=bool)])
+    samples = latency_samples({"fast": 1.0, "slow": 2.0})
+    table = frontier_probability({"fast": fast, "slow": slow}, samples, replicates=20_000)
+    # it is better where the first ten images are drawn more often than the last ten
+    counts = np.random.default_rng(9).multinomial(30, [1 / 3] * 3, size=200_000)
+    better = np.mean(counts[:, 0] > counts[:, 2])
+    assert table["frontier_probability"][1] == pytest.approx(better, abs=0.015)
+
+
 def test_one_candidate_is_the_frontier():
     table = frontier_probability({"a": answers(0.5)}, latency_samples({"a": 1.0}))
     assert table["frontier_probability"].tolist() == [1.0]
@@ -153,7 +175,7 @@ def test_one_candidate_is_the_frontier():
 def test_frontier_probability_names_missing_samples():
     correct = {"a": answers(0.5), "b": answers(0.6), "c": answers(0.7)}
     samples = latency_samples({"a": 1.0, "b": 2.0})
-    samples.loc[samples["candidate"] == "b", "latency_ms"] = np.nan
+    samples.loc[samples["candidate"].eq("b") & samples["round"].eq(4), "latency_ms"] = np.nan
     with pytest.raises(ValueError, match="no latency samples of b, c: not measured, or failed"):
         frontier_probability(correct, samples)
 
