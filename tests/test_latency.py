@@ -189,10 +189,10 @@ def test_median_interval_covers_93_to_97_percent(autocorrelation):
     assert 0.93 <= found <= 0.97
 
 
-def two_candidates(rng, *, ratio, shared, own):
+def two_candidates(rng, *, ratio, shared, own, load=0.0, rounds=20):
     """Two candidates whose rounds share an effect; the second one's median is ``ratio`` times."""
-    effect = rng.normal(0, shared, (20, 1))
-    noise = [rng.normal(0, own, (20, 10)) for _ in range(2)]
+    effect = rng.normal(0, shared, (rounds, 1))
+    noise = [rng.normal(0, load, (rounds, 1)) + rng.normal(0, own, (rounds, 10)) for _ in range(2)]
     first, second = (
         scale * np.exp(effect + each) for scale, each in zip((1, ratio), noise, strict=True)
     )
@@ -225,8 +225,23 @@ def test_latency_ratios_cancel_what_slows_a_round_for_both():
     assert (alone > 1.1).all()
 
 
+def test_latency_ratios_do_not_depend_on_what_the_rounds_share():
+    tables = [
+        latency_ratios(
+            two_candidates(
+                np.random.default_rng(4), ratio=1.1, shared=shared, load=0.01, own=0.003
+            ),
+            to="first",
+        )
+        for shared in (0.0, 0.3)
+    ]
+    quiet, shaken = (table[RATIO].to_numpy() for table in tables)
+    assert shaken == pytest.approx(quiet, rel=1e-9)
+
+
 def test_latency_ratios_the_other_way_round_are_the_inverse():
-    samples = two_candidates(np.random.default_rng(2), ratio=1.3, shared=0.1, own=0.05)
+    rng = np.random.default_rng(2)
+    samples = two_candidates(rng, ratio=1.3, shared=0.1, own=0.05, rounds=21)
     there, back = (
         latency_ratios(samples, to=to).set_index("candidate").loc[other, RATIO].to_numpy()
         for to, other in (("first", "second"), ("second", "first"))
@@ -236,7 +251,7 @@ def test_latency_ratios_the_other_way_round_are_the_inverse():
 
 def test_latency_ratios_of_a_noisy_fastest_one_tell_the_distance_and_the_doubt():
     fast = np.where(np.arange(20) % 2 * (np.arange(20) < 18), 3.0, 1.0)  # slow in 9 of 20 rounds
-    rival = np.tile([2.85, 2.95], 10)
+    rival = np.full(20, 2.9)
     samples = pd.concat(
         [
             samples_of(fast, calls=1, candidate="fast"),
@@ -254,7 +269,7 @@ def test_latency_ratios_of_a_noisy_fastest_one_tell_the_distance_and_the_doubt()
 def ratio_coverage(*, tries):
     rng, hits = np.random.default_rng(1), 0
     for seed in range(tries):
-        samples = two_candidates(rng, ratio=1.1, shared=0.05, own=0.01)
+        samples = two_candidates(rng, ratio=1.1, shared=0.05, load=0.01, own=0.003)
         row = latency_ratios(samples, to="first", replicates=400, seed=seed).iloc[1]
         hits += row["latency_ratio_low"] <= 1.1 <= row["latency_ratio_high"]
     return hits / tries
