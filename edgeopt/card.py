@@ -157,7 +157,8 @@ def points(row: Mapping[str, Any], baseline: Mapping[str, Any]) -> str:
     text = f"{signed(100 * (value - reference))} points against the baseline on validation images"
     low, high = row.get("accuracy_drop_low"), row.get("accuracy_drop_high")
     if known(low) and known(high):
-        text += f", paired interval {signed(-100 * high)} to {signed(-100 * low)}"
+        confidence = f"{row['accuracy_drop_confidence']:.0%}"
+        text += f", paired {confidence} interval {signed(-100 * high)} to {signed(-100 * low)}"
     if known(row.get("accuracy_within")):
         text += f": within the {100 * row['accuracy_within']:g} points that the gate allows"
     return text

@@ -176,8 +176,9 @@ def gate_table(
         ``candidate, accuracy_drop, size_reduction, latency_reduction`` (shares), ``verdict``
         (good, acceptable or bad), ``missed``, the gates that were missed in words, and
         ``not_settled``, the gates that the images do not decide. With ``intervals`` also
-        ``accuracy_drop_low``, ``accuracy_drop_high``, and ``accuracy_within``: the gate on the fall
-        of accuracy that was shown to be met, the stricter one of the two.
+        ``accuracy_drop_low``, ``accuracy_drop_high``, ``accuracy_drop_confidence``, and
+        ``accuracy_within``: the gate on the fall of accuracy that was shown to be met, the stricter
+        one of the two.
 
     Raises
     ------
@@ -224,7 +225,12 @@ def _with_interval(table: pd.DataFrame, intervals: pd.DataFrame, *, gates: Gates
     low, high = (table["candidate"].map(drops[end]) for end in ("low", "high"))
     bounds = (gates.accuracy_drop_good, gates.accuracy_drop_bad)
     within = np.select([high <= bound for bound in bounds], bounds, default=np.nan)
-    return table.assign(accuracy_drop_low=low, accuracy_drop_high=high, accuracy_within=within)
+    return table.assign(
+        accuracy_drop_low=low,
+        accuracy_drop_high=high,
+        accuracy_drop_confidence=gates.gate_confidence,
+        accuracy_within=within,
+    )
 
 
 def _recall_guard(recalls: pd.DataFrame, *, baseline: str, needed: Sequence[str]) -> pd.DataFrame:

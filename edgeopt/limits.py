@@ -76,7 +76,7 @@ class Limit:
         if pd.isna(value):
             return math.inf
         gap = (self.bound - value) if self.at_least else (value - self.bound)
-        if gap <= 0 or math.isclose(gap, 0, abs_tol=1e-12 + 1e-9 * abs(self.bound)):
+        if gap <= 0 or math.isclose(gap, 0, abs_tol=1e-12 * (1 + abs(self.bound))):
             return 0.0
         return gap / (abs(self.bound) or 1.0)
 

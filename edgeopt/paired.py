@@ -1,6 +1,6 @@
 """Paired comparison of candidates that answered the same images."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -45,6 +45,13 @@ class PairedDifference(NamedTuple):
     method: str
 
 
+class SeedSpread(NamedTuple):
+    """Variance of one seed's mean around that of all seeds, and the degrees of freedom of it."""
+
+    variance: float
+    freedom: float
+
+
 def paired_comparison(
     correct: Correct,
     *,
@@ -86,14 +93,18 @@ def paired_comparison(
 
 
 def paired_difference(
-    variant: ArrayLike, parent: ArrayLike, *, confidence: float = 0.95
+    variant: ArrayLike,
+    parent: ArrayLike,
+    *,
+    confidence: float = 0.95,
+    at_least: SeedSpread | None = None,
 ) -> PairedDifference:
     """Accuracy of ``variant`` minus ``parent``'s on the same images and seeds.
 
     Both say which images they get right, [images] or [seeds, images]. One seed, or differences that
     do not vary: the exact McNemar test (1947, doi:10.1007/BF02295996) on the first seed and Tango's
     score interval. Several seeds: the mean over seeds, with images and seeds as crossed random
-    effects as in :func:`two_level_interval`, and the t test that belongs to it.
+    effects as in :func:`two_level_spread`, and the t test that belongs to it.
     """
     first, second = (np.atleast_2d(np.asarray(rows, dtype=bool)) for rows in (variant, parent))
     if first.shape != second.shape:
@@ -101,7 +112,7 @@ def paired_difference(
             f"variant is {first.shape} and parent {second.shape}; allowed: the same seeds, images"
         )
     gaps = first.astype(float) - second
-    spread = two_level_spread(gaps)
+    spread = two_level_spread(gaps, at_least=at_least)
     if spread is None:
         lost, gained = int((gaps[0] < 0).sum()), int((gaps[0] > 0).sum())
         low, high = tango_interval(lost, gained, gaps.shape[1], confidence=confidence)
@@ -113,25 +124,54 @@ def paired_difference(
     return PairedDifference(mean, max(-1.0, mean - half), min(1.0, mean + half), p_value, TWO_LEVEL)
 
 
-def two_level_spread(table: NDArray[np.float64]) -> tuple[float, float] | None:
+def two_level_spread(
+    table: NDArray[np.float64], *, at_least: SeedSpread | None = None
+) -> tuple[float, float] | None:
     """Return standard error and degrees of freedom of the mean of values [seeds, images].
 
     Seeds and images are two crossed random effects: the variance of the mean is the sum of a seed
     component, ``MS_seed - MS_rest`` or 0 where that is negative, and ``MS_image``, at least
     ``MS_rest``, over ``seeds * images``, from the mean squares of the two-way layout; the degrees
     of freedom are Satterthwaite's over ``MS_image`` and, where the seed component is not 0,
-    ``MS_seed`` (doi:10.2307/3002019). None with one seed or one image, and where nothing varies.
+    ``MS_seed`` (doi:10.2307/3002019). ``at_least`` takes the place of a smaller seed component.
+    None with one seed or one image, and where nothing varies.
     """
-    (seeds, images), mean = table.shape, float(table.mean())
-    if min(seeds, images) == 1 or np.ptp(table) == 0:
+    if min(table.shape) == 1 or np.ptp(table) == 0:
         return None
+    (seeds, images), (of_seeds, of_images, rest) = table.shape, _mean_squares(table)
+    seed, image = max(0.0, of_seeds - rest), max(rest, of_images)
+    doubt = of_seeds**2 / (seeds - 1) if seed else 0.0
+    if at_least and images * at_least.variance > seed:
+        seed = images * at_least.variance
+        doubt = (seed + rest) ** 2 / at_least.freedom
+    freedom = (seed + image) ** 2 / (doubt + image**2 / (images - 1))
+    return float(np.sqrt((seed + image) / (seeds * images))), float(freedom)
+
+
+def pooled_seed_spread(tables: Sequence[NDArray[np.float64]]) -> SeedSpread | None:
+    """Mean seed variance of groups of images [seeds, images], taken for independent of each other.
+
+    A few seeds tell little of how much seeds vary in one group; all groups together tell more
+    (Smyth 2004, doi:10.2202/1544-6115.1027, pools in the same spirit). None with one seed.
+    """
+    varying = [table for table in tables if min(table.shape) > 1]
+    if not varying:
+        return None
+    components = [
+        (of_seeds - rest) / table.shape[1]
+        for table in varying
+        for of_seeds, _, rest in [_mean_squares(table)]
+    ]
+    freedom = (len(varying[0]) - 1) * len(varying)
+    return SeedSpread(max(0.0, float(np.mean(components))), freedom)
+
+
+def _mean_squares(table: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Mean squares of a two-way layout [seeds, images]: of seeds, of images, of the rest."""
+    (seeds, images), mean = table.shape, table.mean()
     by_seed, by_image = table.mean(axis=1), table.mean(axis=0)
     rest = np.sum((table - by_seed[:, None] - by_image + mean) ** 2) / (seeds - 1) / (images - 1)
-    of_seeds = images * by_seed.var(ddof=1)
-    seed, image = max(0.0, of_seeds - rest), max(rest, seeds * by_image.var(ddof=1))
-    doubt = (of_seeds if seed else 0.0) ** 2 / (seeds - 1) + image**2 / (images - 1)
-    freedom = (seed + image) ** 2 / doubt
-    return float(np.sqrt((seed + image) / (seeds * images))), float(freedom)
+    return images * by_seed.var(ddof=1), seeds * by_image.var(ddof=1), rest
 
 
 def tango_interval(

@@ -99,6 +99,8 @@ def test_estimate_of_one_byte_too_many_is_written_in_bytes():
     found = limit.estimate(pd.Series({"artifact_bytes": 51_201}))
     assert found.verdict == BROKEN
     assert found.text == "artifact on disk 51,201 bytes, allowed at most 51,200 bytes"
+    large = Limit("artifact_bytes", 8 * 2**30)
+    assert large.estimate(pd.Series({"artifact_bytes": 8 * 2**30 + 1})).verdict == BROKEN
     weights = Limit("memory_mb", 51_200 / 2**20).estimate(pd.Series({"memory_mb": 51_201 / 2**20}))
     assert weights.text == "weights 51,201 bytes, allowed at most 51,200 bytes"
 

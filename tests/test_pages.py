@@ -448,7 +448,8 @@ def test_differences_and_ratios_against_the_baseline():
     assert points(pick, baseline) == change
     assert points(pick, {}) == ""
     ends = {"accuracy_drop_low": 0.011, "accuracy_drop_high": 0.019}
-    between = f"{change}, paired interval -1.9 to -1.1"
+    ends["accuracy_drop_confidence"] = 0.9
+    between = f"{change}, paired 90% interval -1.9 to -1.1"
     assert points(pick | ends, baseline) == between
     within = points(pick | ends | {"accuracy_within": 0.02}, baseline)
     assert within == f"{between}: within the 2 points that the gate allows"

@@ -13,11 +13,13 @@ from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 
 from edgeopt.paired import (
+    SeedSpread,
     accuracy_ties,
     detectable_difference,
     mcnemar_power,
     paired_comparison,
     paired_difference,
+    pooled_seed_spread,
     tango_interval,
     two_level_spread,
 )
@@ -269,6 +271,32 @@ def test_two_level_spread_of_a_latin_square_is_that_of_the_rest():
     error, freedom = two_level_spread(np.eye(3))
     rest = 9 * (1 / 3) * (2 / 3) / 4
     assert (error, freedom) == pytest.approx((np.sqrt(rest / 9), 2))
+
+
+def test_pooled_seed_spread_is_the_mean_of_the_groups():
+    rng = np.random.default_rng(4)
+    groups = [rng.normal(size=(3, images)) + rng.normal(size=(3, 1)) for images in (20, 50)]
+    components = []
+    for group in groups:
+        of_seeds, _, rest = mean_squares(group)
+        components.append((of_seeds - rest) / group.shape[1])
+    found = pooled_seed_spread(groups)
+    assert found.variance == pytest.approx(np.mean(components))
+    assert found.freedom == (3 - 1) * 2
+    assert pooled_seed_spread([np.eye(4)[:1]]) is None
+    assert pooled_seed_spread([np.eye(3)]).variance == 0
+
+
+def test_two_level_spread_is_at_least_as_wide_as_it_is_told():
+    rng = np.random.default_rng(5)
+    table = rng.normal(size=(3, 40))
+    _, of_images, rest = mean_squares(table)
+    image = max(of_images, rest)
+    error, freedom = two_level_spread(table, at_least=SeedSpread(0.5, 8))
+    assert error == pytest.approx(np.sqrt((40 * 0.5 + image) / 120))
+    squares = (40 * 0.5 + rest) ** 2 / 8 + image**2 / 39
+    assert freedom == pytest.approx((40 * 0.5 + image) ** 2 / squares)
+    assert two_level_spread(table, at_least=SeedSpread(0.0, 8)) == two_level_spread(table)
 
 
 def three_seeds():
