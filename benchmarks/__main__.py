@@ -5,7 +5,7 @@ import subprocess
 import sys
 from functools import partial
 
-from benchmarks import backbones, latency, pages, quality, runtimes, study
+from benchmarks import backbones, data, latency, pages, quality, runtimes, study
 
 BENCHMARKS = {
     "harness": latency.harness_overhead,
@@ -19,11 +19,13 @@ BENCHMARKS = {
     "mobilenet-v3-large": partial(runtimes.backbone, "mobilenet_v3_large", goal=1.3),
     "quality": quality.default_run,
     "backbones": backbones.backbones,
+    "pictures": data.pictures,
+    "many-pictures": data.many_pictures,
     "index-page": pages.index_page,
     "filter": pages.filter_time,
     "five-seeds": pages.five_seeds,
 }
-ON_REQUEST = {"five-seeds", "backbones"}  # minutes, and half an hour
+ON_REQUEST = {"five-seeds", "backbones", "many-pictures"}  # minutes, and half an hour
 
 
 def main() -> None:

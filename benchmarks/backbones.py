@@ -30,6 +30,7 @@ from edgeopt.export import export_artifact
 from edgeopt.files import project_root
 from edgeopt.mending import DIAGNOSIS_IMAGES, mend, mend_candidate
 from edgeopt.metrics import quality_row
+from edgeopt.preprocessing import Preprocessing
 from edgeopt.recipes import Schedule, process_pool
 from edgeopt.runtimes import load_session
 from edgeopt.training import predict_logits
@@ -47,8 +48,7 @@ def backbones() -> Iterator[str]:
         config.dataset,
         calibration_subset=config.calibration_subset,
         data_dir=config.data_folder,
-        image_size=config.image_size,
-        channels=3,
+        preprocessing=Preprocessing(image_size=config.image_size, channels=3),
     )
     schedule = Schedule(
         config.backbone_epochs, config.finetune_epochs, config.learning_rate, config.batch_size
@@ -106,8 +106,7 @@ def prepared(
             executor=pool,
             models=ByValue({(seed, 0.0): network}),
             calibration_loader=splits.calibration.loader(64),
-            images=splits.validation.images.numpy(),
-            labels=splits.validation.labels.numpy(),
+            validation=splits.validation,
             directory=scratch,
         )
 
@@ -125,8 +124,7 @@ def durations(
     networks: dict[tuple[str, int], nn.Module], splits: Splits, scratch: Path
 ) -> Iterator[str]:
     """Diagnosis and the whole ladder without QAT, as shares of what they may take."""
-    images = splits.validation.images[:DIAGNOSIS_IMAGES]
-    labels = splits.validation.labels[:DIAGNOSIS_IMAGES]
+    some = splits.validation.first(DIAGNOSIS_IMAGES)
     for (name, seed), network in networks.items():
         if seed != SEEDS[0]:
             continue
@@ -135,16 +133,15 @@ def durations(
             scratch / f"{name}-diagnosed",
             runtime="onnxruntime",
             precision="int8",
-            input_shape=(1, *images.shape[1:]),
+            input_shape=(1, *some.shape),
             calibration_loader=splits.calibration.loader(64),
         )
         start = time.perf_counter()
-        diagnose(network, artifact, images, labels)
+        diagnose(network, artifact, some)
         yield share_of_budget(name, "diagnosis", start)
         start = time.perf_counter()
-        validation = splits.validation.images, splits.validation.labels
         options = {"folder": scratch / f"{name}-ladder", "exhaustive": True, **mending(splits)}
-        mend(network, validation=validation, **options)
+        mend(network, validation=splits.validation, **options)
         yield share_of_budget(name, "ladder", start)
 
 
@@ -172,7 +169,7 @@ def half_the_macs(
         full = pruned["baseline", "none"]
         small = pruned["fine-tuned", "taylor"]
         right = [
-            (predict_logits(model, splits.test.images).argmax(1) == labels).float().mean().item()
+            (predict_logits(model, splits.test).argmax(1) == labels).float().mean().item()
             for model in (full, small, pruned["scratch", "taylor"])
         ]
         changes.append([100 * (accuracy - right[0]) for accuracy in right[1:]])

@@ -23,7 +23,7 @@ class PilImages(Dataset):
     """Images kept as PIL images and transformed one by one."""
 
     def __init__(self, split: Split) -> None:
-        pixels = (split.images[:, 0].numpy() * 255).round().astype(np.uint8)
+        pixels = (split.take(len(split))[:, 0].numpy() * 255).round().astype(np.uint8)
         self.images = [Image.fromarray(image) for image in pixels]
         self.labels = split.labels.tolist()
         self.transform = transforms.Compose(

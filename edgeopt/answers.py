@@ -89,6 +89,29 @@ def gate_intervals(answers: Answers, *, baseline: str, confidence: float) -> pd.
     return table
 
 
+def class_shares(
+    correct: Mapping[str, NDArray[np.bool_]],
+    labels: NDArray[np.int64],
+    *,
+    before: str,
+    after: str,
+    names: Sequence[str],
+) -> pd.DataFrame:
+    """Recall of every class of two candidates, the mean over seeds, with the later's interval.
+
+    Columns: ``class_name, before, after, after_low, after_high``; ``before`` or ``after`` is NaN
+    where the candidate has no answers.
+    """
+    rows = []
+    for label in np.unique(labels):
+        own = {n: correct[n][:, labels == label] for n in (before, after) if n in correct}
+        low, high = share_interval(own[after]) if after in own else (np.nan, np.nan)
+        shares = [own[n].mean() if n in own else np.nan for n in (before, after)]
+        rows.append((names[label], *shares, low, high))
+    columns = ["class_name", "before", "after", "after_low", "after_high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
 def share_interval(
     right: NDArray[np.bool_], *, confidence: float = 0.95, at_least: SeedSpread | None = None
 ) -> tuple[float, float]:

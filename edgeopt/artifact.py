@@ -1,5 +1,6 @@
 """The file that a runtime loads and what it is; nothing heavy is imported here."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,11 @@ INPUT, OUTPUT = "images", "logits"
 
 @dataclass(frozen=True)
 class Artifact:
-    """A file that a runtime loads, and what it is; ``input_shape`` is [B, C, H, W]."""
+    """A file that a runtime loads, and what it is; ``input_shape`` is [B, C, H, W].
+
+    ``parity_difference`` and ``parity_agreement`` are those of :class:`edgeopt.parity.Parity`, of
+    int8 ONNX for the float graph that was quantized; NaN where nothing was compared.
+    """
 
     path: Path
     runtime: str
@@ -18,6 +23,8 @@ class Artifact:
     input_shape: tuple[int, ...]
     sha256: str
     size_bytes: int
+    parity_difference: float = math.nan
+    parity_agreement: float = math.nan
 
     def __post_init__(self) -> None:
         """Refuse what no runtime offers."""

@@ -40,14 +40,16 @@ class Measurement:
 
 def measure_latency(
     loaders: Mapping[str, Callable[[], Session]],
-    batch: NDArray,
+    batch: NDArray | Mapping[str, NDArray],
     *,
     rounds: int,
     calls_per_round: int,
     warmup_calls: int = WARMUP_CALLS,
     seed: int = 0,
 ) -> Measurement:
-    """Time every candidate on ``batch`` in interleaved rounds and keep each raw sample.
+    """Time every candidate on its batch in interleaved rounds and keep each raw sample.
+
+    ``batch`` is one for all, or one a candidate, by its name.
 
     Every round visits all candidates in a new random order, so that a machine that slows down
     slows all of them alike. A visit loads the candidate anew, because where its memory falls moves
@@ -64,13 +66,14 @@ def measure_latency(
     require_at_least(0, warmup_calls=warmup_calls)
     calls = {"calls": calls_per_round, "warmup": warmup_calls}
     rng, watch = np.random.default_rng(seed), Watch()
+    batches = batch if isinstance(batch, Mapping) else dict.fromkeys(loaders, batch)
     waiting, visits, laps = dict(loaders), [], []
     loaded: dict[str, Session] = {}
     for number in tqdm(range(rounds), desc="latency rounds", disable=None):
         names = list(waiting)
         for position, index in enumerate(rng.permutation(len(names))):
             name = names[index]
-            times, error = _visit(name, waiting[name], loaded, batch, **calls)
+            times, error = _visit(name, waiting[name], loaded, batches[name], **calls)
             visits.append(_rows(times, error, candidate=name, round=number, position=position))
             if error:
                 del waiting[name]

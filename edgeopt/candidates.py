@@ -22,18 +22,22 @@ from edgeopt.footprint import artifact_weight_bytes
 from edgeopt.host import Int8Scheme
 from edgeopt.metrics import agreement, quality_row
 from edgeopt.pruning import count_macs
-from edgeopt.runtimes import load_session, session_logits
+from edgeopt.runtimes import SCORING_BATCH, Session, load_session, session_logits
 from edgeopt.schema import (
     MIB,
     PRECISIONS,
     PRECISIONS_OF_RUNTIME,
     RECIPES,
     RUNTIMES,
+    file_stem,
     require_known,
 )
 from edgeopt.training import predict_logits
+from edgeopt.workers import ByValue, run_in_order
 
 logger = logging.getLogger(__name__)
+
+NetworkKey = tuple[str, int, float]  # model, seed, pruning level
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,15 @@ class CandidateSpec:
             raise ValueError(f"{self.runtime} does not run {self.precision}; allowed: {allowed}")
 
     @property
+    def network(self) -> NetworkKey:
+        """Model, seed and pruning level, by which the candidate's network is known."""
+        return self.model, self.seed, self.pruning_level
+
+    @property
     def name(self) -> str:
         """Name in tables and of files, the same for every seed."""
-        return f"{self.model}-p{100 * self.pruning_level:g}-{self.runtime}-{self.precision}"
+        level = f"p{100 * self.pruning_level:g}"
+        return f"{file_stem(self.model)}-{level}-{self.runtime}-{self.precision}"
 
 
 @dataclass(frozen=True)
@@ -108,11 +118,10 @@ def grid(
 
 def prepare_candidate(
     spec: CandidateSpec,
+    network: nn.Module,
+    validation: Split,
+    calibration: Iterable,
     *,
-    models: Mapping[tuple[int, float], nn.Module],
-    calibration_loader: Iterable,
-    images: np.ndarray,
-    labels: np.ndarray,
     directory: Path,
     batch_size: int = 1,
     calibration_batches: int = 10,
@@ -124,10 +133,12 @@ def prepare_candidate(
 
     Parameters
     ----------
-    models : mapping
-        The fp32 networks by (seed, pruning level).
-    images, labels : ndarray
-        Validation images [N, C, H, W] and their classes [N].
+    network : nn.Module
+        The fp32 network.
+    validation : Split
+        What the candidate is scored on, batch by batch.
+    calibration : iterable of (images, labels)
+        Batches that set the ranges of int8.
     directory : Path
         Gets the artifact file.
     scheme : Int8Scheme, optional
@@ -138,22 +149,22 @@ def prepare_candidate(
     Candidate
         With ``error`` set, and nothing else, when any step failed.
     """
-    model = models[spec.seed, spec.pruning_level]
-    shape = (batch_size, *images.shape[1:])
+    shape = (batch_size, *validation.shape)
     options = Int8Options(scheme=scheme) if scheme and _takes_scheme(spec) else DEFAULT_OPTIONS
     try:
         artifact = export_artifact(
-            model,
+            network,
             directory / f"seed{spec.seed}" / spec.name,
             runtime=spec.runtime,
             precision=spec.precision,
             input_shape=shape,
-            calibration_loader=calibration_loader,
+            calibration_loader=calibration,
             calibration_batches=calibration_batches,
             options=options,
         )
-        logits = session_logits(load_session(artifact, threads=1), images)
-        facts = artifact_facts(artifact, model=model, logits=logits, labels=labels)
+        logits = split_logits(load_session(artifact, threads=1), validation)
+        labels = validation.labels.numpy()
+        facts = artifact_facts(artifact, model=network, logits=logits, labels=labels)
     except Exception as error:  # exporters and runtimes raise whatever they like
         logger.exception("candidate %s failed", spec.name)
         return Candidate(spec, error=f"{type(error).__name__}: {error}")
@@ -187,6 +198,8 @@ def static_facts(model: nn.Module, artifact: Artifact) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "macs": macs,
         "artifact": f"{artifact.path.parent.name}/{artifact.path.name}",
+        "parity_difference": artifact.parity_difference,
+        "parity_agreement": artifact.parity_agreement,
         "artifact_sha256": artifact.sha256,
         "artifact_bytes": artifact.size_bytes,
         "weight_bytes": weights,
@@ -198,25 +211,39 @@ def static_facts(model: nn.Module, artifact: Artifact) -> dict[str, Any]:
 def prepare_candidates(
     specs: Sequence[CandidateSpec],
     *,
-    models: Mapping[tuple[int, float], nn.Module],
-    images: np.ndarray,
+    models: Mapping[NetworkKey, nn.Module],
+    validation: Mapping[str, Split],
+    calibration: Mapping[str, Iterable],
     executor: Executor | None = None,
     **options: Any,
 ) -> list[Candidate]:
     """Prepare every candidate, in order, and add its ``agreement`` with its network in torch.
 
-    ``options`` are the others of :func:`prepare_candidate`.
+    Each is prepared from its own network and that network's images: ``models`` by
+    :attr:`CandidateSpec.network`, ``validation`` and ``calibration`` by model. ``options`` are the
+    others of :func:`prepare_candidate`.
     """
-    prepare = partial(prepare_candidate, models=models, images=images, **options)
-    candidates = list((executor.map if executor else map)(prepare, specs))
-    parents = {
-        key: predict_logits(models[key], torch.from_numpy(images)).argmax(1).numpy()
-        for key in {(spec.seed, spec.pruning_level) for spec in specs}
-    }
-    return [
-        with_agreement(candidate, parents[candidate.spec.seed, candidate.spec.pruning_level])
-        for candidate in candidates
+    jobs = [
+        (
+            spec,
+            ByValue(network=models[spec.network]),
+            validation[spec.model],
+            calibration[spec.model],
+        )
+        for spec in specs
     ]
+    prepare = partial(_prepare_job, **options)
+    candidates = [*run_in_order(prepare, jobs, executor=executor)]
+    parents = {
+        key: predict_logits(models[key], validation[key[0]]).argmax(1).numpy()
+        for key in {spec.network for spec in specs}
+    }
+    return [with_agreement(c, parents[c.spec.network]) for c in candidates]
+
+
+def _prepare_job(job: tuple[CandidateSpec, ByValue, Split, Iterable], **options: Any) -> Candidate:
+    spec, networks, validation, calibration = job
+    return prepare_candidate(spec, networks["network"], validation, calibration, **options)
 
 
 def with_agreement(candidate: Candidate, parent: np.ndarray) -> Candidate:
@@ -286,23 +313,39 @@ def _same_arithmetic(first: CandidateSpec, second: CandidateSpec) -> bool:
 
 
 def score(
-    candidates: Sequence[Candidate], split: Split, *, executor: Executor | None = None
+    candidates: Sequence[Candidate],
+    splits: Mapping[str, Split],
+    *,
+    executor: Executor | None = None,
 ) -> dict[str, np.ndarray]:
-    """Predicted classes [seeds, N] of every prepared candidate on a split, by its own artifacts."""
+    """Predicted classes [seeds, N] of every prepared candidate on its model's split."""
     ran = [candidate for candidate in candidates if candidate.artifact and not candidate.error]
-    classify = partial(_classify, images=split.images.numpy())
+    jobs = [(candidate.artifact, splits[candidate.spec.model]) for candidate in ran]
     answers: dict[str, list[np.ndarray]] = {}
-    found = (executor.map if executor else map)(classify, [c.artifact for c in ran])
-    for candidate, classes in zip(ran, found, strict=True):
+    for candidate, classes in zip(
+        ran, run_in_order(_classify, jobs, executor=executor), strict=True
+    ):
         answers.setdefault(candidate.name, []).append(classes)
     return {name: np.stack(classes) for name, classes in answers.items()}
 
 
-def _classify(artifact: Artifact, *, images: np.ndarray) -> np.ndarray:
-    return session_logits(load_session(artifact), images).argmax(1)
+def _classify(job: tuple[Artifact, Split]) -> np.ndarray:
+    artifact, split = job
+    return split_logits(load_session(artifact), split).argmax(1)
 
 
-def gather(loader: Iterable) -> tuple[np.ndarray, np.ndarray]:
-    """Collect a loader's images [N, C, H, W] and labels [N] as arrays."""
+def split_logits(session: Session, split: Split) -> np.ndarray:
+    """Logits [N, classes] of a split, whose images are converted batch by batch."""
+    # A multiple of both batch sizes: the same logits as from all images at once.
+    size = math.lcm(SCORING_BATCH, session.input_shape[0])
+    batches = split.batches(size)
+    return np.concatenate([session_logits(session, images.numpy()) for images in batches])
+
+
+def gather(loader: Iterable) -> Split:
+    """Return the split that a loader serves; another data set's images are held in memory."""
+    dataset = getattr(loader, "dataset", None)
+    if isinstance(dataset, Split):
+        return dataset
     images, labels = zip(*loader, strict=True)
-    return torch.cat(images).numpy(), torch.cat(labels).numpy()
+    return Split(torch.cat(images), torch.cat(labels))

@@ -1,5 +1,6 @@
 """One run's parameters: a flat YAML file, validated as a whole before anything runs."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -17,14 +18,20 @@ Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Level = Annotated[float, Field(ge=0, lt=1)]
-SMALL_CNN_NOTEBOOKS = (
+STUDY_NOTEBOOKS = (
     "01_baseline_training",
     "02_pruning",
     "03_quantization",
     "04_sweep",
     "05_hardware_analysis",
 )
-NOTEBOOKS = (*SMALL_CNN_NOTEBOOKS, "06_backbone_sweep")
+NOTEBOOKS = (*STUDY_NOTEBOOKS, "06_backbone_sweep")
+# Parameters that the half study of backbones had, and what says it for all networks.
+RENAMED = {
+    "backbones": "models",
+    "backbone_weights": "weights",
+    "backbone_epochs": "epochs",
+}
 
 
 class ConfigError(ValueError):
@@ -40,23 +47,37 @@ class ExperimentConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     run: str = Field("quick", pattern=r"^[a-z0-9][a-z0-9._-]*$")
-    notebooks: tuple[str, ...] = Field(SMALL_CNN_NOTEBOOKS, min_length=1)
+    notebooks: tuple[str, ...] = Field(STUDY_NOTEBOOKS, min_length=1)
 
     dataset: str = "fashion-mnist-20k"
     data_dir: str = "data"
     train_subset: Positive | None = 4000
-    calibration_subset: Positive = 640
+    calibration_subset: Positive | None = None
     val_subset: Positive | None = 1000
     test_subset: Positive | None = 1500
     batch_size: Positive = 64
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field((0,), min_length=1)
 
+    image_size: Positive | None = None
+    channels: Literal[1, 3] | None = None
+    resize: Literal["stretch", "crop"] = "stretch"
+    interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
+    mean: float | tuple[float, ...] | str | None = None
+    std: float | tuple[float, ...] | str | None = None
+    class_names: tuple[str, ...] | None = Field(None, min_length=2)
+    max_image_pixels: Positive = 89_478_485
+
+    models: tuple[str, ...] = Field(("small_cnn",), min_length=1)
+    weights: str | None = None
+    allow_chance: bool = False
     conv1_channels: Positive = 16
     conv2_channels: Positive = 32
-    epochs: Positive = 6
+    epochs: Annotated[int, Field(ge=0)] = 6
     learning_rate: PositiveFloat = 3e-3
     finetune_epochs: Annotated[int, Field(ge=0)] = 2
     pruning_levels: tuple[Level, ...] = Field((0.0, 0.5, 0.7), min_length=1)
+    pruning_criteria: tuple[Literal[CRITERIA], ...] = Field(CRITERIA, min_length=1)
+    channel_multiple: Positive | None = None
 
     precisions: tuple[str, ...] = Field(PRECISIONS, min_length=1)
     runtimes: tuple[str, ...] = Field(RUNTIMES, min_length=1)
@@ -89,12 +110,7 @@ class ExperimentConfig(BaseModel):
     energy: Literal["proxy", "model"] = "proxy"
     min_accuracy: Share | None = None
     max_int8_drop: Share = 0.01
-
-    backbones: tuple[str, ...] = ("mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0")
-    backbone_weights: str | None = None
-    image_size: Positive = 64
-    backbone_epochs: Annotated[int, Field(ge=0)] = 2
-    pruning_criteria: tuple[Literal[CRITERIA], ...] = Field(CRITERIA, min_length=1)
+    exhaustive_ladder: bool = True
 
     @field_validator("*", mode="before")
     @classmethod
@@ -116,6 +132,14 @@ class ExperimentConfig(BaseModel):
             return value
         return require_known(value, allowed=(*DATASETS, "folder:<path>"), what="dataset")
 
+    @field_validator("mean", "std", mode="before")
+    @classmethod
+    def _numbers_of_channels(cls, value: Any) -> Any:
+        numbers = value if isinstance(value, tuple) else (value,)
+        if value is None or value == "imagenet" or (numbers and all(map(_is_number, numbers))):
+            return value
+        raise ValueError("allowed: null, one number, one number a channel, or imagenet")
+
     @field_validator("threads")
     @classmethod
     def _cores_there_are(cls, value: int) -> int:
@@ -123,7 +147,7 @@ class ExperimentConfig(BaseModel):
             raise ValueError(f"this machine lets the run use {cores} cores; allowed: 1 to {cores}")
         return value
 
-    @field_validator("seeds", "pruning_levels", "precisions", "runtimes", "notebooks", "backbones")
+    @field_validator("seeds", "pruning_levels", "precisions", "runtimes", "notebooks", "models")
     @classmethod
     def _no_repeats(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
         if len(set(values)) < len(values):
@@ -142,12 +166,6 @@ class ExperimentConfig(BaseModel):
                 f"precisions is {list(self.precisions)}; allowed: a list that holds fp32, which "
                 "all others are compared with"
             )
-        timed = (self.threads, self.benchmark_batch_size)
-        if "06_backbone_sweep" in self.notebooks and timed != (1, 1):
-            raise ValueError(
-                f"threads is {self.threads} and benchmark_batch_size {self.benchmark_batch_size}; "
-                "allowed: 1 and 1, which 06_backbone_sweep measures with"
-            )
         if 0.0 not in self.pruning_levels:
             raise ValueError(
                 f"pruning_levels is {list(self.pruning_levels)}; allowed: a list that holds 0.0, "
@@ -165,7 +183,7 @@ class ExperimentConfig(BaseModel):
 
     @property
     def data_folder(self) -> Path:
-        """Where fetched data and trained backbones lie: ``data_dir``, seen from the project."""
+        """Where fetched data and trained networks lie: ``data_dir``, seen from the project."""
         return project_root() / self.data_dir
 
     def part(self, spec: type[Spec]) -> Spec:
@@ -217,6 +235,10 @@ def load_config(path: str | Path, **overrides: Any) -> ExperimentConfig:
         raise ConfigError(f"{path}: {error}") from error
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _explain(error: ValidationError) -> str:
     """One line per bad key: its name, its value, what is allowed."""
     lines = []
@@ -224,7 +246,9 @@ def _explain(error: ValidationError) -> str:
         if problem["type"] == "too_short" and problem["input"]:
             continue  # pydantic counts an item that was refused for its own reason
         key = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
+        if problem["type"] == "extra_forbidden" and key in RENAMED:
+            lines.append(f"parameter {key!r} is now {RENAMED[key]!r}, which holds for all networks")
+        elif problem["type"] == "extra_forbidden":
             known = ", ".join(ExperimentConfig.model_fields)
             lines.append(f"unknown parameter {key!r}; allowed: {known}")
         elif not key:

@@ -1,9 +1,10 @@
-"""Data sets by name, dealt into four disjoint roles."""
+"""Data sets by name, split into four disjoint roles."""
 
 import argparse
 import logging
 import numbers
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch.utils.data import DataLoader
@@ -19,10 +20,12 @@ from edgeopt.embedded import (
 from edgeopt.fetch import SourcesUnreachableError, combined_checksum, fetch
 from edgeopt.files import write_atomically
 from edgeopt.folder import FOLDER_PREFIX, load_folder
-from edgeopt.pool import LabelledImages, Pool, carve, stratified_order, without_duplicates
+from edgeopt.pool import Pool, split_off, stratified_order, without_duplicates
+from edgeopt.preprocessing import Preprocessing
+from edgeopt.resized import resize_pool
 from edgeopt.schema import DATASETS, require_known
 from edgeopt.sources import FULL_SETS, FullSet
-from edgeopt.splits import Split, Splits, as_split, shared_images
+from edgeopt.splits import OFFICIAL_TEST, Split, Splits, shared_images
 
 __all__ = ["Split", "Splits", "build_loaders", "load_splits", "main", "shared_images"]
 
@@ -30,24 +33,25 @@ logger = logging.getLogger(__name__)
 
 FULL_VALIDATION_IMAGES = 10_000
 CALIBRATION_IMAGES = 640
+AS_THEY_ARE = Preprocessing()
 
 
 def load_splits(
     dataset_name: str,
     *,
     train_subset: int | None = None,
-    calibration_subset: int | None = CALIBRATION_IMAGES,
+    calibration_subset: int | None = None,
     val_subset: int | None = None,
     test_subset: int | None = None,
     seed: int = 0,
     data_dir: str | Path = "data",
-    image_size: int | None = None,
-    channels: int | None = None,
+    preprocessing: Preprocessing = AS_THEY_ARE,
+    class_names: Sequence[str] | None = None,
     split_seed: int = 0,
 ) -> Splits:
-    """Load a data set and deal it into train, calibration, validation and test.
+    """Load a data set and split it into train, calibration, validation and test.
 
-    Calibration is carved out of the training pool; train is drawn from the rest. ``seed`` draws
+    Calibration is drawn from the training images; train is drawn from the rest. ``seed`` draws
     these two. ``split_seed`` draws validation and test, which thus stay the same over seeds. Every
     draw is shuffled, and each of its prefixes is stratified.
 
@@ -58,42 +62,38 @@ def load_splits(
     train_subset, val_subset, test_subset : int, optional
         How many images to draw; all of them where None.
     calibration_subset : int, optional
-        How many images to carve out; where None, 640 or a quarter of the pool if that is less.
-    image_size : int, optional
-        Side in pixels to scale to (bilinear, antialiased).
-    channels : {1, 3}, optional
-        1 for grey; 3 repeats a grey channel.
+        At most half of the training images; where None, 640 or that half if it is less.
+    preprocessing : Preprocessing
+        How the network takes its images; as the data has them by default.
+    class_names : sequence of str, optional
+        Order of the classes; that of the data set, or alphabetical, when omitted.
 
     Raises
     ------
     ValueError
-        An unknown data set, or a number out of its range; the range is named.
+        An unknown data set or class name, numbers of mean or std that the channels do not have, or
+        a number out of its range; the range is named.
     """
     pool = _load_pool(
-        dataset_name,
-        data_dir=data_dir,
-        image_size=image_size,
-        channels=channels,
-        split_seed=split_seed,
+        dataset_name, data_dir=data_dir, preprocessing=preprocessing, split_seed=split_seed
     )
-    calibration, train = _deal_training(
+    if class_names is not None:
+        pool = pool.with_classes(class_names)
+    calibration, train = _draw_training(
         pool.train, train_subset=train_subset, calibration_subset=calibration_subset, seed=seed
     )
-    roles = {
-        "train": train,
-        "calibration": calibration,
-        "validation": _draw(pool.validation, val_subset, name="val_subset", seed=split_seed),
-        "test": _draw(pool.test, test_subset, name="test_subset", seed=split_seed),
-    }
     return Splits(
         name=dataset_name,
         class_names=pool.class_names,
         checksum=pool.checksum,
+        train=train,
+        calibration=calibration,
+        validation=_draw(pool.validation, val_subset, name="val_subset", seed=split_seed),
+        test=_draw(pool.test, test_subset, name="test_subset", seed=split_seed),
         duplicates_dropped=pool.duplicates_dropped,
-        **{
-            role: as_split(images, image_size=image_size, channels=channels)
-            for role, images in roles.items()
-        },
+        origin=pool.origin,
+        left_out=pool.left_out,
+        preprocessing=preprocessing,
     )
 
 
@@ -106,58 +106,57 @@ def build_loaders(
     num_workers: int,
     *,
     data_dir: str | Path = "data",
-    image_size: int | None = None,
-    channels: int | None = None,
+    preprocessing: Preprocessing = AS_THEY_ARE,
 ) -> tuple[DataLoader, DataLoader]:
     """Return a shuffled training loader and a validation loader.
 
     ``seed`` draws the training images and their order; no calibration images are set aside.
     """
-    options = {"image_size": image_size, "channels": channels}
-    pool = _load_pool(dataset_name, data_dir=data_dir, split_seed=0, **options)
+    pool = _load_pool(dataset_name, data_dir=data_dir, split_seed=0, preprocessing=preprocessing)
     train = _draw(pool.train, train_subset, name="train_subset", seed=seed)
     validation = _draw(pool.validation, val_subset, name="val_subset", seed=0)
     return (
-        as_split(train, **options).loader(
-            batch_size, shuffle=True, seed=seed, num_workers=num_workers
-        ),
-        as_split(validation, **options).loader(batch_size, num_workers=num_workers),
+        train.loader(batch_size, shuffle=True, seed=seed, num_workers=num_workers),
+        validation.loader(batch_size, num_workers=num_workers),
     )
 
 
 def _load_pool(
-    dataset_name: str,
-    *,
-    data_dir: str | Path,
-    image_size: int | None,
-    channels: int | None,
-    split_seed: int,
+    dataset_name: str, *, data_dir: str | Path, preprocessing: Preprocessing, split_seed: int
 ) -> Pool:
-    if image_size is not None:
-        _require_count(image_size, name="image_size", high=None)
-    if channels not in (None, 1, 3):
-        raise ValueError(f"channels must be 1 or 3, got {channels!r}")
     if dataset_name.startswith(FOLDER_PREFIX):
-        path = dataset_name.removeprefix(FOLDER_PREFIX)
-        pool = load_folder(path, image_size=image_size, channels=channels, split_seed=split_seed)
+        pool = load_folder(
+            dataset_name.removeprefix(FOLDER_PREFIX),
+            preprocessing=preprocessing,
+            split_seed=split_seed,
+            data_dir=data_dir,
+        )
     else:
         require_known(dataset_name, allowed=(*DATASETS, "folder:<path>"), what="data set")
-        if dataset_name == EMBEDDED_NAME:
-            return load_embedded()
-        pool = _load_full(FULL_SETS[dataset_name], data_dir=data_dir, split_seed=split_seed)
+        embedded = dataset_name == EMBEDDED_NAME
+        pool = load_embedded() if embedded else _load_full(dataset_name, data_dir, split_seed)
+        pool = resize_pool(pool, preprocessing, data_dir=data_dir)
     if pool.duplicates_dropped:
         logger.warning("%s: %d duplicate images left out", dataset_name, pool.duplicates_dropped)
-    return pool
+    return _with_conversion(pool, preprocessing)
 
 
-def _load_full(full_set: FullSet, *, data_dir: str | Path, split_seed: int) -> Pool:
+def _with_conversion(pool: Pool, preprocessing: Preprocessing) -> Pool:
+    """Add what is done to the images of all roles when they are read."""
+    how = {name: getattr(preprocessing, name) for name in ("channels", "mean", "std")}
+    roles = ("train", "validation", "test")
+    return replace(pool, **{role: replace(getattr(pool, role), **how) for role in roles})
+
+
+def _load_full(dataset_name: str, data_dir: str | Path, split_seed: int) -> Pool:
+    full_set: FullSet = FULL_SETS[dataset_name]
     fetch(full_set, data_dir=data_dir)
     official, test = (
-        LabelledImages(read.data.unsqueeze(1), read.targets)
+        Split(read.data.unsqueeze(1), read.targets)
         for read in (full_set.torchvision_class(data_dir, train=flag) for flag in (True, False))
     )
-    unique = without_duplicates(official, held_out=test)
-    validation, train = carve(unique, FULL_VALIDATION_IMAGES, seed=split_seed)
+    unique = without_duplicates(official, held_out=[test])
+    validation, train = split_off(unique, FULL_VALIDATION_IMAGES, seed=split_seed)
     return Pool(
         class_names=full_set.class_names,
         checksum=combined_checksum(full_set.sha256),
@@ -165,37 +164,34 @@ def _load_full(full_set: FullSet, *, data_dir: str | Path, split_seed: int) -> P
         validation=validation,
         test=test,
         duplicates_dropped=len(official) - len(unique),
+        origin=OFFICIAL_TEST,
     )
 
 
-def _deal_training(
-    source: LabelledImages,
-    *,
-    train_subset: int | None,
-    calibration_subset: int | None,
-    seed: int,
-) -> tuple[LabelledImages, LabelledImages]:
-    """Carve calibration out of the training pool and draw the training images from the rest."""
+def _draw_training(
+    source: Split, *, train_subset: int | None, calibration_subset: int | None, seed: int
+) -> tuple[Split, Split]:
+    """Draw calibration from the training images, and the training images from the rest."""
+    half = len(source) // 2
     if calibration_subset is None:
-        calibration_subset = max(1, min(CALIBRATION_IMAGES, len(source) // 4))
-    _require_count(calibration_subset, name="calibration_subset", high=len(source) - 1)
-    calibration, rest = carve(source, calibration_subset, seed=seed)
+        calibration_subset = min(CALIBRATION_IMAGES, half)
+    _require_count(calibration_subset, name="calibration_subset", high=half)
+    calibration, rest = split_off(source, calibration_subset, seed=seed)
     return calibration, _draw(rest, train_subset, name="train_subset", seed=seed)
 
 
-def _draw(source: LabelledImages, count: int | None, *, name: str, seed: int) -> LabelledImages:
+def _draw(source: Split, count: int | None, *, name: str, seed: int) -> Split:
     """Draw a shuffled, stratified part of the images; all of them where ``count`` is None."""
     if count is None:
         count = len(source)
     _require_count(count, name=name, high=len(source))
-    return source.take(stratified_order(source.labels, seed=seed)[:count])
+    return source.select(stratified_order(source.labels, seed=seed)[:count])
 
 
-def _require_count(value: object, *, name: str, high: int | None) -> None:
+def _require_count(value: object, *, name: str, high: int) -> None:
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or value < 1 or (high is not None and value > high):
-        allowed = "at least 1" if high is None else f"from 1 to {high}"
-        raise ValueError(f"{name} must be a whole number {allowed}, got {value!r}")
+    if not whole or not 1 <= value <= high:
+        raise ValueError(f"{name} must be a whole number from 1 to {high}, got {value!r}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,11 +20,12 @@ from edgeopt.qdq import (
     source_layer,
 )
 from edgeopt.runtimes import onnx_session_options
+from edgeopt.splits import Split, in_batches
 
 COLUMNS = (
     "tensor",
     "layer",
-    "guilty_channel",
+    "worst_channel",
     "minimum",
     "maximum",
     "outlier_ratio",
@@ -38,8 +39,7 @@ COLUMNS = (
 def diagnose(
     model: nn.Module,
     artifact: Artifact,
-    images: Tensor,
-    labels: Tensor | None = None,
+    images: Tensor | Split,
     *,
     batch_size: int = 32,
 ) -> pd.DataFrame:
@@ -47,7 +47,7 @@ def diagnose(
 
     One row per quantized activation tensor, the one that costs most accuracy first:
 
-    - ``layer``, ``guilty_channel``: the layer whose output channels the tensor holds, and the
+    - ``layer``, ``worst_channel``: the layer whose output channels the tensor holds, and the
       channel with the widest range;
     - ``outlier_ratio``: that channel's largest magnitude over the median channel's;
     - ``sqnr_alone_db``, ``sqnr_accumulated_db``: signal-to-quantization-noise ratio of the tensor
@@ -55,12 +55,12 @@ def diagnose(
       one huge channel hides that all the others are lost;
     - ``saturated_share``: values outside the integers' range;
     - ``accuracy_alone``: accuracy when this tensor and the weights that multiply it are the only
-      quantized ones. Without ``labels`` it counts agreement with fp32.
+      quantized ones. Of images without labels it counts agreement with fp32.
 
     Parameters
     ----------
-    images : Tensor
-        [N, C, H, W].
+    images : Tensor or Split
+        [N, C, H, W]; hundreds are enough, and all are held in memory.
 
     Raises
     ------
@@ -73,8 +73,9 @@ def diagnose(
     fp32 = prepared_fp32(model, input_shape=artifact.input_shape)
     quantizers = read_quantizers(int8)
     _check_same_tensors(fp32, quantizers, artifact)
-    batches = [batch.numpy() for batch in images.split(batch_size)]
-    truth = _logits(fp32, batches).argmax(axis=1) if labels is None else labels.numpy()
+    batches = [batch.numpy() for batch in in_batches(images, batch_size)]
+    known = isinstance(images, Split)
+    truth = images.labels.numpy() if known else _logits(fp32, batches).argmax(axis=1)
     table = _measure_tensors(fp32, int8, quantizers, batches)
     table["accuracy_alone"] = [
         _accuracy(quantize_only(fp32, int8, tensor, quantizers[tensor]), batches, truth)
@@ -160,7 +161,7 @@ def _summary(batches: list[_ChannelSums]) -> dict[str, float]:
     signal = np.mean([b.signal for b in batches], axis=0)
     median = float(np.median(magnitudes))
     return {
-        "guilty_channel": int(magnitudes.argmax()),
+        "worst_channel": int(magnitudes.argmax()),
         "minimum": float(low.min()),
         "maximum": float(high.max()),
         "outlier_ratio": float(magnitudes.max()) / median if median else np.inf,

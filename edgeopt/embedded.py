@@ -13,8 +13,9 @@ import torch
 
 from edgeopt.fetch import CorruptFileError, fetch
 from edgeopt.files import file_sha256
-from edgeopt.pool import LabelledImages, Pool, image_contents
+from edgeopt.pool import Pool
 from edgeopt.sources import FULL_SETS
+from edgeopt.splits import OFFICIAL_TEST, Split
 
 EMBEDDED_NAME = "fashion-mnist-20k"
 EMBEDDED_FILE = Path(str(resources.files("edgeopt"))) / "assets" / "fashion_mnist_20k.npz"
@@ -34,13 +35,14 @@ def load_embedded(path: Path = EMBEDDED_FILE, *, sha256: str = EMBEDDED_SHA256) 
             f"{found}, expected {sha256}; reinstall edgeopt"
         )
     with np.load(path) as arrays:
-        roles = {role: _labelled_images(arrays, role) for role in IMAGES_PER_CLASS}
-    return Pool(class_names=FULL_SETS["fashion-mnist"].class_names, checksum=found, **roles)
+        roles = {role: _split(arrays, role) for role in IMAGES_PER_CLASS}
+    names = FULL_SETS["fashion-mnist"].class_names
+    return Pool(class_names=names, checksum=found, origin=OFFICIAL_TEST, **roles)
 
 
-def _labelled_images(arrays: Mapping[str, np.ndarray], role: str) -> LabelledImages:
+def _split(arrays: Mapping[str, np.ndarray], role: str) -> Split:
     images = torch.from_numpy(arrays[f"{role}_images"]).unsqueeze(1)
-    return LabelledImages(images, torch.from_numpy(arrays[f"{role}_labels"]).long())
+    return Split(images, torch.from_numpy(arrays[f"{role}_labels"]).long())
 
 
 def build_embedded(data_dir: str | Path) -> dict[str, np.ndarray]:
@@ -70,7 +72,7 @@ def _ranked_positions(
     images: torch.Tensor, labels: torch.Tensor, *, first: int, last: int
 ) -> np.ndarray:
     """Positions of ranks ``first`` to ``last`` of every class, ascending."""
-    digests = [hashlib.sha256(content).digest() for content in image_contents(images)]
+    digests = [hashlib.sha256(image).digest() for image in images.numpy()]
     chosen = []
     for label in labels.unique().tolist():
         of_class = torch.nonzero(labels == label).flatten().tolist()

@@ -8,6 +8,7 @@ choice of s makes int8 collapse, a good one undoes it.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,29 @@ def plant_collapse(
     scale[chosen] = factor
     _rescale(planted, links[layer], scale)
     return planted
+
+
+@dataclass(frozen=True, eq=False)
+class Specimen:
+    """A network with one planted channel; in fp32 ``model`` computes what its original does."""
+
+    model: nn.Module
+    layer: str
+    channel: int
+
+
+def plant_specimen(model: nn.Module, *, channel: int, factor: float) -> Specimen:
+    """Plant a collapse in the first layer that can be rescaled, at ``channel`` or its last one.
+
+    Raises ``ValueError`` where torch.fx cannot trace the network, or no layer can be rescaled.
+    """
+    folded = fold_batch_norm(model)
+    links = find_links(folded)
+    if not links:
+        raise ValueError(f"no layer of {type(model).__name__} can be rescaled")
+    layer = links[0].source
+    channel = min(channel, _channels(folded.get_submodule(layer)) - 1)
+    return Specimen(plant_collapse(model, layer, channel, factor), layer, channel)
 
 
 def equalize(model: nn.Module, *, images: Tensor | None = None) -> nn.Module:

@@ -23,7 +23,7 @@ from edgeopt.energy import energy_model_j, energy_proxy_j
 from edgeopt.host import Int8Scheme
 from edgeopt.latency import latency_statistics
 from edgeopt.measuring import measure_candidates, with_failures
-from edgeopt.metrics import per_class_table
+from edgeopt.metrics import per_class_table, quality_row
 from edgeopt.pruning import structured_channel_prune
 from edgeopt.quantization import precision_variant
 from edgeopt.selection import apply_budgets, pareto_frontier
@@ -52,6 +52,8 @@ FACT_COLUMNS = (
     "accuracy_high",
     "macro_f1",
     "agreement",
+    "parity_difference",
+    "parity_agreement",
     "int8_mac_share",
     "parameters",
     "macs",
@@ -120,23 +122,22 @@ def run_sweep(
         raise ValueError(f"device is {str(device)!r}; allowed: cpu, the target has no GPU")
     specs = grid(pruning_levels, precisions, runtimes, recipe=recipe, model=model)
     models = _networks(base_model, pruning_levels, pruned_models)
-    images, labels = gather(val_loader)
+    validation = gather(val_loader)
     with tempfile.TemporaryDirectory() as scratch:
         candidates = prepare_candidates(
             specs,
             executor=executor,
-            models={(0, level): models[level] for level in pruning_levels},
-            calibration_loader=calibration_loader,
+            models={(model, 0, level): models[level] for level in pruning_levels},
+            validation={model: validation},
+            calibration={model: calibration_loader},
             calibration_batches=calibration_batches,
-            images=images,
-            labels=labels,
             directory=directory or Path(scratch),
             batch_size=batch_size,
             scheme=scheme,
         )
         measured = measure_candidates(
             candidates,
-            images[:batch_size],
+            {model: validation.take(batch_size).numpy()},
             threads=threads,
             rounds=benchmark_repeats,
             calls_per_round=calls_per_round,
@@ -322,6 +323,18 @@ def accuracy_over_seeds(correct: Mapping[str, np.ndarray]) -> pd.DataFrame:
     ]
     columns = ["candidate", "seeds", "accuracy", "accuracy_low", "accuracy_high"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def mean_macro_f1(
+    predicted: Mapping[str, np.ndarray], labels: np.ndarray, *, class_names: Sequence[str]
+) -> pd.Series:
+    """Macro-F1 of every candidate's predicted classes [seeds, N], the mean over its seeds."""
+    classes = len(class_names)
+    means = {
+        name: np.mean([quality_row(labels, a, num_classes=classes)["macro_f1"] for a in each])
+        for name, each in predicted.items()
+    }
+    return pd.Series(means, name="macro_f1", dtype=float)
 
 
 def _seed_interval(hits: np.ndarray) -> dict[str, float]:

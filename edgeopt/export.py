@@ -15,12 +15,12 @@ from edgeopt.artifact import Artifact, check_target
 from edgeopt.export_executorch import write_executorch
 from edgeopt.export_onnx import DEFAULT_OPTIONS, Int8Options, write_onnx
 from edgeopt.files import file_sha256, replacing
-from edgeopt.parity import ExportError, check_parity, parity_images
+from edgeopt.parity import TOLERANCE, ExportError, Parity, check_parity, parity_images
 from edgeopt.quantization import collect_calibration, precision_variant, quantized_engine
 
 SUFFIXES = {"torch": ".pt", "onnxruntime": ".onnx", "executorch": ".pte", "openvino": ".onnx"}
 # Rounding differs between fp16 kernels by a few units in the last place of the largest logit.
-FP16_ULPS = 16
+FP16_TOLERANCE = 16 * torch.finfo(torch.float16).eps
 
 Calibration = tuple[tuple[Tensor, Tensor], ...]
 
@@ -34,7 +34,7 @@ def export_artifact(
     input_shape: tuple[int, ...],
     calibration_loader: Iterable[tuple[Tensor, Tensor]] | None = None,
     calibration_batches: int = 10,
-    tolerance: float = 1e-4,
+    tolerance: float = TOLERANCE,
     options: Int8Options = DEFAULT_OPTIONS,
 ) -> Artifact:
     """Quantize ``model`` as its runtime wants it and write it, whole or not at all.
@@ -48,7 +48,8 @@ def export_artifact(
     calibration_loader : iterable of (images, labels)
         Shuffled training images; int8 only.
     tolerance : float
-        Largest allowed |logit difference| between the float artifact and torch.
+        Largest allowed |logit difference| between the float artifact and torch, over the largest
+        |logit|; fp16 gets at least what its rounding takes. What was found stands in the artifact.
     options : Int8Options
         How static int8 ONNX is made; int8 of onnxruntime and openvino only.
 
@@ -79,14 +80,13 @@ def export_artifact(
     label = f"{type(model).__name__} to {target.name} ({runtime} {precision})"
     with _failure_named(label), replacing(target) as temporary:
         if runtime == "torch":
-            _write_torchscript(parent, temporary, calibration=calibration, **request)
+            parity = _write_torchscript(parent, temporary, calibration=calibration, **request)
         elif runtime == "executorch":
-            write_executorch(parent, temporary, **request)
+            parity = write_executorch(parent, temporary, **request)
         else:
-            write_onnx(parent, temporary, options=options, **request)
-    return Artifact(
-        target, runtime, precision, tuple(input_shape), file_sha256(target), target.stat().st_size
-    )
+            parity = write_onnx(parent, temporary, options=options, **request)
+    size, content = target.stat().st_size, file_sha256(target)
+    return Artifact(target, runtime, precision, tuple(input_shape), content, size, *parity)
 
 
 def _write_torchscript(
@@ -98,18 +98,16 @@ def _write_torchscript(
     tolerance: float,
     calibration: Calibration,
     batches: tuple[Tensor, ...] = (),
-) -> None:
+) -> Parity:
     variant, input_precision = precision_variant(model, precision, calibration, len(batches))
     images = parity_images(input_shape)
     images = images.half() if input_precision == "fp16" else images
     silence, log = known_noise_silenced(), native_stderr_logged()
     with silence, log, quantized_engine(), torch.inference_mode():
         torch.jit.save(torch.jit.freeze(torch.jit.trace(variant, images)), path)
-        logits = variant(images)
         if precision == "fp16":
-            rounding = FP16_ULPS * torch.finfo(torch.float16).eps
-            tolerance = max(tolerance, rounding * logits.abs().max().item())
-        check_parity(logits, torch.jit.load(path)(images), tolerance=tolerance)
+            tolerance = max(tolerance, FP16_TOLERANCE)
+        return check_parity(variant(images), torch.jit.load(path)(images), tolerance=tolerance)
 
 
 def _calibration_images(

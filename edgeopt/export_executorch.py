@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeopt._upstream import import_extra, known_noise_silenced, native_stderr_logged
-from edgeopt.parity import check_parity, parity_images
+from edgeopt.parity import TOLERANCE, UNCHECKED, Parity, check_parity, parity_images
 from edgeopt.quantization import xnnpack_quantizer
 
 XNNPACK = "executorch.backends.xnnpack.partition.xnnpack_partitioner"
@@ -20,11 +20,12 @@ def write_executorch(
     precision: str,
     input_shape: tuple[int, ...],
     batches: Sequence[Tensor] = (),
-    tolerance: float = 1e-4,
-) -> None:
+    tolerance: float = TOLERANCE,
+) -> Parity:
     """Lower ``model`` to a ``.pte`` file; the fp32 program is held to torch's logits.
 
-    int8 is PT2E static quantization, per channel, calibrated on ``batches``.
+    int8 is PT2E static quantization, per channel, calibrated on ``batches``; its logits are not
+    compared.
     Source: https://docs.pytorch.org/executorch/stable/backends/xnnpack/xnnpack-overview.html
     """
     exir = import_extra("executorch.exir", extra="executorch")
@@ -35,8 +36,9 @@ def write_executorch(
         program = torch.export.export(lowered, (images,))
         edge = exir.to_edge_transform_and_lower(program, partitioner=[partitioner()])
         path.write_bytes(edge.to_executorch().buffer)
-        if precision == "fp32":
-            check_parity(model(images), run_executorch(path, images), tolerance=tolerance)
+        if precision != "fp32":
+            return UNCHECKED
+        return check_parity(model(images), run_executorch(path, images), tolerance=tolerance)
 
 
 def run_executorch(path: Path, images: Tensor) -> Tensor:

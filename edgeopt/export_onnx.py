@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from edgeopt._upstream import import_extra, known_noise_silenced, nncf_progress_dropped
 from edgeopt.artifact import INPUT, OUTPUT
 from edgeopt.host import U8S8, Int8Scheme
-from edgeopt.parity import check_parity, parity_images
+from edgeopt.parity import TOLERANCE, Parity, check_parity, parity_images
 from edgeopt.schema import require_known
 
 OPSET = 17
@@ -57,19 +57,21 @@ def write_onnx(
     precision: str,
     input_shape: tuple[int, ...],
     batches: Sequence[Tensor] = (),
-    tolerance: float = 1e-4,
+    tolerance: float = TOLERANCE,
     options: Int8Options = DEFAULT_OPTIONS,
-) -> None:
+) -> Parity:
     """Write ``model`` with a dynamic batch axis; the fp32 graph is held to torch's logits.
 
-    bf16 is a way of running the fp32 file, so it gets the same one.
+    bf16 is a way of running the fp32 file, so it gets the same one. Returns how the fp32 graph
+    compares with torch, whatever the precision.
     """
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
         exported, prepared = Path(folder, "fp32.onnx"), Path(folder, "prepared.onnx")
         _export(model, exported, input_shape=input_shape)
         images = parity_images(input_shape, at_least=PARITY_BATCH)
         with torch.no_grad():
-            check_parity(model(images), run_onnx(exported, images), tolerance=tolerance)
+            logits = run_onnx(exported, images)
+            parity = check_parity(model(images), logits, tolerance=tolerance)
         if precision in ("fp32", "bf16"):
             path.write_bytes(exported.read_bytes())
         elif options.quantizer == "nncf":
@@ -81,6 +83,7 @@ def write_onnx(
             else:
                 _quantize_dynamic(prepared, path)
             _drop_annotations(path)
+    return parity
 
 
 def run_onnx(path: Path, images: Tensor) -> np.ndarray:

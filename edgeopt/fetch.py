@@ -38,7 +38,8 @@ class SourcesUnreachableError(RuntimeError):
 def combined_checksum(sha256: Mapping[str, str]) -> str:
     """SHA-256 over several files: that of their ``sha256sum`` listing, sorted by name."""
     listing = "".join(f"{digest}  {name}\n" for name, digest in sorted(sha256.items()))
-    return hashlib.sha256(listing.encode()).hexdigest()
+    # Linux allows file names that are not UTF-8.
+    return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()
 
 
 def fetch(full_set: FullSet, *, data_dir: str | Path) -> Path:

@@ -4,27 +4,132 @@ The rest of the hardware analysis is offered here as well: layer tables, ceiling
 counters.
 """
 
+from collections.abc import Iterable, Mapping
+
 import numpy as np
 import pandas as pd
+from torch import nn
 
+from edgeopt.artifact import Artifact
 from edgeopt.ceilings import configure_ceilings, measure_ceilings
 from edgeopt.counters import read_counters
 from edgeopt.devices import estimate_on_devices, load_devices
 from edgeopt.layers import layerwise_breakdown, measure_layers
+from edgeopt.profilers import ProfilerUnavailableError, join_profile, profile_artifact
 from edgeopt.schema import PRECISIONS, require_known
 
 __all__ = [
     "configure_ceilings",
+    "count_layers",
     "estimate_on_devices",
     "hardware_summary",
     "layerwise_breakdown",
     "load_devices",
     "measure_ceilings",
     "measure_layers",
+    "measure_networks",
+    "place_on_roofline",
+    "profile_candidates",
     "read_counters",
 ]
 
+PROFILE_COLUMNS = ("candidate", "layer", "measured_ms", "share", "macs_share", "op")
 CEILING_OF_PRECISION = {name: name for name in PRECISIONS} | {"int8-dynamic": "int8"}
+
+
+def count_layers(
+    networks: Mapping[str, nn.Module], *, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Count the layers of every network, and say why one cannot be counted.
+
+    Returns :func:`layerwise_breakdown` of each with its ``model`` as first column, and the reasons
+    by model.
+    """
+    tables, reasons = [], {}
+    for model, network in networks.items():
+        try:
+            breakdown = layerwise_breakdown(network, input_shape=shapes[model])
+            tables.append(_of_model(breakdown, model))
+        except ValueError as error:
+            reasons[model] = str(error)
+    columns = ["model", "layer", "kind", "output_shape", "parameters", "macs"]
+    empty = pd.DataFrame(columns=[*columns, "arithmetic_intensity"])
+    return pd.concat(tables, ignore_index=True) if tables else empty, reasons
+
+
+def measure_networks(
+    models: Iterable[str],
+    networks: Mapping[str, nn.Module],
+    *,
+    shapes: Mapping[str, tuple[int, ...]],
+    threads: int = 1,
+) -> pd.DataFrame:
+    """Time the layers of the named networks in eager torch: :func:`measure_layers` of each."""
+    tables = [
+        _of_model(measure_layers(networks[m], input_shape=shapes[m], threads=threads), m)
+        for m in models
+    ]
+    columns = ["model", "layer", "macs", "measured_ms", "measured_share"]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+
+
+def _of_model(table: pd.DataFrame, model: str) -> pd.DataFrame:
+    return pd.concat([pd.Series(model, index=table.index, name="model"), table], axis=1)
+
+
+def profile_candidates(
+    artifacts: Mapping[str, Artifact],
+    counted: pd.DataFrame,
+    *,
+    owners: Mapping[str, str],
+    threads: int = 1,
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Ask each artifact's runtime for the time of every layer, beside its share of the MACs.
+
+    ``counted`` is :func:`count_layers`, ``owners`` names each candidate's model. Returns the
+    profiles, with the candidate's name, and by candidate why there is none.
+    """
+    tables, reasons = [], {}
+    for name, artifact in artifacts.items():
+        breakdown = counted[counted["model"] == owners[name]]
+        if breakdown.empty:
+            reasons[name] = f"the layers of {owners[name]} could not be counted"
+            continue
+        try:
+            profile = join_profile(breakdown, profile_artifact(artifact, threads=threads))
+            tables.append(profile.assign(candidate=name)[[*PROFILE_COLUMNS]])
+        except (ProfilerUnavailableError, ValueError) as error:
+            reasons[name] = str(error)
+    empty = pd.DataFrame(columns=[*PROFILE_COLUMNS])
+    return pd.concat(tables, ignore_index=True) if tables else empty, reasons
+
+
+def place_on_roofline(
+    candidates: pd.DataFrame,
+    networks: Mapping[str, nn.Module],
+    *,
+    shapes: Mapping[str, tuple[int, ...]],
+    ceilings: pd.DataFrame,
+    cache_bytes: int | None = None,
+) -> pd.DataFrame:
+    """Return one row of :func:`hardware_summary` per unpruned candidate.
+
+    ``candidates`` has ``candidate, model, precision, latency_ms``.
+    """
+    rows = [
+        hardware_summary(
+            layerwise_breakdown(
+                networks[row.model], input_shape=shapes[row.model], precision=row.precision
+            ),
+            candidate=row.candidate,
+            precision=row.precision,
+            latency_ms=row.latency_ms,
+            ceilings=ceilings,
+            cache_bytes=cache_bytes,
+        )
+        for row in candidates.itertuples()
+    ]
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
 
 
 def hardware_summary(

@@ -3,7 +3,7 @@
 import math
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
@@ -25,11 +25,15 @@ TIMED_TOLERANCE = 0.02  # of the largest logit: with other threads a rounding of
 
 
 def measure_candidates(
-    candidates: Sequence[Candidate], batch: np.ndarray, *, threads: int = 1, **options: Any
+    candidates: Sequence[Candidate],
+    batches: Mapping[str, np.ndarray],
+    *,
+    threads: int = 1,
+    **options: Any,
 ) -> Measurement:
     """Time all candidates that were prepared in interleaved rounds, alone on the machine.
 
-    ``batch`` are the first of the images that the candidates were scored on: a session that is
+    ``batches`` holds, by model, the first of the images that it was scored on: a session that is
     timed has to give the logits that were scored, with as many threads as were asked for, else the
     candidate fails. ``options`` are those of :func:`edgeopt.benchmark.measure_latency`. Raises
     ``ValueError`` with every candidate's error when none could be prepared.
@@ -38,8 +42,9 @@ def measure_candidates(
     if not prepared:
         errors = "; ".join(f"{candidate.name}: {candidate.error}" for candidate in candidates)
         raise ValueError(f"no candidate could be prepared: {errors or 'there is none'}")
-    loaders = {c.name: partial(_load_checked, c, batch, threads) for c in prepared}
-    return measure_latency(loaders, batch, **options)
+    own = {c.name: batches[c.spec.model] for c in prepared}
+    loaders = {c.name: partial(_load_checked, c, own[c.name], threads) for c in prepared}
+    return measure_latency(loaders, own, **options)
 
 
 def _load_checked(candidate: Candidate, batch: np.ndarray, threads: int) -> Session:
@@ -82,7 +87,7 @@ def _rss_row(artifact: Artifact) -> tuple[float, float, str]:
 
 def measured_energy_table(
     candidates: Sequence[Candidate],
-    batch: np.ndarray,
+    batches: Mapping[str, np.ndarray],
     *,
     threads: int = 1,
     seconds: float = 0.5,
@@ -98,9 +103,12 @@ def measured_energy_table(
     if not measured_energy_unavailable(powercap_root=powercap_root):
         joules = [
             _joules_per_call(
-                load_session(candidate.artifact, threads=threads), batch, seconds, powercap_root
+                load_session(c.artifact, threads=threads),
+                batches[c.spec.model],
+                seconds,
+                powercap_root,
             )
-            for candidate in prepared
+            for c in prepared
         ]
     names = [candidate.name for candidate in prepared]
     return pd.DataFrame({"candidate": names, "energy_measured_j": joules})

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import islice
@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from edgeopt._upstream import RuntimeUnavailable
 from edgeopt.artifact import Artifact
 from edgeopt.benchmark import measure_latency
-from edgeopt.candidates import Candidate, CandidateSpec, artifact_facts, with_agreement
+from edgeopt.candidates import (
+    Candidate,
+    CandidateSpec,
+    NetworkKey,
+    artifact_facts,
+    split_logits,
+    with_agreement,
+)
 from edgeopt.coverage import LabelError, verify_label
 from edgeopt.data import Split
 from edgeopt.diagnosis import diagnose
@@ -32,7 +39,7 @@ from edgeopt.remedies import (
     float_layer_remedies,
     rescaling_remedies,
 )
-from edgeopt.runtimes import ArtifactError, load_session, session_logits
+from edgeopt.runtimes import ArtifactError, load_session
 from edgeopt.training import predict_logits
 
 logger = logging.getLogger(__name__)
@@ -71,7 +78,7 @@ class _Attempt:
     """A remedy tried; where it failed, ``error`` says why and the rest is empty."""
 
     remedy: str
-    stands_on: str = ""
+    based_on: str = ""
     plan: Plan | None = None
     artifact: Artifact | None = None
     accuracy: float = math.nan
@@ -83,7 +90,7 @@ def mend(
     model: nn.Module,
     *,
     calibration_loader: Iterable[tuple[Tensor, Tensor]],
-    validation: tuple[Tensor, Tensor],
+    validation: Split,
     max_accuracy_drop: float,
     folder: str | Path,
     calibration_batches: int = 10,
@@ -104,8 +111,8 @@ def mend(
 
     Parameters
     ----------
-    validation : tuple of Tensor
-        Images [N, C, H, W] and labels [N], on which accuracy is measured.
+    validation : Split
+        On which accuracy is measured.
     folder : Path
         Where the artifacts are written.
     float_layers : sequence of int
@@ -120,18 +127,19 @@ def mend(
     Returns
     -------
     Mended
-        Its ``ladder`` has one row per remedy, the fp32 parent first: remedy, stands_on (the
+        Its ``ladder`` has one row per remedy, the fp32 parent first: remedy, based_on (the
         earlier remedy that is kept under it, if any), accuracy, accuracy_drop, latency_ms (mean),
         artifact_bytes, int8_mac_share, reached, error.
 
     Raises
     ------
     ValueError
-        For a bad budget, validation or calibration set.
+        For a bad budget or calibration set.
     ExportError
         When not one remedy could be applied.
     """
-    _check_request(validation, max_accuracy_drop)
+    if isinstance(max_accuracy_drop, bool) or not 0 <= max_accuracy_drop < 1:
+        raise ValueError(f"max_accuracy_drop is {max_accuracy_drop!r}; allowed: [0, 1)")
     calibration = tuple(islice(calibration_loader, calibration_batches))
     collect_calibration(calibration, calibration_batches)
     climb = _Climb(Path(folder), calibration, validation, threads, scheme)
@@ -145,7 +153,7 @@ def mend(
         if tried.accuracy >= goal and not exhaustive:
             break
     chosen = next((a for a in climb.attempts[1:] if a.accuracy >= goal), climb.best)
-    latency = _latencies(climb.attempts, validation[0][:1], threads, rounds, calls_per_round)
+    latency = _latencies(climb.attempts, validation.take(1), threads, rounds, calls_per_round)
     ladder = _ladder(climb.attempts, latency, goal)
     reached = chosen.accuracy >= goal
     return Mended(chosen.artifact, chosen.plan.model, reached, ladder, climb.diagnosis)
@@ -160,20 +168,80 @@ class MendedSpec(CandidateSpec):
     @property
     def name(self) -> str:
         """Name in tables and of files."""
-        return f"{super().name}-mended"
+        return f"{super().name}-repaired"
 
 
 def fallen(candidates: Iterable[Candidate], *, max_accuracy_drop: float) -> list[Candidate]:
     """ONNX Runtime's static int8 candidates that fell further below their own fp32 than allowed."""
     ran = [c for c in candidates if c.spec.runtime == "onnxruntime" and not c.error]
-    fp32 = {_network(c): c.facts["accuracy"] for c in ran if c.spec.precision == "fp32"}
-    int8 = [c for c in ran if c.spec.precision == "int8" and _network(c) in fp32]
+    fp32 = {c.spec.network: c.facts["accuracy"] for c in ran if c.spec.precision == "fp32"}
+    int8 = [c for c in ran if c.spec.precision == "int8" and c.spec.network in fp32]
     least = {key: accuracy - max_accuracy_drop - _ROUNDING for key, accuracy in fp32.items()}
-    return [c for c in int8 if c.facts["accuracy"] < least[_network(c)]]
+    return [c for c in int8 if c.facts["accuracy"] < least[c.spec.network]]
 
 
-def _network(candidate: Candidate) -> tuple[str, float, int]:
-    return candidate.spec.model, candidate.spec.pruning_level, candidate.spec.seed
+@dataclass(frozen=True, eq=False)
+class Repair:
+    """A repaired int8 candidate, its remedy, and the ladder that led to it."""
+
+    candidate: Candidate
+    remedy: str
+    ladder: pd.DataFrame
+
+    @property
+    def file_stem(self) -> str:
+        """Name for the files of this repair."""
+        return f"{self.candidate.name}-seed{self.candidate.spec.seed}"
+
+
+def repair_fallen(
+    candidates: Sequence[Candidate],
+    models: Mapping[NetworkKey, nn.Module],
+    *,
+    validation: Mapping[str, Split],
+    calibration: Mapping[str, Iterable],
+    max_accuracy_drop: float,
+    directory: Path,
+    calibration_batches: int = 10,
+    scheme: Int8Scheme = U8S8,
+    batch_size: int = 1,
+) -> list[Repair]:
+    """Repair ONNX Runtime's static int8 of every network of which one seed's fell.
+
+    When one seed's int8 falls further than ``max_accuracy_drop`` below its fp32, that of all seeds
+    is repaired, so that the repaired candidate has every seed. The arguments are those of
+    :func:`edgeopt.candidates.prepare_candidates`. A repair that fails is logged and left out; so
+    are all at a ``batch_size`` other than 1, which the ladder does not know.
+    """
+    fell = {
+        (c.spec.model, c.spec.pruning_level)
+        for c in fallen(candidates, max_accuracy_drop=max_accuracy_drop)
+    }
+    if fell and batch_size != 1:
+        logger.warning("int8 fell but is not repaired at batch size %d: %s", batch_size, fell)
+        return []
+    repairs = []
+    for candidate in candidates:
+        spec = candidate.spec
+        plain = (spec.runtime, spec.precision) == ("onnxruntime", "int8")
+        if not plain or (spec.model, spec.pruning_level) not in fell:
+            continue
+        try:
+            repaired, found = mend_candidate(
+                candidate,
+                models[spec.network],
+                validation[spec.model],
+                directory=directory,
+                calibration_loader=calibration[spec.model],
+                calibration_batches=calibration_batches,
+                max_accuracy_drop=max_accuracy_drop,
+                scheme=scheme,
+            )
+        except _FAILURES as error:
+            logger.warning("%s, seed %d, could not be repaired: %s", spec.name, spec.seed, error)
+            continue
+        repairs.append(Repair(repaired, repaired.spec.remedy, found.ladder))
+    return repairs
 
 
 def mend_candidate(
@@ -183,16 +251,16 @@ def mend_candidate(
 
     ``options`` are those of :func:`mend`, which writes below ``directory``.
     """
-    spec, (images, labels) = candidate.spec, (validation.images, validation.labels)
-    folder = directory / f"mended-{spec.name.replace(':', '-')}-seed{spec.seed}"
-    mended = mend(model, validation=(images, labels), folder=folder, **options)
+    spec = candidate.spec
+    folder = directory / f"repaired-{spec.name}-seed{spec.seed}"
+    mended = mend(model, validation=validation, folder=folder, **options)
     artifact, rungs = mended.artifact, mended.ladder.iloc[1:]
     remedy = rungs.loc[rungs["reached" if mended.reached else "accuracy"].idxmax(), "remedy"]
     given = {field.name: getattr(spec, field.name) for field in fields(CandidateSpec)}
     made = {"precision": artifact.precision, "runtime": artifact.runtime, "remedy": remedy}
-    logits = session_logits(load_session(artifact), images.numpy())
-    facts = artifact_facts(artifact, model=mended.model, logits=logits, labels=labels.numpy())
-    parent = predict_logits(model, images).argmax(1).numpy()
+    logits, labels = split_logits(load_session(artifact), validation), validation.labels.numpy()
+    facts = artifact_facts(artifact, model=mended.model, logits=logits, labels=labels)
+    parent = predict_logits(model, validation).argmax(1).numpy()
     result = Candidate(MendedSpec(**{**given, **made}), artifact, facts, logits)
     return with_agreement(result, parent), mended
 
@@ -204,7 +272,7 @@ class _Climb:
         self,
         folder: Path,
         calibration: Calibration,
-        validation: tuple[Tensor, Tensor],
+        validation: Split,
         threads: int,
         scheme: Int8Scheme,
     ) -> None:
@@ -212,10 +280,10 @@ class _Climb:
         self.diagnosis: pd.DataFrame | None = None
         self._folder = folder
         self._calibration = calibration
-        self._images, self._labels = validation
+        self._validation = validation
         self._threads = threads
         self._scheme = scheme
-        self._input_shape = (1, *self._images.shape[1:])
+        self._input_shape = (1, *validation.shape)
 
     @property
     def best(self) -> _Attempt:
@@ -236,7 +304,7 @@ class _Climb:
         yield from rescaling_remedies(model, images=self._calibration[0][0])
         base = self.best
         correction = bias_remedy(base.plan, calibration=self._calibration)
-        yield replace(correction, stands_on=base.remedy)
+        yield replace(correction, based_on=base.remedy)
         yield from self._float_layers(float_layers)
         base, plan = self.best, self.best.plan
         yield Remedy("dynamic", lambda: Plan(plan.model, precision="int8-dynamic"), base.remedy)
@@ -249,19 +317,19 @@ class _Climb:
 
     def _float_layers(self, counts: Sequence[int]) -> Iterator[Remedy]:
         base = self.best
-        images, labels = self._images[:DIAGNOSIS_IMAGES], self._labels[:DIAGNOSIS_IMAGES]
-        self.diagnosis = diagnose(base.plan.model, base.artifact, images, labels)
+        some = self._validation.first(DIAGNOSIS_IMAGES)
+        self.diagnosis = diagnose(base.plan.model, base.artifact, some)
         for remedy in float_layer_remedies(
             base.plan, self.diagnosis, counts=counts, input_shape=self._input_shape
         ):
-            yield replace(remedy, stands_on=base.remedy)
+            yield replace(remedy, based_on=base.remedy)
 
     def attempt(self, remedy: Remedy) -> _Attempt:
         """Make, write, load and score one plan, and remember how it went."""
         try:
             tried = self._scored(remedy, remedy.make())
         except _FAILURES as error:
-            tried = _Attempt(remedy.name, remedy.stands_on, error=str(error))
+            tried = _Attempt(remedy.name, remedy.based_on, error=str(error))
         self.attempts.append(tried)
         return tried
 
@@ -275,21 +343,10 @@ class _Climb:
         )
         share = verify_label(artifact)
         session = load_session(artifact, threads=self._threads)
-        predictions = session_logits(session, self._images.numpy()).argmax(axis=1)
-        accuracy = float((predictions == self._labels.numpy()).mean())
+        predictions = split_logits(session, self._validation).argmax(axis=1)
+        accuracy = float((predictions == self._validation.labels.numpy()).mean())
         made = (plan, artifact, accuracy, share)
-        return _Attempt(remedy.name, remedy.stands_on, *made)
-
-
-def _check_request(validation: tuple[Tensor, Tensor], max_accuracy_drop: float) -> None:
-    if isinstance(max_accuracy_drop, bool) or not 0 <= max_accuracy_drop < 1:
-        raise ValueError(f"max_accuracy_drop is {max_accuracy_drop!r}; allowed: [0, 1)")
-    images, labels = validation
-    if not len(images) or len(images) != len(labels):
-        raise ValueError(
-            f"validation holds {len(images)} images and {len(labels)} labels; allowed: as many "
-            "labels as images, 1 or more"
-        )
+        return _Attempt(remedy.name, remedy.based_on, *made)
 
 
 def _latencies(
@@ -307,7 +364,7 @@ def _ladder(attempts: list[_Attempt], latency: dict[str, float], goal: float) ->
     return pd.DataFrame(
         {
             "remedy": a.remedy,
-            "stands_on": a.stands_on,
+            "based_on": a.based_on,
             "accuracy": a.accuracy,
             "accuracy_drop": parent.accuracy - a.accuracy,
             "latency_ms": latency.get(a.remedy, math.nan),

@@ -1,15 +1,19 @@
 """Classifiers by name: SmallCNN, any torchvision classifier, or the user's own factory."""
 
 import importlib
-import io
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from edgeopt.weights import dump_weights as dump_weights  # part of this module's face
+from edgeopt.weights import fit_weights, load_weights, read_weights, weights_path
 
 
 class SmallCNN(nn.Module):
@@ -52,7 +56,7 @@ def build_model(
     num_classes: int = 10,
     conv1_channels: int = 16,
     conv2_channels: int = 32,
-    weights: str | None = None,
+    weights: str | Path | None = None,
 ) -> nn.Module:
     """Build a classifier by name.
 
@@ -61,15 +65,18 @@ def build_model(
     name : str
         ``small_cnn``, a torchvision classifier such as ``mobilenet_v3_small``, or
         ``package.module:factory``, called with ``num_classes``.
-    weights : str, optional
-        Path of a local state dict, or ``torchvision`` for its own pretrained weights, whose
-        final layer is replaced when ``num_classes`` differs. Random weights when omitted.
+    weights : str or Path, optional
+        A file, see :func:`edgeopt.weights.read_weights`; a folder that holds ``<name>.pt``; or
+        ``torchvision`` for its own pretrained weights, whose final layer is replaced when
+        ``num_classes`` differs. Random weights when omitted.
 
     Raises
     ------
     ValueError
-        When the name is unknown, the factory does not return an ``nn.Module``, or torchvision has
-        no weights of this network.
+        When the name is unknown, the factory fails or returns no ``nn.Module``, the weights do not
+        fit, or torchvision has no weights of this network.
+    OSError
+        When the weights are not there, or torchvision's cannot be downloaded.
     """
     if weights == "torchvision" and (name == "small_cnn" or ":" in name):
         raise ValueError(f"torchvision has no weights of {name!r}; allowed: a local state dict")
@@ -80,52 +87,96 @@ def build_model(
     else:
         model = _from_torchvision(name, num_classes=num_classes, weights=weights)
     if weights not in (None, "torchvision"):
-        load_weights(model, weights)
+        load_weights(model, weights_path(weights, name=name))
     return model
 
 
-def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
-    """Load a local state dict into ``model`` and return it; shapes and names must fit."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
+def check_models(
+    names: Iterable[str], *, num_classes: int, **options: Any
+) -> dict[str, int | None]:
+    """Build every network once, before any image is loaded: by name, the channels that it takes.
+
+    ``options`` are those of :func:`build_model`, whose errors they meet here.
+    """
+    return {
+        name: input_channels(build_model(name, num_classes=num_classes, **options))
+        for name in names
+    }
+
+
+def check_network(
+    model: nn.Module, *, name: str, input_shape: tuple[int, ...], num_classes: int
+) -> None:
+    """Raise ``ValueError`` unless ``model`` gives one logit a class for black images.
+
+    Parameters
+    ----------
+    name : str
+        The network's name in messages.
+    input_shape : tuple of int
+        [B, C, H, W] as the run serves it.
+    """
+    was_training = model.training
     try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
+        with torch.no_grad():
+            logits = model.eval()(torch.zeros(input_shape))
+    except (Exception, SystemExit) as error:  # a user's network raises whatever it likes
         raise ValueError(
-            f"the weights in {path} do not fit {type(model).__name__}: {error}"
+            f"model {name!r} fails on images [B, C, H, W] of {list(input_shape)}"
+            f"{_other_channels(model, input_shape[1])}: {type(error).__name__}: {error}"
         ) from error
-    return model
+    finally:
+        model.train(was_training)
+    if not isinstance(logits, Tensor):
+        raise ValueError(f"model {name!r} gives {type(logits).__name__}; allowed: logits, a tensor")
+    if logits.shape != (input_shape[0], num_classes):
+        raise ValueError(
+            f"model {name!r} gives {list(logits.shape)} for {input_shape[0]} images of "
+            f"{num_classes} classes; allowed: logits {[input_shape[0], num_classes]}"
+        )
 
 
-def dump_weights(model: nn.Module) -> bytes:
-    """Return the state dict as the bytes of a file that :func:`load_weights` reads."""
-    buffer = io.BytesIO()
-    torch.save(model.state_dict(), buffer)
-    return buffer.getvalue()
+def input_channels(model: nn.Module) -> int | None:
+    """Channels that the first convolution takes; None where a network has none."""
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    return first and first.in_channels
 
 
 def load_small_cnn(path: str | Path) -> SmallCNN:
     """Build the SmallCNN, pruned or not, whose weights are in a file, in eval mode."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = read_weights(path)
     try:
         sizes = [len(state[f"{layer}.bias"]) for layer in ("conv1", "conv2", "classifier")]
     except KeyError as error:
         raise ValueError(f"the weights in {path} are no SmallCNN's: {error} is missing") from error
-    return load_weights(SmallCNN(*sizes), path).eval()
+    return fit_weights(SmallCNN(*sizes), state, source=str(path)).eval()
+
+
+def _other_channels(model: nn.Module, given: int) -> str:
+    own = input_channels(model)
+    return f" (its first convolution takes channels: {own})" if own not in (None, given) else ""
 
 
 def _from_factory(name: str, *, num_classes: int) -> nn.Module:
     module_name, _, factory_name = name.partition(":")
     try:
         factory = getattr(importlib.import_module(module_name), factory_name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"model {name!r} cannot be imported: {error}") from error
-    model = factory(num_classes=num_classes)
+    except (Exception, SystemExit) as error:  # a user's module raises whatever it likes
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"model {name!r} cannot be imported: {reason}") from error
+    try:
+        model = factory(num_classes=num_classes)
+    except (Exception, SystemExit) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"model {name!r} fails with num_classes={num_classes}: {reason}"
+        ) from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"model {name!r} returned {type(model).__name__}; allowed: nn.Module")
     return model
 
 
-def _from_torchvision(name: str, *, num_classes: int, weights: str | None) -> nn.Module:
+def _from_torchvision(name: str, *, num_classes: int, weights: str | Path | None) -> nn.Module:
     from edgeopt._torchvision import models
 
     known = models.list_models(module=models)
@@ -136,7 +187,14 @@ def _from_torchvision(name: str, *, num_classes: int, weights: str | None) -> nn
         )
     if weights != "torchvision":
         return models.get_model(name, num_classes=num_classes)
-    return _with_new_head(models.get_model(name, weights="DEFAULT"), num_classes=num_classes)
+    try:
+        pretrained = models.get_model(name, weights="DEFAULT")
+    except URLError as error:
+        raise OSError(
+            f"torchvision's weights of {name} cannot be downloaded ({error.reason}); allowed: "
+            "the path of a local state dict, or none"
+        ) from error
+    return _with_new_head(pretrained, num_classes=num_classes)
 
 
 def _with_new_head(model: nn.Module, *, num_classes: int) -> nn.Module:

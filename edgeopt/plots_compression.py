@@ -132,7 +132,7 @@ def diagnosis_bars(diagnosis: pd.DataFrame, *, rows: int = 12, ax: Axes | None =
     one, that channel; such a tensor is dark.
     """
     alone, accumulated = "sqnr_alone_db", "sqnr_accumulated_db"
-    needed = ["tensor", "layer", alone, accumulated, "accuracy_alone", "guilty_channel"]
+    needed = ["tensor", "layer", alone, accumulated, "accuracy_alone", "worst_channel"]
     require_columns(diagnosis, [*needed, "outlier_ratio"], what="the diagnosis figure")
     worst = diagnosis.head(rows).reset_index(drop=True)
     ax = new_axes(ax, height=0.5 + row_height(len(worst)), grid="x")
@@ -141,8 +141,8 @@ def diagnosis_bars(diagnosis: pd.DataFrame, *, rows: int = 12, ax: Axes | None =
     ax.scatter(worst[alone], worst.index, s=70, c=np.where(outlier, INK, ALONE), ec=INK, zorder=2)
     ax.scatter(worst[accumulated], worst.index, s=30, c="white", ec=INK, zorder=3)
     for y, row in worst.iterrows():
-        guilty = f", channel {row['guilty_channel']}" if outlier[y] else ""
-        _write_in_margin(ax, y, f"{row['accuracy_alone']:.1%}{guilty}")
+        worst = f", channel {row['worst_channel']}" if outlier[y] else ""
+        _write_in_margin(ax, y, f"{row['accuracy_alone']:.1%}{worst}")
     _write_in_margin(ax, -0.75, "accuracy, it alone in int8")
     ax.set_yticks(worst.index, [_tensor_words(row) for _, row in worst.iterrows()])
     ax.set_ylim(len(worst) - 0.4, -0.6)

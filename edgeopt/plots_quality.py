@@ -1,7 +1,7 @@
 """Figures of data, training and quality: table in, axes out."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from edgeopt.labels import beside, label_lines
 from edgeopt.selection import require_columns
+from edgeopt.splits import Split
 from edgeopt.style import (
     INK,
     QUIET,
@@ -108,19 +109,21 @@ def per_class_change(
 
 
 def sample_images(
-    images: Any, labels: Any, *, names: Sequence[str], per_class: int = 2, ax: Axes | None = None
+    split: Split, *, names: Sequence[str], per_class: int = 2, ax: Axes | None = None
 ) -> Axes:
-    """Contact sheet: the first images of each class, a column per class.
+    """Contact sheet: the first images of each class, a column per class, as the network sees them.
 
-    ``images`` is [N, C, H, W] in [0, 1], ``labels`` [N] are indices into ``names``.
+    The labels are indices into ``names``. ``mean`` and ``std`` are left out: they move the colours
+    to where a screen cannot show them.
     """
-    labels = np.asarray(labels)
+    labels = split.labels.numpy()
     columns = [np.flatnonzero(labels == index)[:per_class] for index in range(len(names))]
     if short := [
         name for name, found in zip(names, columns, strict=True) if len(found) < per_class
     ]:
         raise ValueError(f"fewer than {per_class} images of class(es) {', '.join(short)}")
-    chosen = np.asarray(images[np.concatenate(columns)]).transpose(0, 2, 3, 1)  # [n, H, W, C]
+    shown = replace(split.select(np.concatenate(columns)), mean=None, std=None)
+    chosen = shown.take(len(shown)).numpy().transpose(0, 2, 3, 1)  # [n, H, W, C]
     padded = np.pad(chosen, ((0, 0), (1, 1), (1, 1), (0, 0)))
     _, height, width, channels = padded.shape
     grid = padded.reshape(len(names), per_class, height, width, channels)

@@ -1,56 +1,51 @@
-"""Labelled images as they lie on disk (uint8), and the seeded, stratified ways to part them."""
+"""A data set before its roles are drawn, and the seeded, stratified ways to split it."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True, eq=False)
-class LabelledImages:
-    """Images uint8 [N, C, H, W] with labels int64 [N]."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __post_init__(self) -> None:
-        """Refuse anything but N images of uint8 with N labels."""
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
-            raise ValueError(
-                f"images must be uint8 [N, C, H, W], got {self.images.dtype} "
-                f"{tuple(self.images.shape)}"
-            )
-        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
-            raise ValueError(
-                f"labels must be int64 [{len(self.images)}], got {self.labels.dtype} "
-                f"{tuple(self.labels.shape)}"
-            )
-
-    def __len__(self) -> int:
-        """Count the images."""
-        return len(self.labels)
-
-    def take(self, positions: np.ndarray) -> "LabelledImages":
-        """Return the images at these positions, in this order."""
-        index = torch.from_numpy(np.ascontiguousarray(positions, dtype=np.int64))
-        return LabelledImages(self.images[index], self.labels[index])
+from edgeopt.splits import SPLIT_BY_SEED, Split
 
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """A data set before the roles are dealt: what may be trained on, what only judges.
+    """A data set before the draws: what may be trained on, what only judges.
 
     ``duplicates_dropped`` counts images left out of ``train`` because another role, or ``train``
-    itself, already holds the same pixels.
+    itself, already holds the same pixels. The rest is as in :class:`edgeopt.splits.Splits`.
     """
 
     class_names: tuple[str, ...]
     checksum: str
-    train: LabelledImages
-    validation: LabelledImages
-    test: LabelledImages
+    train: Split
+    validation: Split
+    test: Split
     duplicates_dropped: int = 0
+    origin: str = SPLIT_BY_SEED
+    left_out: tuple[str, ...] = ()
+
+    def with_classes(self, class_names: Sequence[str]) -> "Pool":
+        """Put the classes into another order; which images have which role stays.
+
+        Raises ``ValueError`` unless the names are those of the classes, each once.
+        """
+        if sorted(class_names) != sorted(self.class_names):
+            known, given = set(self.class_names), set(class_names)
+            raise ValueError(
+                f"class_names is {list(class_names)}; unknown: {sorted(given - known) or 'none'}, "
+                f"missing: {sorted(known - given) or 'none'}; allowed: each of "
+                f"{sorted(known)} once"
+            )
+        rank = torch.tensor([list(class_names).index(name) for name in self.class_names])
+        roles = {
+            role: replace(split, labels=rank[split.labels])
+            for role in ("train", "validation", "test")
+            for split in [getattr(self, role)]
+        }
+        return replace(self, class_names=tuple(class_names), **roles)
 
 
 def stratified_order(labels: Tensor, *, seed: int) -> np.ndarray:
@@ -67,27 +62,18 @@ def stratified_order(labels: Tensor, *, seed: int) -> np.ndarray:
     return shuffled[np.argsort(quantile, kind="stable")]
 
 
-def carve(
-    source: LabelledImages, count: int, *, seed: int
-) -> tuple[LabelledImages, LabelledImages]:
-    """Part into ``count`` stratified images and the rest."""
+def split_off(source: Split, count: int, *, seed: int) -> tuple[Split, Split]:
+    """Split into ``count`` stratified images and the rest."""
     order = stratified_order(source.labels, seed=seed)
-    return source.take(order[:count]), source.take(order[count:])
+    return source.select(order[:count]), source.select(order[count:])
 
 
-def without_duplicates(
-    source: LabelledImages, *, held_out: LabelledImages | None = None
-) -> LabelledImages:
-    """Keep the first image of each content, and none that ``held_out`` holds as well."""
-    seen = set() if held_out is None else set(image_contents(held_out.images))
+def without_duplicates(source: Split, *, held_out: Iterable[Split] = ()) -> Split:
+    """Keep the first image of each content, and none that a held-out split holds as well."""
+    seen = {content for split in held_out for content in split.contents()}
     kept = []
-    for position, content in enumerate(image_contents(source.images)):
+    for position, content in enumerate(source.contents()):
         if content not in seen:
             seen.add(content)
             kept.append(position)
-    return source if len(kept) == len(source) else source.take(np.array(kept))
-
-
-def image_contents(images: Tensor) -> list[bytes]:
-    """Return each image's raw bytes, to compare by."""
-    return [image.tobytes() for image in images.numpy()]
+    return source if len(kept) == len(source) else source.select(np.array(kept, dtype=np.int64))

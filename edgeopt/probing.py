@@ -1,10 +1,15 @@
 """Running a model once to learn about it, with failures that name the module."""
 
+import copy
+from contextlib import suppress
 from typing import Any
 
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
+
+_PROBE = 512  # pixels: many times any stride
+_STRIDED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 
 
 def run_named(model: nn.Module, example_input: Tensor) -> Tensor:
@@ -80,3 +85,26 @@ def module_named(model: nn.Module, name: str) -> nn.Module:
     except AttributeError as error:
         allowed = ", ".join(n for n, _ in model.named_children())
         raise ValueError(f"unknown module {name!r}; allowed: {allowed}, or below") from error
+
+
+def require_pixels(model: nn.Module, example: Tensor, *, name: str) -> None:
+    """Raise ``ValueError`` when the images are smaller than the network's stride."""
+    stride, side = _total_stride(model, channels=example.shape[1]), min(example.shape[-2:])
+    if side < stride:
+        raise ValueError(
+            f"images of {side} pixels are smaller than the stride of {name}, {stride}; "
+            f"allowed: image_size {stride} or more"
+        )
+    run_named(model.eval(), example)
+
+
+def _total_stride(model: nn.Module, *, channels: int) -> int:
+    """Pixels of the image's side that one step in the smallest strided map stands for."""
+    sides = [_PROBE]
+    probe = copy.deepcopy(model).to("meta").eval()
+    for module in probe.modules():
+        if isinstance(module, _STRIDED) and module.stride not in (1, (1, 1)):
+            module.register_forward_hook(lambda _, __, out: sides.append(min(out.shape[-2:])))
+    with suppress(Exception):  # a head for one image size fails, after all strided maps were made
+        probe(torch.empty(1, channels, _PROBE, _PROBE, device="meta"))
+    return _PROBE // min(sides)

@@ -34,7 +34,7 @@ class Remedy:
 
     name: str
     make: Callable[[], Plan]
-    stands_on: str = ""
+    based_on: str = ""
 
 
 def export_plan(

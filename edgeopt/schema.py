@@ -1,5 +1,6 @@
 """Names, units and vocabularies of every table, written once."""
 
+import re
 from dataclasses import dataclass
 
 RUNTIMES = ("torch", "onnxruntime", "executorch", "openvino")
@@ -76,6 +77,11 @@ COLUMNS = {
 def label(column: str) -> str:
     """Axis label of a column, falling back to its name in words."""
     return COLUMNS[column].label if column in COLUMNS else column.replace("_", " ")
+
+
+def file_stem(name: str) -> str:
+    """Write a network's name so that a file can bear it: ``module:factory`` as module-factory."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
 
 
 def require_known(value: str, *, allowed: tuple[str, ...], what: str) -> str:

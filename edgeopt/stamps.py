@@ -72,8 +72,8 @@ def stamp_of(
     """
     cells = nbformat.read(notebook, as_version=4).cells
     named = [value for value in parameters.values() if isinstance(value, str)]
-    weights = parameters.get("backbone_weights")
-    factories = [name for name in parameters.get("backbones", ()) if ":" in name]
+    weights = parameters.get("weights")
+    factories = [name for name in parameters.get("models", ()) if ":" in name]
     return digest(
         {
             "cells": [(cell.cell_type, cell.source) for cell in cells],

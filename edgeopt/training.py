@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from edgeopt.model import deterministic_algorithms
+from edgeopt.splits import Split, in_batches
 
 
 @dataclass(frozen=True)
@@ -109,13 +110,21 @@ def _train_epoch(
 
 @torch.no_grad()
 def predict_logits(
-    model: nn.Module, images: Tensor, *, batch_size: int = 256, device: str | torch.device = "cpu"
+    model: nn.Module,
+    images: Tensor | Split,
+    *,
+    batch_size: int = 256,
+    device: str | torch.device = "cpu",
 ) -> Tensor:
-    """Logits [N, classes] in float32 of images [N, C, H, W]; the model is put in eval mode."""
+    """Logits [N, classes] in float32 of images [N, C, H, W]; the model is put in eval mode.
+
+    A split's images are converted batch by batch.
+    """
     model.eval()
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
-    batches = images.to(device, dtype).split(batch_size)
-    return torch.cat([model(batch).float().cpu() for batch in batches])
+    floats = (p.dtype for p in model.parameters() if p.is_floating_point())
+    dtype = next(floats, torch.float32)
+    batches = in_batches(images, batch_size)
+    return torch.cat([model(batch.to(device, dtype)).float().cpu() for batch in batches])
 
 
 @torch.no_grad()

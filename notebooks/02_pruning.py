@@ -10,136 +10,119 @@ run = "quick"
 dataset = "fashion-mnist-20k"
 data_dir = "data"
 train_subset = 4000
-calibration_subset = 640
+calibration_subset = None
 val_subset = 1000
+test_subset = 1500
 batch_size = 64
 seeds = [0]
+image_size = None
+channels = None
+resize = "stretch"
+interpolation = "bilinear"
+mean = None
+std = None
+class_names = None
+max_image_pixels = 89478485
+models = ["small_cnn"]
+weights = None
+allow_chance = False
+conv1_channels = 16
+conv2_channels = 32
 epochs = 6
 finetune_epochs = 2
 learning_rate = 0.003
+channel_multiple = None
 pruning_levels = [0.0, 0.5, 0.7]
 pruning_criteria = ["l1", "l2", "taylor", "random"]
 
 # %%
 import pandas as pd
+from IPython.display import display
 
 from edgeopt import plots
 from edgeopt.config import ExperimentConfig
-from edgeopt.data import load_splits
-from edgeopt.footprint import weight_bytes
-from edgeopt.metrics import wilson_interval
-from edgeopt.model import dump_weights, load_small_cnn
-from edgeopt.pruning import count_macs, structured_channel_prune
-from edgeopt.recipes import Recipe, Schedule, accuracy_table
-from edgeopt.recipes import process_pool, study_recipes, train_recipes
-from edgeopt.rundir import open_run
+from edgeopt.pruning_results import accuracy_table, filter_norms, size_table, with_intervals
+from edgeopt.schema import file_stem
+from edgeopt.study import open_study
+from edgeopt.trainings import pruned_recipes
+from edgeopt.workers import process_pool
 
 # %%
 config = ExperimentConfig.from_namespace(globals())
-folder = open_run(config.run)
+study = open_study(config)
+folder = study.folder
 plots.use_style()
 
 # %%
-splits = load_splits(
-    config.dataset,
-    train_subset=config.train_subset,
-    calibration_subset=config.calibration_subset,
-    val_subset=config.val_subset,
-    data_dir=config.data_folder,
-    image_size=28,
-    channels=1,
-)
-
-# %%
-unpruned = {
-    recipe: load_small_cnn(folder.require(recipe.file_name))
-    for seed in config.seeds
-    for recipe in (Recipe(0.0, "pretrained", seed), Recipe(0.0, "baseline", seed))
-}
-baselines = {recipe: net for recipe, net in unpruned.items() if recipe.kind == "baseline"}
-baseline = unpruned[Recipe(0.0, "baseline", config.seeds[0])]
-
-# %% [markdown]
-# ## What a level removes
-#
-# At level 0.5 each convolution keeps the half of its filters with the largest L1 norm (Li et al.,
-# 2017, arXiv:1608.08710). Both the second convolution's outputs and its inputs shrink, so that its
-# weights and multiply-accumulates (MACs) fall with the square of what is kept.
-
-# %%
-pruned = {level: structured_channel_prune(baseline, level) for level in config.pruning_levels}
-
-# %%
-sizes = pd.DataFrame(
-    {
-        "pruning_level": level,
-        "conv1_channels": network.conv1.out_channels,
-        "conv2_channels": network.conv2.out_channels,
-        "parameters": sum(p.numel() for p in network.parameters()),
-        "macs": count_macs(network, example_input=splits.validation.images[:1]),
-        "weight_bytes": weight_bytes(network),
-    }
-    for level, network in pruned.items()
-)
-folder.write_table("pruning_sizes.csv", sizes)
-sizes
-
-# %% [markdown]
-# The ranking decides which filters go. If all dots lay at one height, the criterion would have
-# nothing to tell them apart by, and any choice would do.
-
-# %% tags=["nbval-ignore-output"]
-norms = pd.DataFrame(
-    (layer, index, norm)
-    for layer in ("conv1", "conv2")
-    for index, norm in enumerate(
-        baseline.get_submodule(layer).weight.abs().sum(dim=(1, 2, 3)).tolist()
-    )
-)
-norms.columns = ["layer", "filter", "l1_norm"]
-ax = plots.filter_norms(norms)
-alt = "L1 norm of every filter of both convolutions, sorted; the lowest are pruned first."
-folder.save_figure("filter_norms", ax, alt=alt, numbers=norms)
+baselines = study.kept(study.baselines(), made_by="01_baseline_training")
+validation = {model: splits.validation for model, splits in study.splits.items()}
+grid = (config.models, config.pruning_levels, config.seeds)
+print(f"{len(baselines)} unpruned network(s), grid of channels:", study.channel_multiples)
 
 # %% [markdown]
 # ## One-shot, fine-tuned, from scratch
 #
-# *One-shot* removes and stops. *Fine-tuned* trains on for a few epochs. *Scratch* starts the same
-# small architecture from new weights. All have as many epochs behind them as the baseline: fine-tuning
-# starts from the network of notebook 1's first stage, one-shot from the baseline itself, and scratch is
-# trained for both stages. What is lost below is lost by pruning, not by less training.
+# A level is the share of channels that every prunable layer loses, the same in every network; layers
+# that share channels (residual, depthwise, squeeze-and-excitation) lose the same ones. *One-shot*
+# removes and stops. *Fine-tuned* trains on for a few epochs. *Scratch* starts the same small
+# architecture from new weights. All have as many epochs behind them as the baseline: fine-tuning starts
+# from the network of notebook 1's first stage, one-shot from the baseline itself, and scratch is trained
+# for both stages. What is lost below is lost by pruning, not by less training.
 
 # %%
-schedule = config.part(Schedule)
-recipes = study_recipes(config.pruning_levels, config.seeds)
-
-# %%
+recipes = pruned_recipes(*grid)
 with process_pool() as pool:
-    networks = train_recipes(recipes, unpruned, splits.train, schedule=schedule, executor=pool)
-networks |= baselines
+    trainings = study.train(recipes, executor=pool)
+networks = baselines | study.networks(trainings)
 print(f"{len(recipes)} networks pruned or trained anew, beside {len(baselines)} baseline(s)")
 
-# %% tags=["nbval-ignore-output"]
-accuracies = accuracy_table(networks, splits.validation)
-images = len(splits.validation)
-intervals = [wilson_interval(round(share * images), images) for share in accuracies["accuracy"]]
-accuracies[["accuracy_low", "accuracy_high"]] = intervals
+# %% [markdown]
+# ## What a level removes
+#
+# At level 0.5 each layer keeps the half of its filters that matters most. Both a layer's outputs and the
+# inputs of what reads them shrink, so that weights and multiply-accumulates (MACs) fall with the square
+# of what is kept. Where the grid of channels cannot honour a level, `note` says what was reached.
 
-# %% tags=["nbval-ignore-output"]
-folder.write_table("pruning_accuracy.csv", accuracies)
-by_recipe = accuracies.pivot_table(index="pruning_level", columns="recipe", values="accuracy")
-by_recipe.round(3)
-
-# %% tags=["nbval-ignore-output"]
-ax = plots.pruning_curves(accuracies)
-alt = "Validation accuracy against pruning level: one-shot, fine-tuned and from scratch, with bars."
-folder.save_figure("pruning_curves", ax, alt=alt, numbers=accuracies)
+# %%
+sizes = size_table(networks, validation)
+folder.write_table("pruning_sizes.csv", sizes)
+sizes.round(3)
 
 # %% [markdown]
+# The ranking decides which filters go. If all dots of a layer lay at one height, the criterion would
+# have nothing to tell them apart by, and any choice would do. At most six layers are drawn.
+
+# %% tags=["nbval-ignore-output"]
+for recipe in study.baselines()[:: len(config.seeds)]:
+    norms = filter_norms(baselines[recipe], layers=6)
+    ax = plots.filter_norms(norms)
+    alt = f"L1 norm of every filter of {recipe.model}, sorted; the lowest are pruned first."
+    name = f"filter_norms-{file_stem(recipe.model)}"
+    display(folder.save_figure(name, ax, alt=alt, numbers=norms))
+
+# %% [markdown]
+# ## What it costs
+#
 # Bars are the range over seeds; with one seed, Wilson's interval over images. Compare *fine-tuned* with
 # *scratch*: where the bars overlap, the inherited weights bought nothing that training time would not
 # have (Liu et al., 2019, arXiv:1810.05270).
-#
+
+# %% tags=["nbval-ignore-output"]
+images = len(study.validation_labels)
+accuracies = with_intervals(accuracy_table(networks, validation), images=images)
+folder.write_table("pruning_accuracy.csv", accuracies)
+levels = ["model", "pruning_level"]
+by_recipe = accuracies.pivot_table("accuracy", levels, "recipe", sort=False)
+by_recipe.round(3)
+
+# %% tags=["nbval-ignore-output"]
+for model, rows in accuracies.groupby("model", sort=False):
+    ax = plots.pruning_curves(rows)
+    alt = f"Validation accuracy of {model} against pruning level: one-shot, fine-tuned, from scratch."
+    name = f"pruning_curves-{file_stem(model)}"
+    display(folder.save_figure(name, ax, alt=alt, numbers=rows))
+
+# %% [markdown]
 # ## Does the criterion matter?
 #
 # L1 and L2 rank filters by their weights, Taylor by what removing them would do to the loss
@@ -147,24 +130,16 @@ folder.save_figure("pruning_curves", ax, alt=alt, numbers=accuracies)
 # channels in every layer, so that only the choice of channels differs, and are fine-tuned alike.
 
 # %%
-levels = [level for level in config.pruning_levels if level > 0]
-rivals = [
-    Recipe(level, kind, config.seeds[0], criterion)
-    for level in levels
-    for criterion in config.pruning_criteria
-    for kind in ("one-shot", "fine-tuned")
-]
-
-# %%
+kinds, criteria = ("one-shot", "fine-tuned"), config.pruning_criteria
+rivals = pruned_recipes(*grid[:2], config.seeds[:1], kinds=kinds, criteria=criteria)
 with process_pool() as pool:
-    contest = train_recipes(rivals, unpruned, splits.train, schedule=schedule, executor=pool)
-print(f"{len(contest)} networks: {len(config.pruning_criteria)} criteria at {len(levels)} levels")
+    contest = study.networks(study.train(rivals, executor=pool))
+print(f"{len(contest)} networks by {len(criteria)} criteria")
 
 # %% tags=["nbval-ignore-output"]
-criteria = accuracy_table(contest, splits.validation)
-folder.write_table("pruning_criteria.csv", criteria)
-columns, sizes_of = ["recipe", "criterion"], ["pruning_level", "channels", "macs"]
-criteria.pivot_table(index=sizes_of, columns=columns, values="accuracy").round(3)
+compared = accuracy_table(contest, validation)
+folder.write_table("pruning_criteria.csv", compared)
+compared.pivot_table("accuracy", [*levels, "macs"], ["recipe", "criterion"], sort=False).round(3)
 
 # %% [markdown]
 # ## Handing over
@@ -172,31 +147,29 @@ criteria.pivot_table(index=sizes_of, columns=columns, values="accuracy").round(3
 # The sweep works on the fine-tuned networks; all are kept.
 
 # %%
-for recipe, network in networks.items():
-    folder.write_bytes(recipe.file_name, dump_weights(network))
-print(f"{len(list(folder.path('weights').iterdir()))} files of weights")
+study.keep({recipe: networks[recipe] for recipe in recipes})
+print(f"{len(recipes)} files of weights")
 
 # %% [markdown]
 # ## Conclusion
 
 # %% tags=["nbval-ignore-output"]
-full = by_recipe.loc[0.0, "baseline"]
-for level in levels:
-    gain = ((by_recipe.loc[level] - full) * 100).round(1) + 0.0  # no -0.0
-    kept = sizes.set_index("pruning_level").loc[level, "macs"] / sizes["macs"].max()
-    print(
-        f"Level {level:g} keeps {kept:.0%} of the MACs; accuracy changes by {gain['one-shot']:+.1f} "
-        f"points one-shot, {gain['fine-tuned']:+.1f} fine-tuned, {gain['scratch']:+.1f} from scratch."
-    )
+kept = sizes.drop_duplicates(levels).set_index(levels)["macs_kept"]
+for place, gain in by_recipe.iterrows():
+    if place[1] > 0:
+        gain = ((gain - by_recipe.loc[(place[0], 0.0), "baseline"]) * 100).round(1) + 0.0  # no -0.0
+        print(
+            f"{place[0]} at level {place[1]:g} keeps {kept[place]:.0%} of the MACs; accuracy changes "
+            f"by {gain['one-shot']:+.1f} points one-shot, {gain['fine-tuned']:+.1f} fine-tuned, "
+            f"{gain['scratch']:+.1f} from scratch."
+        )
 
 # %% tags=["nbval-ignore-output"]
-ends = accuracies.pivot_table(["accuracy_low", "accuracy_high"], "pruning_level", "recipe")
-apart = ends.get(("accuracy_low", "fine-tuned"), 0) > ends.get(("accuracy_high", "scratch"), 1)
-clear = [level for level in levels if apart[level]]
-print(
-    "Fine-tuning beats training from scratch beyond the images' noise at level(s):", clear or "none"
-)
-tuned = criteria[criteria["recipe"] == "fine-tuned"]
-ahead = tuned.groupby("criterion")["accuracy"].mean().sort_values(ascending=False)
-words = [f"{name} {share:.1%}" for name, share in ahead.items()]
-print("Mean accuracy over the levels after fine-tuning, by criterion:", ", ".join(words) or "none")
+ends = accuracies.pivot_table(["accuracy_low", "accuracy_high"], levels, "recipe", sort=False)
+if "fine-tuned" in by_recipe:
+    apart = ends["accuracy_low", "fine-tuned"] > ends["accuracy_high", "scratch"]
+    clear = [f"{model} at {level:g}" for model, level in apart[apart].index]
+    print("Fine-tuning beats scratch beyond the images' noise:", ", ".join(clear) or "nowhere")
+tuned = compared[compared["recipe"] == "fine-tuned"].groupby("criterion")["accuracy"].mean()
+words = [f"{name} {share:.1%}" for name, share in tuned.sort_values(ascending=False).items()]
+print("Mean accuracy after fine-tuning, by criterion:", ", ".join(words) or "none")

@@ -2,65 +2,72 @@
 # # 3. What do fewer bits save, what do they cost, and what if int8 collapses?
 #
 # Quantization keeps every channel and stores it in fewer bits. This notebook makes each precision
-# that a runtime offers from the same unpruned network, proves that what is called int8 computes in
-# integers, and then breaks int8 on purpose to show how a collapse is found and mended.
+# that a runtime offers from each unpruned network, proves that what is called int8 computes in
+# integers, and then breaks int8 on purpose to show how a collapse is found and repaired.
 
 # %% tags=["parameters"]
 run = "quick"
 dataset = "fashion-mnist-20k"
 data_dir = "data"
 train_subset = 4000
-calibration_subset = 640
+calibration_subset = None
 val_subset = 1000
+test_subset = 1500
 batch_size = 64
 seeds = [0]
+image_size = None
+channels = None
+resize = "stretch"
+interpolation = "bilinear"
+mean = None
+std = None
+class_names = None
+max_image_pixels = 89478485
+models = ["small_cnn"]
+weights = None
+allow_chance = False
+conv1_channels = 16
+conv2_channels = 32
+epochs = 6
+finetune_epochs = 2
+learning_rate = 0.003
+channel_multiple = None
 precisions = ["fp32", "fp16", "bf16", "int8", "int8-dynamic"]
 runtimes = ["torch", "onnxruntime", "executorch", "openvino"]
 calibration_batches = 10
 benchmark_batch_size = 1
 max_int8_drop = 0.01
+exhaustive_ladder = True
 
 # %%
 from functools import partial
 
+import pandas as pd
+from IPython.display import display
+
 from edgeopt import plots
 from edgeopt.candidates import grid, prepare_candidates
 from edgeopt.config import ExperimentConfig
-from edgeopt.data import load_splits
 from edgeopt.diagnosis import diagnose
-from edgeopt.equalization import plant_collapse
+from edgeopt.equalization import plant_specimen
 from edgeopt.experiments import candidate_table, recall_table
-from edgeopt.host import host_facts, int8_scheme
 from edgeopt.mending import mend
-
-# %%
-from edgeopt.model import load_small_cnn
 from edgeopt.quantization import quantization_aware_train
-from edgeopt.recipes import Recipe, process_pool
-from edgeopt.rundir import open_run
+from edgeopt.schema import file_stem
+from edgeopt.study import open_study
 from edgeopt.training import predict_logits
+from edgeopt.workers import process_pool
 
 # %%
 config = ExperimentConfig.from_namespace(globals())
-folder = open_run(config.run)
+study = open_study(config)
+folder = study.folder
 plots.use_style()
 
 # %%
-splits = load_splits(
-    config.dataset,
-    train_subset=config.train_subset,
-    calibration_subset=config.calibration_subset,
-    val_subset=config.val_subset,
-    data_dir=config.data_folder,
-    image_size=28,
-    channels=1,
-)
-images = splits.validation.images.numpy()
-labels = splits.validation.labels.numpy()
-calibration = splits.calibration.loader(config.batch_size)
-
-# %%
-baseline = load_small_cnn(folder.require(Recipe(0.0, "baseline", config.seeds[0]).file_name))
+baselines = study.kept(study.baselines(), made_by="01_baseline_training")
+networks = {r.model: net for r, net in baselines.items() if r.seed == config.seeds[0]}
+labels = study.validation_labels
 
 # %% [markdown]
 # ## Every precision of every runtime
@@ -69,155 +76,172 @@ baseline = load_small_cnn(folder.require(Recipe(0.0, "baseline", config.seeds[0]
 # its activation ranges from the calibration images; dynamic int8 measures them anew for every image.
 
 # %%
-scheme = int8_scheme(host_facts()["isa"])
-specs = grid([0.0], config.precisions, config.runtimes, seed=config.seeds[0])
+options = study.preparation("artifacts/quantization")
+seed = config.seeds[0]
+axes = ([0.0], config.precisions, config.runtimes)
+specs = [spec for model in config.models for spec in grid(*axes, model=model, seed=seed)]
+models = {(model, seed, 0.0): network for model, network in networks.items()}
 
 # %% tags=["nbval-ignore-output"]
 with process_pool() as pool:
-    candidates = prepare_candidates(
-        specs,
-        executor=pool,
-        models={(config.seeds[0], 0.0): baseline},
-        calibration_loader=calibration,
-        calibration_batches=config.calibration_batches,
-        images=images,
-        labels=labels,
-        directory=folder.folder("artifacts/quantization"),
-        batch_size=config.benchmark_batch_size,
-        scheme=scheme,
-    )
+    candidates = prepare_candidates(specs, executor=pool, models=models, **options)
 table = candidate_table(candidates)
 
 # %% [markdown]
 # `int8_mac_share` is read from the graph that the runtime executes: the share of multiply-accumulates
 # done in integers. A row called int8 has one near 1; a row with 0 would be refused, not renamed.
+# `parity_difference` is how far an exported float network's logits are from torch's, as a share of the
+# largest one.
 
 # %%
-table[["runtime", "precision", "weight_bytes", "int8_mac_share", "status"]]
+table[["model", "runtime", "precision", "weight_bytes", "int8_mac_share", "status"]]
 
 # %% tags=["nbval-ignore-output"]
 folder.write_table("quantization.csv", table)
-shown = ["runtime", "precision", "accuracy", "agreement", "macro_f1", "artifact_bytes"]
-table[shown].round(4)
+shown = ["model", "runtime", "precision", "accuracy", "agreement", "macro_f1", "artifact_bytes"]
+table[[*shown, "parity_difference", "error"]].round(6)
 
 # %% tags=["nbval-ignore-output"]
-ax = plots.quantization(table)
-alt = "Weight bytes of each precision and runtime, and agreement with the fp32 network."
-folder.save_figure("quantization", ax, alt=alt, numbers=table[["candidate", *shown]])
+for model, rows in table.groupby("model", sort=False):
+    ax = plots.quantization(rows)
+    alt = f"Weight bytes of each precision and runtime of {model}, and agreement with fp32."
+    name = f"quantization-{file_stem(model)}"
+    display(folder.save_figure(name, ax, alt=alt, numbers=rows[["candidate", *shown]]))
 
 # %% [markdown]
 # *Agreement* is the share of images on which a variant names the same class as the fp32 network. It
-# is a sharper instrument than accuracy, in which errors made and errors mended cancel.
+# is a sharper instrument than accuracy, in which errors made and errors undone cancel.
 #
 # ## Does every class pay alike?
 
 # %% tags=["nbval-ignore-output"]
-recalls = recall_table(candidates, labels, class_names=splits.class_names)
+recalls = recall_table(candidates, labels, class_names=study.class_names)
 folder.write_table("quantization_per_class.csv", recalls)
-change = recalls.pivot_table(index="class_name", columns="candidate", values="recall", sort=False)
-parent = next(c.name for c in candidates if c.spec.precision == "fp32")
-difference = change.sub(change[parent], axis=0).filter(like="int8").mul(100)
-difference.columns = difference.columns.str.removeprefix("small_cnn-p0-")
-difference.rename_axis(index=None, columns="points of recall").round(2)
+for model in config.models:
+    own = [c.name for c in candidates if c.spec.model == model and not c.error]
+    change = recalls.pivot_table("recall", "class_name", "candidate", sort=False)[own]
+    parent = next(c.name for c in candidates if c.name in own and c.spec.precision == "fp32")
+    difference = change.sub(change[parent], axis=0).filter(like="int8").mul(100)
+    display(difference.rename_axis(index=f"{model}, points of recall", columns=None).round(2))
 
 # %% [markdown]
 # ## A collapse, made to order
 #
-# Multiply one filter of the first layer by a factor, and divide what the second layer makes of it by
-# the same: ReLU and max-pooling let the factor pass, and the network computes what it did. To an
-# int8 tensor with one range for all channels, the scaled channel is all there is.
+# Multiply one channel of a layer by a factor, and divide what the next layers make of it by the same:
+# ReLU and pooling let the factor pass, and the network computes what it did. To an int8 tensor with one
+# range for all channels, the scaled channel is all there is.
 
 # %%
-channel, factor = min(3, baseline.conv1.out_channels - 1), 1000.0
-specimen = plant_collapse(baseline, layer="conv1", channels=channel, factor=factor)
-difference = predict_logits(specimen, splits.validation.images) - predict_logits(
-    baseline, splits.validation.images
-)
-print(f"fp32 logits moved by at most {difference.abs().max():.1e}")
+specimens, without = {}, {}
+for model, network in networks.items():
+    try:
+        specimens[model] = plant_specimen(network, channel=3, factor=1e4)
+    except ValueError as error:
+        without[model] = str(error)
+print("planted:", {model: found.layer for model, found in specimens.items()}, without or "")
 
 # %% tags=["nbval-ignore-output"]
-collapsed = prepare_candidates(
-    grid([0.0], ["fp32", "int8"], ["onnxruntime"], model="specimen"),
-    models={(0, 0.0): specimen},
-    calibration_loader=calibration,
-    images=images,
-    labels=labels,
-    directory=folder.folder("artifacts/specimen"),
-    scheme=scheme,
-)
-candidate_table(collapsed)[["candidate", "accuracy", "agreement", "int8_mac_share", "error"]]
+for model, specimen in specimens.items():
+    some = study.splits[model].validation.take(256)
+    before, after = predict_logits(networks[model], some), predict_logits(specimen.model, some)
+    moved = (after - before).abs().max() / before.abs().max()
+    print(f"{model}: fp32 logits moved by at most {moved:.1e} of the largest")
+
+# %% tags=["nbval-ignore-output"]
+planted = {(model, seed, 0.0): specimen.model for model, specimen in specimens.items()}
+specs = [s for m in specimens for s in grid([0.0], ["int8"], ["onnxruntime"], model=m, seed=seed)]
+options = study.preparation("artifacts/specimen")
+broken = {c.spec.model: c for c in prepare_candidates(specs, models=planted, **options)} if specs else {}
+candidate_table([*broken.values()])[["candidate", "accuracy", "agreement", "int8_mac_share", "error"]]
 
 # %% [markdown]
 # ## Which layer, which channel?
 #
-# The diagnosis compares every quantized tensor with its fp32 self, the worst first. `guilty_channel`
+# The diagnosis compares every quantized tensor with its fp32 self, the worst first. `worst_channel`
 # has the widest range, `outlier_ratio` says how many times wider than the median channel it is, and
 # `accuracy_alone` is what is left when this tensor is the only one quantized.
 
 # %% tags=["nbval-ignore-output"]
-diagnosis = diagnose(
-    specimen, collapsed[1].artifact, splits.validation.images, splits.validation.labels
-)
-folder.write_table("diagnosis.csv", diagnosis)
-shown = ["tensor", "guilty_channel", "outlier_ratio", "sqnr_alone_db", "accuracy_alone"]
-diagnosis[shown].round(3)
+shown = ["tensor", "worst_channel", "outlier_ratio", "sqnr_alone_db", "accuracy_alone"]
+diagnoses = {}
+for model, candidate in broken.items():
+    split = study.splits[model].validation
+    diagnoses[model] = diagnose(specimens[model].model, candidate.artifact, split.first(128))
+    folder.write_table(f"diagnosis-{file_stem(model)}.csv", diagnoses[model])
+    display(diagnoses[model][shown].head(8).round(3))
 
 # %% tags=["nbval-ignore-output"]
-ax = plots.diagnosis_bars(diagnosis)
-alt = "Noise of each quantized tensor of the collapsed network, and what is left with it alone in int8."
-folder.save_figure("diagnosis", ax, alt=alt, numbers=diagnosis)
+for model, diagnosis in diagnoses.items():
+    ax = plots.diagnosis_bars(diagnosis)
+    alt = f"Noise of each quantized tensor of the collapsed {model}, and what is left with it alone."
+    name = f"diagnosis-{file_stem(model)}"
+    display(folder.save_figure(name, ax, alt=alt, numbers=diagnosis))
 
 # %%
-worst = diagnosis.iloc[0]
-print(f"guilty: channel {worst['guilty_channel']} of {worst['layer']}; planted: {channel} of conv1")
+for model, diagnosis in diagnoses.items():
+    worst, specimen = diagnosis.iloc[0], specimens[model]
+    found = f"channel {worst['worst_channel']} of {worst['layer']}"
+    print(f"{model}: worst is {found}; planted: channel {specimen.channel} of {specimen.layer}")
 
 # %% [markdown]
 # ## The ladder
 #
 # Remedies in order of what they cost: other calibration methods, equalization, bias correction,
 # leaving the most sensitive layers in float, dynamic ranges, one epoch of training under simulated
-# int8. All are tried here, also after the first that reaches the goal. From bias correction on, each
-# stands on the best one so far, named in `stands_on`: compare it with that one, not with plain int8.
+# int8. Where `exhaustive_ladder` is set all are tried, also after the first that reaches the goal. From
+# bias correction on, each builds on the best one so far, named in `based_on`: compare it with that one,
+# not with plain int8.
 
 # %% tags=["nbval-ignore-output"]
-training = splits.train.loader(config.batch_size, shuffle=True)
-train = partial(quantization_aware_train, train_loader=training, epochs=1, learning_rate=1e-4)
-mended = mend(
-    specimen,
-    calibration_loader=calibration,
-    validation=(splits.validation.images, splits.validation.labels),
-    max_accuracy_drop=config.max_int8_drop,
-    folder=folder.folder("artifacts/ladder"),
-    train_quantized=train,
-    scheme=scheme,
-    exhaustive=True,
-)
+repaired = {}
+for model, specimen in specimens.items():
+    splits = study.splits[model]
+    training = splits.train.loader(config.batch_size, shuffle=True)
+    rate = config.learning_rate / 30
+    repaired[model] = mend(
+        specimen.model,
+        calibration_loader=splits.calibration.loader(config.batch_size),
+        validation=splits.validation,
+        max_accuracy_drop=config.max_int8_drop,
+        folder=folder.folder(f"artifacts/ladder-{file_stem(model)}"),
+        train_quantized=partial(
+            quantization_aware_train, train_loader=training, epochs=1, learning_rate=rate
+        ),
+        scheme=study.int8_scheme,
+        exhaustive=config.exhaustive_ladder,
+    )
 
 # %% tags=["nbval-ignore-output"]
-folder.write_table("ladder.csv", mended.ladder)
-columns = ["remedy", "accuracy", "reached", "latency_ms", "int8_mac_share", "stands_on"]
-mended.ladder[columns].round(4)
+columns = ["remedy", "accuracy", "reached", "latency_ms", "int8_mac_share", "based_on", "error"]
+for model, found in repaired.items():
+    folder.write_table(f"ladder-{file_stem(model)}.csv", found.ladder)
+    display(found.ladder[columns].round(4))
 
 # %% tags=["nbval-ignore-output"]
-goal = mended.ladder["accuracy"].iloc[0] - config.max_int8_drop
-ax = plots.ladder_plot(mended.ladder, target=goal)
-alt = "Accuracy of the collapsed network after each remedy, beside fp32 and the goal."
-folder.save_figure("ladder", ax, alt=alt, numbers=mended.ladder)
+for model, found in repaired.items():
+    goal = found.ladder["accuracy"].iloc[0] - config.max_int8_drop
+    ax = plots.ladder_plot(found.ladder, target=goal)
+    alt = f"Accuracy of the collapsed {model} after each remedy, beside fp32 and the goal."
+    display(folder.save_figure(f"ladder-{file_stem(model)}", ax, alt=alt, numbers=found.ladder))
 
 # %% [markdown]
 # ## Conclusion
 
 # %% tags=["nbval-ignore-output"]
-int8 = table[table["precision"] == "int8"]
-fp32 = table.loc[table["precision"] == "fp32", "accuracy"].max()
-print(
-    f"int8 weights take {int8['weight_bytes'].mean() / table['weight_bytes'].max():.0%} of fp32's; "
-    f"the worst of {len(int8)} runtimes loses {100 * (fp32 - int8['accuracy'].min()):.2f} points."
-)
-first = mended.ladder[mended.ladder["reached"]].iloc[0] if mended.reached else None
-print(
-    f"The specimen fell to {collapsed[1].facts['accuracy']:.1%} in int8 and was mended to "
-    f"{first['accuracy']:.1%} by {first['remedy']}."
-    if mended.reached
-    else "No remedy reached it."
-)
+for model, rows in table.groupby("model", sort=False):
+    int8, fp32 = (rows[rows["precision"] == precision] for precision in ("int8", "fp32"))
+    print(
+        f"{model}: int8 weights take {int8['weight_bytes'].mean() / rows['weight_bytes'].max():.0%} "
+        f"of fp32's; the worst of {len(int8)} runtimes loses "
+        f"{100 * (fp32['accuracy'].max() - int8['accuracy'].min()):.2f} points."
+    )
+
+# %% tags=["nbval-ignore-output"]
+for model, found in repaired.items():
+    tried = found.ladder.iloc[1:]
+    best = tried.loc[tried["reached" if found.reached else "accuracy"].idxmax()]
+    verdict = "was repaired to" if found.reached else "came no nearer than"
+    fell = broken[model].facts.get("accuracy", float("nan"))
+    print(f"{model} fell to {fell:.1%} in int8 and {verdict} {best['accuracy']:.1%}: {best['remedy']}.")
+for model, reason in without.items():
+    print(f"{model}: no specimen: {reason}")

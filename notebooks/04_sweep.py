@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 4. Which variant should ship?
 #
-# Every pruning level, in every precision of every runtime, is exported, scored and timed the same
-# way. What breaks the memory budget is dropped, the frontier is drawn from the rest, one variant is
+# Every network at every pruning level, in every precision of every runtime, is exported, scored and
+# timed the same way. What breaks the memory budget is dropped, the frontier is drawn from the rest, one variant is
 # picked on validation images alone, and only then are the test images opened.
 
 # %% tags=["parameters"]
@@ -10,11 +10,28 @@ run = "quick"
 dataset = "fashion-mnist-20k"
 data_dir = "data"
 train_subset = 4000
-calibration_subset = 640
+calibration_subset = None
 val_subset = 1000
 test_subset = 1500
 batch_size = 64
 seeds = [0]
+image_size = None
+channels = None
+resize = "stretch"
+interpolation = "bilinear"
+mean = None
+std = None
+class_names = None
+max_image_pixels = 89478485
+models = ["small_cnn"]
+weights = None
+allow_chance = False
+conv1_channels = 16
+conv2_channels = 32
+epochs = 6
+finetune_epochs = 2
+learning_rate = 0.003
+channel_multiple = None
 pruning_levels = [0.0, 0.5, 0.7]
 precisions = ["fp32", "fp16", "bf16", "int8", "int8-dynamic"]
 runtimes = ["torch", "onnxruntime", "executorch", "openvino"]
@@ -46,64 +63,44 @@ max_int8_drop = 0.01
 # %%
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pandas as pd
 from IPython.display import display
 
 from edgeopt import plots
-from edgeopt.answers import Answers, share_interval
+from edgeopt.answers import class_shares
 from edgeopt.candidates import grid, prepare_candidates, score, testable_parents
 from edgeopt.conditions import disturbance
 from edgeopt.config import ExperimentConfig
-from edgeopt.data import load_splits
 from edgeopt.decision import decide
 from edgeopt.energy import measured_energy_unavailable
-from edgeopt.experiments import accuracy_over_seeds, answers_of, recall_table
+from edgeopt.experiments import accuracy_over_seeds, answers_of, mean_macro_f1, recall_table
 from edgeopt.experiments import sweep_table, with_seeds
 from edgeopt.gates import Constraints, Gates
-from edgeopt.host import host_facts, int8_scheme
 from edgeopt.measuring import measure_candidates, measured_energy_table, peak_rss_table
-from edgeopt.mending import fallen, mend_candidate
+from edgeopt.mending import repair_fallen
 from edgeopt.metrics import confusion_table
-from edgeopt.model import load_small_cnn
-from edgeopt.recipes import Recipe, process_pool, study_recipes
-from edgeopt.rundir import open_run
 from edgeopt.selection import frontier_twins, pareto_frontier, precision_tradeoff_table
 from edgeopt.statistics import frontier_probability, hypervolume, paired_comparison
+from edgeopt.study import open_study
+from edgeopt.trainings import pruned_recipes
+from edgeopt.workers import process_pool
 
 # %%
 config = ExperimentConfig.from_namespace(globals())
-folder = open_run(config.run)
+study = open_study(config)
+folder = study.folder
 plots.use_style()
 pd.set_option("display.max_colwidth", None)
 
-# %%
-splits = load_splits(
-    config.dataset,
-    train_subset=config.train_subset,
-    calibration_subset=config.calibration_subset,
-    val_subset=config.val_subset,
-    test_subset=config.test_subset,
-    data_dir=config.data_folder,
-    image_size=28,
-    channels=1,
-)
-images = splits.validation.images.numpy()
-labels = splits.validation.labels.numpy()
-
 # %% [markdown]
-# The networks come from the two notebooks before: the baseline, and its fine-tuned pruned versions.
+# The networks come from the two notebooks before: the baselines, and their fine-tuned pruned versions.
 
 # %%
-pruned = study_recipes(config.pruning_levels, config.seeds, kinds=["fine-tuned"])
-sources = {Recipe(0.0, "baseline", seed): "01_baseline_training" for seed in config.seeds}
-sources |= dict.fromkeys(pruned, "02_pruning")
-models = {
-    (recipe.seed, recipe.pruning_level): load_small_cnn(
-        folder.require(recipe.file_name, made_by=notebook)
-    )
-    for recipe, notebook in sources.items()
-}
+pruned = pruned_recipes(config.models, config.pruning_levels, config.seeds, kinds=["fine-tuned"])
+networks = study.kept(study.baselines(), made_by="01_baseline_training")
+networks |= study.kept(pruned, made_by="02_pruning")
+models = {recipe.network: network for recipe, network in networks.items()}
+labels, validation = study.validation_labels, study.role("validation")
 print(f"{len(models)} networks, {len(config.pruning_levels)} levels of {len(config.seeds)} seed(s)")
 
 # %% [markdown]
@@ -115,51 +112,27 @@ print(f"{len(models)} networks, {len(config.pruning_levels)} levels of {len(conf
 
 # %%
 axes = (config.pruning_levels, config.precisions, config.runtimes)
-specs = [s for seed in config.seeds for s in grid(*axes, recipe="fine-tuned", seed=seed)]
+pairs = [(model, seed) for model in config.models for seed in config.seeds]
+specs = [s for m, seed in pairs for s in grid(*axes, recipe="fine-tuned", model=m, seed=seed)]
 print(f"{len(specs)} candidates to prepare")
 
 # %%
-store = folder.folder("artifacts/sweep")
-calibration = {
-    "calibration_loader": splits.calibration.loader(config.batch_size),
-    "calibration_batches": config.calibration_batches,
-    "scheme": int8_scheme(host_facts()["isa"]),
-}
+options = study.preparation("artifacts/sweep")
 
 # %% tags=["nbval-ignore-output"]
 with process_pool() as pool:
-    prepared = prepare_candidates(
-        specs,
-        executor=pool,
-        models=models,
-        images=images,
-        labels=labels,
-        directory=store,
-        batch_size=config.benchmark_batch_size,
-        **calibration,
-    )
+    prepared = prepare_candidates(specs, executor=pool, models=models, **options)
 
 # %% [markdown]
-# An int8 that falls further below fp32 than allowed is repaired, not reported: ONNX Runtime's goes up
-# the ladder of remedies of notebook 3, and what comes out joins the others, called *mended*.
+# An int8 that falls further below fp32 than allowed is repaired, not only reported: ONNX Runtime's goes
+# up the ladder of remedies of notebook 3, and what comes out joins the others, called *repaired*.
 
 # %%
-fell = {c.spec.pruning_level for c in fallen(prepared, max_accuracy_drop=config.max_int8_drop)}
-climb = {**calibration, "max_accuracy_drop": config.max_int8_drop}
-patients = [
-    c
-    for c in prepared
-    if c.spec.pruning_level in fell
-    and (c.spec.runtime, c.spec.precision) == ("onnxruntime", "int8")
-]
-print("levels whose int8 fell and is mended:", sorted(fell) or "none")
-
-# %%
-for patient in patients:
-    network = models[patient.spec.seed, patient.spec.pruning_level]
-    mended, how = mend_candidate(patient, network, splits.validation, directory=store, **climb)
-    folder.write_table(f"ladder_{mended.name}_seed{mended.spec.seed}.csv", how.ladder)
-    prepared.append(mended)
+repairs = repair_fallen(prepared, models, max_accuracy_drop=config.max_int8_drop, **options)
+for repair in repairs:
+    folder.write_table(f"ladder-{repair.file_stem}.csv", repair.ladder)
+prepared += [repair.candidate for repair in repairs]
+print("int8 that fell and was repaired:", ", ".join(r.candidate.name for r in repairs) or "none")
 
 # %%
 candidates = [c for c in prepared if c.spec.seed == config.seeds[0]]
@@ -174,9 +147,10 @@ print(f"{len(candidates)} candidates to measure, on {len(config.runtimes)} runti
 # nothing else. Each single call is kept on disk.
 
 # %%
+batches = study.batches(config.benchmark_batch_size)
 measured = measure_candidates(
     candidates,
-    images[: config.benchmark_batch_size],
+    batches,
     threads=config.threads,
     rounds=config.benchmark_repeats,
     calls_per_round=config.calls_per_round,
@@ -277,7 +251,7 @@ print("equal to one on the frontier in both numbers:", ", ".join(twins["candidat
 frontier[shown[:-1]].round(4)
 
 # %% tags=["nbval-ignore-output"]
-answers = answers_of(prepared, labels=labels, class_names=splits.class_names)
+answers = answers_of(prepared, labels=labels, class_names=study.class_names)
 accepted = [name for name in sweep.loc[sweep["accepted"], "candidate"] if name in answers.correct]
 certainty = frontier_probability(
     {name: answers.correct[name] for name in accepted}, samples[samples["candidate"].isin(accepted)]
@@ -297,7 +271,7 @@ if frontier.empty:
     print("no candidate fits the budget: there is no frontier and no hypervolume")
 else:
     slowest = sweep.loc[sweep["accepted"], "latency_p50_ms"].max()
-    reference = (slowest, 1 / len(splits.class_names))
+    reference = (slowest, 1 / len(study.class_names))
     area = hypervolume(frontier, x_col="latency_p50_ms", reference=reference)
     print(f"hypervolume {area:.4f} against ({reference[0]:.3f} ms, {reference[1]:.0%})")
 
@@ -315,9 +289,7 @@ folder.write_table("pareto_frontier_energy.csv", by_proxy)
 print("proxy and mean latency give the same frontier:", by_proxy.index.equals(by_latency.index))
 
 # %% tags=["nbval-ignore-output"]
-joules = measured_energy_table(
-    candidates, images[: config.benchmark_batch_size], threads=config.threads
-)
+joules = measured_energy_table(candidates, batches, threads=config.threads)
 sweep = sweep.merge(joules, "left", "candidate")
 print("measured energy:", measured_energy_unavailable() or "by RAPL, in energy_measured_j")
 
@@ -356,7 +328,7 @@ folder.save_figure("precision_tradeoffs", ax, alt=alt, numbers=by_runtime)
 # interval lies on one side of it. What is *not settled* is not refused, and comes behind what is settled.
 
 # %% tags=["nbval-ignore-output"]
-recalls = recall_table(prepared, labels, class_names=splits.class_names)
+recalls = recall_table(prepared, labels, class_names=study.class_names)
 folder.write_table("per_class.csv", recalls)
 decision = decide(
     sweep,
@@ -390,8 +362,8 @@ folder.save_figure("frontier", ax, alt=alt, numbers=sweep[shown])
 
 # %%
 with process_pool() as pool:
-    predicted = score(prepared, splits.test, executor=pool)
-test_labels = splits.test.labels.numpy()
+    predicted = score(prepared, study.role("test"), executor=pool)
+test_labels = study.labels("test")
 right = {name: classes == test_labels for name, classes in predicted.items()}
 
 # %% tags=["nbval-ignore-output"]
@@ -415,7 +387,9 @@ against_pick.drop(columns=brief).round(4)
 
 # %% tags=["nbval-ignore-output"]
 over_seeds = accuracy_over_seeds(right).drop(columns="seeds").set_index("candidate")
+over_seeds["macro_f1"] = mean_macro_f1(predicted, test_labels, class_names=study.class_names)
 sweep = sweep.join(over_seeds.add_prefix("test_"), on="candidate")
+sweep["remedy"] = sweep["candidate"].map({r.candidate.name: r.remedy for r in repairs})
 folder.write_table("sweep_results.csv", sweep)
 tests = {"test": comparison.to_dict("records"), "against_pick": against_pick.to_dict("records")}
 folder.write_json("summary.json", decision.to_dict() | tests | {"busy": disturbance(conditions)})
@@ -432,14 +406,7 @@ sweep.loc[sweep["candidate"].isin([*others, pick]), tested].round(4)
 # %% tags=["nbval-ignore-output"]
 parent = decision.baseline["candidate"]
 chosen = pick or decision.rejected["candidate"].iloc[0]
-compared = [name for name in (parent, chosen) if name in right]
-tested_answers = Answers({name: right[name] for name in compared}, test_labels, splits.class_names)
-recall = tested_answers.recalls().pivot_table("recall", "class_name", "candidate", sort=False)
-before_after = recall.rename(columns={parent: "before", chosen: "after"}).reset_index()
-
-# %% tags=["nbval-ignore-output"]
-ends = [share_interval(right[chosen][:, test_labels == k]) for k in np.unique(test_labels)]
-before_after[["after_low", "after_high"]] = ends
+before_after = class_shares(right, test_labels, before=parent, after=chosen, names=study.class_names)
 
 # %% tags=["nbval-ignore-output"]
 ax = plots.per_class_change(before_after)
@@ -448,11 +415,14 @@ folder.save_figure("per_class_change", ax, alt=alt, numbers=before_after)
 
 # %% tags=["nbval-ignore-output"]
 for when, name in (("before", parent), ("after", chosen)):
-    confusion = confusion_table(test_labels, predicted[name][0], class_names=splits.class_names)
-    title = f"{when.capitalize()} compression, {len(test_labels):,} test images"
-    ax = plots.confusion_matrix(confusion, title=title)
-    alt = f"Confusion matrix of {name} on the test images."
-    display(folder.save_figure(f"confusion_{when}", ax, alt=alt, numbers=confusion.reset_index()))
+    if name in predicted:
+        classes = predicted[name][0]
+        confusion = confusion_table(test_labels, classes, class_names=study.class_names)
+        title = f"{when.capitalize()} compression, {len(test_labels):,} test images"
+        ax = plots.confusion_matrix(confusion, title=title)
+        alt = f"Confusion matrix of {name} on the test images."
+        numbers = confusion.reset_index()
+        display(folder.save_figure(f"confusion_{when}", ax, alt=alt, numbers=numbers))
 
 # %% [markdown]
 # ## Conclusion

@@ -6,7 +6,31 @@
 
 # %% tags=["parameters"]
 run = "quick"
+dataset = "fashion-mnist-20k"
+data_dir = "data"
+train_subset = 4000
+calibration_subset = None
+val_subset = 1000
+test_subset = 1500
+batch_size = 64
 seeds = [0]
+image_size = None
+channels = None
+resize = "stretch"
+interpolation = "bilinear"
+mean = None
+std = None
+class_names = None
+max_image_pixels = 89478485
+models = ["small_cnn"]
+weights = None
+allow_chance = False
+conv1_channels = 16
+conv2_channels = 32
+epochs = 6
+finetune_epochs = 2
+learning_rate = 0.003
+channel_multiple = None
 threads = 1
 benchmark_batch_size = 1
 memory_bandwidth_gbps = None
@@ -16,6 +40,7 @@ latency_multiplier = 1.0
 # %%
 import numpy as np
 import pandas as pd
+from IPython.display import display
 
 from edgeopt import plots
 from edgeopt.candidates import artifact_of
@@ -23,28 +48,27 @@ from edgeopt.ceilings import configure_ceilings, measure_ceilings
 from edgeopt.config import ExperimentConfig
 from edgeopt.counters import read_counters
 from edgeopt.devices import estimate_on_devices, load_devices
-from edgeopt.host import host_facts, int8_scheme
-from edgeopt.model import load_small_cnn
-from edgeopt.recipes import Recipe
-from edgeopt.rundir import open_run
+from edgeopt.hardware import count_layers, measure_networks, place_on_roofline, profile_candidates
+from edgeopt.host import host_facts
 from edgeopt.runtimes import load_session
-
-# %%
-from edgeopt.hardware import hardware_summary
-from edgeopt.layers import layerwise_breakdown, measure_layers
-from edgeopt.profilers import ProfilerUnavailableError, join_profile, profile_artifact
+from edgeopt.schema import file_stem
+from edgeopt.study import open_study
 
 # %%
 config = ExperimentConfig.from_namespace(globals())
-folder = open_run(config.run)
+study = open_study(config)
+folder = study.folder
 plots.use_style()
 pd.set_option("display.max_colwidth", None)
 
 # %%
-baseline = load_small_cnn(folder.require(Recipe(0.0, "baseline", config.seeds[0]).file_name))
+first = [recipe for recipe in study.baselines() if recipe.seed == config.seeds[0]]
+networks = study.kept(first, made_by="01_baseline_training")
+networks = {recipe.model: network for recipe, network in networks.items()}
+shapes = {model: batch.shape for model, batch in study.batches(config.benchmark_batch_size).items()}
 sweep = folder.read_table("sweep_results.csv", made_by="04_sweep")
-store = folder.path("artifacts/sweep")
-shape = (config.benchmark_batch_size, 1, 28, 28)
+ran, store = sweep[sweep["status"] == "ok"], folder.path("artifacts/sweep")
+unpruned = ran[ran["pruning_level"] == 0]
 
 # %% [markdown]
 # ## What each layer must do
@@ -53,8 +77,10 @@ shape = (config.benchmark_batch_size, 1, 28, 28)
 # shapes alone. Arithmetic intensity is their quotient: how much work each byte moved brings with it.
 
 # %%
-breakdown = layerwise_breakdown(baseline, input_shape=shape)
-breakdown.drop(columns=["input_activation_bytes", "output_activation_bytes"]).round(3)
+counted, uncounted = count_layers(networks, shapes=shapes)
+print("not counted:", uncounted or "none")
+columns = ["model", "layer", "kind", "output_shape", "parameters", "macs", "arithmetic_intensity"]
+counted[columns].round(3)
 
 # %% [markdown]
 # ## What each layer took
@@ -63,11 +89,13 @@ breakdown.drop(columns=["input_activation_bytes", "output_activation_bytes"]).ro
 # equal length; where they are not, the estimate alone would have misled.
 
 # %% tags=["nbval-ignore-output"]
-layers = measure_layers(baseline, input_shape=shape, threads=config.threads)
+layers = measure_networks(counted["model"].unique(), networks, shapes=shapes, threads=config.threads)
 folder.write_table("layerwise_breakdown.csv", layers)
-ax = plots.layer_breakdown(layers)
-alt = "Share of MACs beside share of measured time, per layer, in eager torch."
-folder.save_figure("layers", ax, alt=alt, numbers=layers)
+for model, rows in layers.groupby("model", sort=False):
+    longest = rows.nlargest(20, "measured_ms").sort_index()
+    ax = plots.layer_breakdown(longest)
+    alt = f"Share of MACs beside share of measured time, per layer of {model}, in eager torch."
+    display(folder.save_figure(f"layers-{file_stem(model)}", ax, alt=alt, numbers=rows))
 
 # %% [markdown]
 # ## The same, inside each runtime
@@ -77,25 +105,15 @@ folder.save_figure("layers", ax, alt=alt, numbers=layers)
 # ExecuTorch and OpenVINO write whole microseconds: on a network this small their shares are coarse.
 
 # %%
-chosen = sweep[(sweep["pruning_level"] == 0) & (sweep["status"] == "ok")]
-chosen = chosen[chosen["precision"].isin(["fp32", "int8"]) & (chosen["runtime"] != "torch")]
-artifacts = {
-    row.candidate: artifact_of(row, store, input_shape=shape) for row in chosen.itertuples()
-}
-profiles, unavailable = {}, {}
-for name, artifact in artifacts.items():
-    try:
-        profiles[name] = join_profile(breakdown, profile_artifact(artifact, threads=config.threads))
-    except (ProfilerUnavailableError, ValueError) as error:
-        unavailable[name] = str(error)
-print(f"profiled: {', '.join(profiles)}; unavailable: {unavailable or 'none'}")
+chosen = unpruned[unpruned["precision"].isin(["fp32", "int8"]) & (unpruned["runtime"] != "torch")]
+artifacts = {r.candidate: artifact_of(r, store, input_shape=shapes[r.model]) for r in chosen.itertuples()}
+owners = chosen.set_index("candidate")["model"]
+profile, unavailable = profile_candidates(artifacts, counted, owners=owners, threads=config.threads)
+print(f"profiled: {profile['candidate'].nunique()}; unavailable: {unavailable or 'none'}")
 
 # %% tags=["nbval-ignore-output"]
-columns = ["candidate", "layer", "measured_ms", "share", "macs_share", "op"]
-tables = [table.assign(candidate=name)[columns] for name, table in profiles.items()]
-profile = pd.concat(tables) if tables else pd.DataFrame(columns=columns)
 folder.write_table("runtime_profiles.csv", profile)
-profile.round(4)
+profile.groupby("candidate", sort=False).head(12).round(4)
 
 # %% [markdown]
 # What the operators take together need not be what a call takes: the profiler itself costs time inside,
@@ -134,28 +152,18 @@ ceilings.round(1)
 # `bound` says which roof is above a point. How near it is, utilization says: far below both, neither
 # limits it. On a network this small, the calls themselves cost more than the work in them.
 
-# %%
-unpruned = sweep[(sweep["pruning_level"] == 0) & (sweep["status"] == "ok")]
-
 # %% tags=["nbval-ignore-output"]
-rows = [
-    hardware_summary(
-        layerwise_breakdown(baseline, input_shape=shape, precision=row.precision),
-        candidate=row.candidate,
-        precision=row.precision,
-        latency_ms=row.latency_p50_ms / config.latency_multiplier,
-        ceilings=ceilings,
-        cache_bytes=cache_bytes,
-    )
-    for row in unpruned.itertuples()
-]
-summary = pd.concat(rows, ignore_index=True)
+timed = unpruned.assign(latency_ms=unpruned["latency_p50_ms"] / config.latency_multiplier)
+known = timed[timed["model"].isin(counted["model"])]
+summary = place_on_roofline(
+    known, networks, shapes=shapes, ceilings=ceilings, cache_bytes=cache_bytes
+)
 folder.write_table("hardware_summary.csv", summary)
 columns = ["candidate", "arithmetic_intensity", "achieved_gmacs", "compute_utilization", "bound"]
 summary[columns].round(3)
 
 # %% tags=["nbval-ignore-output"]
-ax = plots.roofline(summary.assign(runtime=unpruned["runtime"].to_numpy()), ceilings)
+ax = plots.roofline(summary.assign(runtime=known["runtime"].to_numpy()), ceilings)
 alt = "Achieved GMAC/s against arithmetic intensity under this machine's measured ceilings."
 folder.save_figure("roofline", ax, alt=alt, numbers=summary[columns])
 
@@ -167,6 +175,7 @@ folder.save_figure("roofline", ax, alt=alt, numbers=summary[columns])
 
 # %% tags=["nbval-ignore-output"]
 fastest = unpruned.loc[unpruned["latency_p50_ms"].idxmin()]
+shape = shapes[fastest["model"]]
 session = load_session(artifact_of(fastest, store, input_shape=shape), threads=config.threads)
 with session.bound(np.zeros(shape, np.float32)) as call:
     counters = read_counters(lambda: [call() for _ in range(1000)])
@@ -180,7 +189,7 @@ counters
 # sum two such products in 16 bits and can saturate.
 
 # %% tags=["nbval-ignore-output"]
-scheme = int8_scheme(facts["isa"])
+scheme = study.int8_scheme
 print(f"{facts['cpu']}: {', '.join(facts['isa'])}")
 print(f"Scheme {scheme.name}: {scheme.reason}. {scheme.note}")
 
@@ -222,12 +231,20 @@ fits.pivot_table("fits", "device", "candidate", sort=False, aggfunc="all")
 # ## Conclusion
 
 # %% tags=["nbval-ignore-output"]
-best = summary.loc[summary["latency_ms"].idxmin()]
-busiest = layers.loc[layers["measured_ms"].idxmax()]
-print(
-    f"{busiest['layer']} has {busiest['macs'] / layers['macs'].sum():.0%} of the MACs and takes "
-    f"{busiest['measured_share']:.0%} of the layers' time in eager torch. The fastest unpruned "
-    f"candidate, {best['candidate']}, does {best['achieved_gmacs']:.1f} GMAC/s, "
-    f"{best['compute_utilization']:.0%} of what this machine's {best['precision']} ceiling allows "
-    f"and {best['bandwidth_utilization']:.0%} of its {best['memory_level']} bandwidth."
-)
+for model, rows in layers.groupby("model", sort=False):
+    busiest = rows.loc[rows["measured_ms"].idxmax()]
+    print(
+        f"{model}: {busiest['layer']} has {busiest['macs'] / rows['macs'].sum():.0%} of the MACs and "
+        f"takes {busiest['measured_share']:.0%} of the layers' time in eager torch."
+    )
+
+# %% tags=["nbval-ignore-output"]
+if len(summary):
+    best = summary.loc[summary["latency_ms"].idxmin()]
+    print(
+        f"The fastest unpruned candidate, {best['candidate']}, does {best['achieved_gmacs']:.1f} "
+        f"GMAC/s, {best['compute_utilization']:.0%} of what this machine's {best['precision']} "
+        f"ceiling allows and {best['bandwidth_utilization']:.0%} of its {best['memory_level']} "
+        "bandwidth."
+    )
+print(f"{len(uncounted)} network(s) could not be counted layer by layer.")

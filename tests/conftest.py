@@ -44,7 +44,6 @@ def options(trained, striped, tmp_path):
     return {
         "models": {(0, 0.0): trained},
         "calibration_loader": striped.loader(32),
-        "images": striped.images[:64].numpy(),
-        "labels": striped.labels[:64].numpy(),
+        "validation": striped.first(64),
         "directory": tmp_path,
     }

@@ -40,7 +40,7 @@ def trained_cnn() -> SmallCNN:
     """SmallCNN that knows the striped task."""
     set_deterministic(0)
     train = striped_split(512, seed=1)
-    return fitted(SmallCNN(8, 12, CLASSES), train.images, train.labels, steps=150)
+    return fitted(SmallCNN(8, 12, CLASSES), train.take(len(train)), train.labels, steps=150)
 
 
 def in_colour(images: torch.Tensor) -> torch.Tensor:
@@ -57,4 +57,4 @@ def trained_mobilenet() -> nn.Module:
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.1  # torchvision's 0.01 needs hundreds of steps to settle
     train = striped_split(512, seed=1)
-    return fitted(model, in_colour(train.images), train.labels, steps=120)
+    return fitted(model, in_colour(train.take(len(train))), train.labels, steps=120)

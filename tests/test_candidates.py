@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from edgeopt.artifact import Artifact
 from edgeopt.candidates import (
@@ -17,11 +17,12 @@ from edgeopt.candidates import (
     prepare_candidate,
     prepare_candidates,
     score,
+    split_logits,
     testable_parents,
 )
-from edgeopt.data import Split
+from edgeopt.export import export_artifact
 from edgeopt.model import SmallCNN
-from edgeopt.runtimes import load_session
+from edgeopt.runtimes import load_session, session_logits
 from edgeopt.schema import PRECISIONS_OF_RUNTIME
 from edgeopt.training import predict_logits
 from tests.artifacts import require_runtime
@@ -34,11 +35,11 @@ def test_every_runtime_and_precision_is_what_its_label_says(runtime, precision, 
     require_runtime(runtime, precision)
     [candidate] = prepare_candidates([CandidateSpec(0.0, precision, runtime)], **options)
     assert candidate.error == ""
-    parent = predict_logits(trained, torch.from_numpy(options["images"])).numpy()
+    parent = predict_logits(trained, options["validation"]).numpy()
     assert candidate.facts["agreement"] == np.mean(parent.argmax(1) == candidate.logits.argmax(1))
     assert candidate.facts["agreement"] >= 0.95
     assert (candidate.facts["int8_mac_share"] > 0.9) == precision.startswith("int8")
-    hits = candidate.logits.argmax(1) == options["labels"]
+    hits = candidate.logits.argmax(1) == options["validation"].labels.numpy()
     assert candidate.facts["accuracy"] == pytest.approx(hits.mean())
     assert candidate.artifact.path.stat().st_size == candidate.facts["artifact_bytes"]
 
@@ -88,7 +89,7 @@ def test_an_executor_gives_the_same_candidates(options):
 def test_score_runs_the_artifacts_that_were_prepared(options, striped):
     failed = Candidate(CandidateSpec(0.0, "int8"), error="broken")
     candidates = [*prepare_candidates(grid([0.0], ["fp32"], ["torch"]), **options), failed]
-    scored = score(candidates, Split(striped.images[:64], striped.labels[:64]))
+    scored = score(candidates, striped.first(64))
     assert list(scored) == [candidates[0].name]
     np.testing.assert_array_equal(scored[candidates[0].name], [candidates[0].logits.argmax(1)])
 
@@ -98,9 +99,7 @@ def test_score_has_a_row_per_seed_in_their_order(options, striped):
     options["models"] = {(1, 0.0): SmallCNN(6, 8, 4)}
     [second] = prepare_candidates([CandidateSpec(0.0, "fp32", seed=1)], **options)
     with ThreadPoolExecutor(1) as executor:
-        scored = score(
-            [first, second], Split(striped.images[:64], striped.labels[:64]), executor=executor
-        )
+        scored = score([first, second], striped.first(64), executor=executor)
     expected = [first.logits.argmax(1), second.logits.argmax(1)]
     np.testing.assert_array_equal(scored[first.name], expected)
 
@@ -176,7 +175,7 @@ def test_an_artifact_is_found_again_from_its_row(options):
     row = pd.Series({"runtime": "torch", "precision": "fp32", **candidate.facts})
     found = artifact_of(row, options["directory"], input_shape=(1, 1, 28, 28))
     assert found == candidate.artifact
-    assert load_session(found)(options["images"][:1]).shape == (1, 4)
+    assert load_session(found)(options["validation"].take(1).numpy()).shape == (1, 4)
 
 
 def test_grid_is_what_the_runtimes_offer():
@@ -213,6 +212,18 @@ def test_a_runtime_without_the_precision_is_named():
 
 
 def test_gather_keeps_the_order(striped):
-    images, labels = gather(striped.loader(100))
-    np.testing.assert_array_equal(images, striped.images.numpy())
-    np.testing.assert_array_equal(labels, striped.labels.numpy())
+    foreign = DataLoader(TensorDataset(striped.take(250), striped.labels[:250]), batch_size=100)
+    gathered = gather(foreign)
+    assert gathered.take(250).equal(striped.take(250))
+    assert gathered.labels.equal(striped.labels[:250])
+    assert gather(striped.loader(100)) is striped
+
+
+def test_split_logits_are_those_of_all_images_at_once(trained, striped, tmp_path):
+    artifact = export_artifact(
+        trained, tmp_path / "x", runtime="onnxruntime", precision="fp32", input_shape=(3, 1, 28, 28)
+    )
+    session = load_session(artifact)
+    whole = session_logits(session, striped.take(len(striped)).numpy())
+    # 192 and 64 images, neither a multiple of three at the end
+    np.testing.assert_array_equal(split_logits(session, striped), whole)

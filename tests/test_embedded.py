@@ -59,7 +59,7 @@ def test_every_class_has_its_share():
     assert IMAGES_PER_CLASS == {"train": 1200, "validation": 300, "test": 500}
     for role, per_class in IMAGES_PER_CLASS.items():
         images = getattr(pool, role)
-        assert images.images.shape == (10 * per_class, 1, 28, 28)
+        assert images.pixels.shape == (10 * per_class, 1, 28, 28)
         assert images.labels.bincount().tolist() == [per_class] * 10
     assert pool.class_names[0] == "T-shirt/top"
     assert pool.checksum == hashlib.sha256(EMBEDDED_FILE.read_bytes()).hexdigest()

@@ -1,5 +1,6 @@
 import copy
 import hashlib
+import math
 import sys
 
 import numpy as np
@@ -11,8 +12,9 @@ from torch import nn
 
 from edgeopt._upstream import RuntimeUnavailable
 from edgeopt.export import Artifact, ExportError, export_artifact
-from edgeopt.export_onnx import Int8Options, run_onnx
+from edgeopt.export_onnx import PARITY_BATCH, Int8Options, run_onnx
 from edgeopt.host import U8S8_REDUCED, U8U8
+from edgeopt.parity import parity_images
 from edgeopt.runtimes import load_session, session_logits
 from tests.artifacts import (
     CLASSES,
@@ -30,7 +32,7 @@ LARGEST_ERROR = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.1}  # of logits of about 
 
 @pytest.mark.parametrize(("runtime", "precision"), TARGETS)
 def test_every_target_computes_what_its_parent_does(runtime, precision):
-    images = striped_split(64, seed=3).images
+    images = striped_split(64, seed=3).take(64)
     expected = trained_cnn()(images).detach().numpy()
     logits = session_logits(load_session(artifact_of(runtime, precision)), images.numpy())
     assert logits.dtype == np.float32
@@ -86,7 +88,7 @@ def test_torch_int8_is_exported_in_deterministic_mode(tmp_path):
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_onnx_takes_any_batch(precision):
-    images = striped_split(5, seed=4).images
+    images = striped_split(5, seed=4).take(5)
     assert run_onnx(artifact_of("onnxruntime", precision).path, images).shape == (5, CLASSES)
 
 
@@ -116,7 +118,7 @@ def test_the_scheme_decides_the_weights(tmp_path, scheme, dtype, largest):
 
 @pytest.mark.parametrize("method", ["percentile", "entropy"])
 def test_calibration_methods_choose_other_ranges(tmp_path, method, capsys):
-    images = striped_split(64, seed=3).images
+    images = striped_split(64, seed=3).take(64)
     options = Int8Options(calibration=method)
     artifact = export(trained_cnn(), tmp_path / "m", precision="int8", options=options)
     logits = run_onnx(artifact.path, images)
@@ -127,7 +129,7 @@ def test_calibration_methods_choose_other_ranges(tmp_path, method, capsys):
 
 def test_nncf_quantizes_for_openvino(tmp_path):
     require_runtime("nncf")
-    images = striped_split(64, seed=3).images
+    images = striped_split(64, seed=3).take(64)
     artifact = export(
         trained_cnn(),
         tmp_path / "m",
@@ -144,10 +146,36 @@ def test_parity_is_a_hard_error_that_leaves_the_old_file(tmp_path, runtime):
     require_runtime(runtime)
     suffix = "pte" if runtime == "executorch" else "onnx"
     (tmp_path / f"m.{suffix}").write_text("old")
-    with pytest.raises(ExportError, match=r"SmallCNN to m\..* by up to .*; allowed: 0"):
+    with pytest.raises(ExportError, match=r"SmallCNN to m\..* by up to .*; allowed: 0 and"):
         export(trained_cnn(), tmp_path / "m", runtime=runtime, tolerance=0.0)
     assert [p.name for p in tmp_path.iterdir()] == [f"m.{suffix}"]
     assert (tmp_path / f"m.{suffix}").read_text() == "old"
+
+
+@pytest.mark.parametrize(("runtime", "precision"), TARGETS)
+def test_export_artifact_takes_logits_in_the_hundreds(tmp_path, runtime, precision):
+    require_runtime(runtime, precision)
+    loud = copy.deepcopy(trained_cnn())
+    with torch.no_grad():
+        loud.classifier.weight.mul_(1024)
+        loud.classifier.bias.mul_(1024)
+    largest = loud(parity_images(SHAPE)).abs().max().item()
+    assert largest > 125
+    artifact = export(loud, tmp_path / "m", runtime=runtime, precision=precision)
+    if (runtime, precision) == ("executorch", "int8"):
+        assert math.isnan(artifact.parity_difference)
+        assert math.isnan(artifact.parity_agreement)
+    else:
+        assert artifact.parity_difference <= (0.0157 if precision == "fp16" else 1e-4)
+        assert artifact.parity_agreement == 1
+
+
+def test_export_artifact_says_how_far_the_file_is_from_torch(tmp_path):
+    artifact = export(trained_cnn(), tmp_path / "m")
+    images = parity_images(SHAPE, at_least=PARITY_BATCH)
+    expected = trained_cnn()(images).detach().numpy()
+    apart = np.abs(run_onnx(artifact.path, images) - expected).max() / np.abs(expected).max()
+    assert artifact.parity_difference == pytest.approx(apart, rel=1e-3, abs=1e-9)
 
 
 class Unexportable(nn.Module):

@@ -20,9 +20,23 @@ from edgeopt.recipes import Schedule
 
 ROOT = Path(__file__).parent.parent
 ROOMS = (
-    {"schema", "host", "artifact", "files", "_upstream", "_torchvision"},
+    {"schema", "host", "artifact", "files", "workers", "_upstream", "_torchvision"},
     {"config"},
-    {"sources", "fetch", "pool", "embedded", "folder", "splits", "data", "model"},
+    {
+        "preprocessing",
+        "images",
+        "decoded",
+        "listing",
+        "splits",
+        "pool",
+        "sources",
+        "fetch",
+        "embedded",
+        "folder",
+        "resized",
+        "data",
+        "model",
+    },
     {"links", "probing", "training", "pruning", "recipes", "quantization", "equalization"},
     {"parity", "export_onnx", "export_executorch", "export", "qdq", "bias_correction"},
     {"runtimes", "operations", "executed_onnx", "executed_executorch", "executed"},

@@ -16,10 +16,10 @@ from edgeopt.runtimes import TorchSession, load_session
 
 def test_samples_of_every_candidate_and_errors_while_timing(options):
     candidates = prepare_candidates(grid([0.0], ["fp32", "fp16"], ["torch"]), **options)
-    image = options["images"][:1]
+    image = options["validation"].take(1).numpy()
     samples = measure_candidates(candidates, image, rounds=2, calls_per_round=3).samples
     assert samples.groupby("candidate").size().to_dict() == {c.name: 6 for c in candidates}
-    pair = options["images"][:2]
+    pair = options["validation"].take(2).numpy()
     wrong = measure_candidates(candidates, pair, rounds=1, calls_per_round=1).samples
     latency = wrong.drop_duplicates("candidate")
     failed = with_failures(candidates, latency)
@@ -30,7 +30,7 @@ def test_samples_of_every_candidate_and_errors_while_timing(options):
 def test_a_timed_session_has_to_give_the_scored_logits(options):
     [good] = prepare_candidates(grid([0.0], ["fp32"], ["torch"]), **options)
     other = replace(good, spec=replace(good.spec, model="other"), logits=good.logits + 1)
-    image = options["images"][:1]
+    image = options["validation"].take(1).numpy()
     samples = measure_candidates([good, other], image, rounds=1, calls_per_round=2).samples
     errors = samples.drop_duplicates("candidate", keep="last").set_index("candidate")["error"]
     assert errors[good.name] == ""
@@ -40,7 +40,7 @@ def test_a_timed_session_has_to_give_the_scored_logits(options):
 def test_a_timed_session_has_to_have_the_threads(options, monkeypatch):
     [good] = prepare_candidates(grid([0.0], ["fp32"], ["torch"]), **options)
     monkeypatch.setattr(TorchSession, "threads", property(lambda self: 7))
-    image = options["images"][:1]
+    image = options["validation"].take(1).numpy()
     samples = measure_candidates([good], image, rounds=1, calls_per_round=2).samples
     assert "it computes with 7 threads; 1 were asked for" in samples["error"].iloc[-1]
 
@@ -48,7 +48,7 @@ def test_a_timed_session_has_to_have_the_threads(options, monkeypatch):
 def test_a_file_that_is_gone_is_a_failed_row_and_memory_with_a_reason(options):
     good, gone = prepare_candidates(grid([0.0], ["fp32", "fp16"], ["torch"]), **options)
     gone.artifact.path.unlink()
-    image = options["images"][:1]
+    image = options["validation"].take(1).numpy()
     samples = measure_candidates([good, gone], image, rounds=1, calls_per_round=2).samples
     errors = samples.drop_duplicates("candidate").set_index("candidate")["error"]
     assert errors[good.name] == ""
@@ -74,7 +74,7 @@ def test_resident_memory_holds_at_least_what_the_process_held_before(options):
 
 def test_measured_energy_is_what_the_counter_gained_per_call(options, tmp_path, monkeypatch):
     candidates = prepare_candidates(grid([0.0], ["fp32"], ["torch"]), **options)
-    image = options["images"][:1]
+    image = options["validation"].take(1).numpy()
     nothing = measured_energy_table(candidates, image, powercap_root=tmp_path / "none")
     assert nothing["energy_measured_j"].isna().all()
     package = tmp_path / "intel-rapl:0"
@@ -103,7 +103,7 @@ def test_a_runtime_that_raises_is_a_failed_row_and_the_others_are_timed(options,
         return session
 
     monkeypatch.setattr("edgeopt.measuring.load_session", load)
-    image = options["images"][:1]
+    image = options["validation"].take(1).numpy()
     samples = measure_candidates([good, bad], image, rounds=1, calls_per_round=2).samples
     assert samples.groupby("candidate")["latency_ms"].count().to_dict() == {
         good.name: 2,

@@ -11,6 +11,7 @@ from torch import nn
 from edgeopt import mending, remedies
 from edgeopt.artifact import Artifact
 from edgeopt.candidates import artifact_of, grid, prepare_candidates
+from edgeopt.data import Split
 from edgeopt.equalization import plant_collapse
 from edgeopt.experiments import candidate_table
 from edgeopt.export import ExportError, export_artifact
@@ -21,7 +22,7 @@ from tests.specimens import CLASSES, in_colour, splits, trained_cnn, trained_mob
 
 COLUMNS = [
     "remedy",
-    "stands_on",
+    "based_on",
     "accuracy",
     "accuracy_drop",
     "latency_ms",
@@ -40,7 +41,7 @@ def mended(model: nn.Module, folder, *, colour: bool = False, **options) -> Mend
         model,
         **{
             "calibration_loader": batches,
-            "validation": (shaped(validation.images), validation.labels),
+            "validation": Split(shaped(validation.take(len(validation))), validation.labels),
             "max_accuracy_drop": 0.01,
             "folder": folder,
             "rounds": 1,
@@ -53,7 +54,7 @@ def mended(model: nn.Module, folder, *, colour: bool = False, **options) -> Mend
 def accuracy_of(result: Mended) -> float:
     validation = splits()[1]
     session = load_session(result.artifact)
-    predictions = session_logits(session, validation.images.numpy()).argmax(axis=1)
+    predictions = session_logits(session, validation.take(len(validation)).numpy()).argmax(axis=1)
     return float((predictions == validation.labels.numpy()).mean())
 
 
@@ -124,17 +125,17 @@ def test_every_remedy_is_tried_on_request(tmp_path) -> None:
     assert (ladder["error"] == "").sum() == len(ladder) - 1
     assert ladder.loc["1 most sensitive layer in float", "int8_mac_share"] < 1
     assert ladder.loc["equalization by weights", "reached"]
-    alone = [name for name in names if not ladder.loc[name, "stands_on"]]
+    alone = [name for name in names if not ladder.loc[name, "based_on"]]
     assert alone == names[: names.index("bias correction")]
-    assert ladder.loc["bias correction", "stands_on"] in alone[1:]
-    assert ladder["stands_on"].iloc[-1] in names[1:-1]
+    assert ladder.loc["bias correction", "based_on"] in alone[1:]
+    assert ladder["based_on"].iloc[-1] in names[1:-1]
     assert result.artifact.path.name == "04-int8.onnx"  # the cheapest that reached, not the last
     assert len(trained) == 1
     assert result.diagnosis is not None
     assert all(torch.equal(value, before[name]) for name, value in planted.state_dict().items())
 
 
-def test_leaving_the_guilty_layer_in_float_mends_without_equalization(
+def test_leaving_the_worst_layer_in_float_mends_without_equalization(
     tmp_path, monkeypatch
 ) -> None:
     monkeypatch.setattr(remedies, "equalize", lambda model, images=None: model)
@@ -143,7 +144,7 @@ def test_leaving_the_guilty_layer_in_float_mends_without_equalization(
     assert result.reached
     assert result.ladder["remedy"].iloc[-1] == "1 most sensitive layer in float"
     worst = result.diagnosis.iloc[0]
-    assert (worst["layer"], worst["guilty_channel"]) == ("conv1", 3)
+    assert (worst["layer"], worst["worst_channel"]) == ("conv1", 3)
 
 
 def test_a_budget_that_nothing_reaches_gives_the_best_attempt(tmp_path, monkeypatch) -> None:
@@ -216,7 +217,7 @@ def test_refuses_bad_requests(tmp_path, options: dict, message: str) -> None:
 
 
 @pytest.mark.slow
-def test_quantization_aware_training_stands_on_the_mended_weights(tmp_path) -> None:
+def test_quantization_aware_training_based_on_the_mended_weights(tmp_path) -> None:
     pytest.importorskip("executorch")
     loader = splits()[0].loader(32, shuffle=True)
     result = mended(
@@ -243,8 +244,7 @@ def candidates(tmp_path):
         [spec for seed in (0, 1) for spec in grid(*axes, seed=seed)],
         models={(0, 0.0): trained_cnn(), (1, 0.0): planted},
         calibration_loader=calibration.loader(32),
-        images=validation.images.numpy(),
-        labels=validation.labels.numpy(),
+        validation=validation,
         directory=tmp_path,
     )
 
@@ -264,7 +264,9 @@ def test_what_fell_is_found_and_its_mended_candidate_is_a_row_of_its_own(candida
     row = next(candidate_table([whole]).itertuples())
     assert row.accuracy >= candidates[2].facts["accuracy"] - 0.01 > broken.facts["accuracy"]
     found = artifact_of(row, tmp_path, input_shape=(1, 1, 28, 28))
-    answers = session_logits(load_session(found), validation.images.numpy()).argmax(1)
+    answers = session_logits(load_session(found), validation.take(len(validation)).numpy()).argmax(
+        1
+    )
     assert row.accuracy == np.mean(answers == validation.labels.numpy())
     assert (row.agreement > 0.9, row.int8_mac_share > 0.9) == (True, True)
 

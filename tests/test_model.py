@@ -1,11 +1,20 @@
+import re
+import sys
+from urllib.error import URLError
+
 import pytest
 import torch
 from torch import nn
 
+from edgeopt._torchvision import models as torchvision_models
 from edgeopt.model import (
     SmallCNN,
     build_model,
+    check_models,
+    check_network,
     deterministic_algorithms,
+    input_channels,
+    load_small_cnn,
     load_weights,
     set_deterministic,
 )
@@ -17,6 +26,28 @@ def tiny_factory(num_classes):
 
 def broken_factory(num_classes):
     return num_classes
+
+
+def raising_factory(num_classes):
+    raise KeyError("depth")
+
+
+def exiting_factory(num_classes):
+    sys.exit("no GPU")
+
+
+def factory_without_classes():
+    return nn.Flatten()
+
+
+class Exits(nn.Module):
+    def forward(self, images):
+        sys.exit(3)
+
+
+class Several(nn.Module):
+    def forward(self, images):
+        return [images]
 
 
 def test_small_cnn_has_the_parameters_counted_by_hand():
@@ -69,7 +100,7 @@ def test_local_weights_are_loaded(tmp_path, small_cnn):
     options = {"conv1_channels": 6, "conv2_channels": 8, "num_classes": 4}
     loaded = build_model("small_cnn", weights=str(tmp_path / "weights.pt"), **options)
     assert torch.equal(loaded.conv2.weight, small_cnn.conv2.weight)
-    with pytest.raises(ValueError, match=r"(?s)weights\.pt do not fit SmallCNN: .*conv1.weight"):
+    with pytest.raises(ValueError, match=r"weights\.pt do not fit SmallCNN: .*conv1.weight \[6, 1"):
         load_weights(SmallCNN(), tmp_path / "weights.pt")
 
 
@@ -79,7 +110,11 @@ def test_local_weights_are_loaded(tmp_path, small_cnn):
         ("resnet9000", "unknown model 'resnet9000'; allowed: small_cnn, package.module:factory"),
         ("no.such.package:make", "'no.such.package:make' cannot be imported"),
         ("tests.test_model:absent", "'tests.test_model:absent' cannot be imported"),
+        (":make", "':make' cannot be imported: ValueError"),
         ("tests.test_model:broken_factory", "returned int; allowed: nn.Module"),
+        ("tests.test_model:raising_factory", "fails with num_classes=10: KeyError: 'depth'"),
+        ("tests.test_model:exiting_factory", "fails with num_classes=10: SystemExit: no GPU"),
+        ("tests.test_model:factory_without_classes", "num_classes=10: TypeError: .*argument"),
     ],
 )
 def test_unknown_models_are_named(name, message):
@@ -91,3 +126,89 @@ def test_unknown_models_are_named(name, message):
 def test_weights_that_torchvision_does_not_have(name):
     with pytest.raises(ValueError, match=f"torchvision has no weights of '{name}'; allowed"):
         build_model(name, weights="torchvision")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("def f(:", "SyntaxError"),
+        ("import sys; sys.exit(2)", "SystemExit: 2"),
+        ("1 / 0", "ZeroDiv"),
+    ],
+)
+def test_build_model_names_the_module_that_cannot_be_imported(
+    tmp_path, monkeypatch, source, message
+):
+    (tmp_path / "own_nets.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=f"model 'own_nets:f' cannot be imported: {message}"):
+        build_model("own_nets:f")
+
+
+def test_build_model_reads_weights_from_a_folder(tmp_path):
+    name = "tests.test_model:tiny_factory"
+    given = tiny_factory(3)
+    torch.save({"state_dict": given.state_dict()}, tmp_path / "tests-test_model-tiny_factory.pt")
+    model = build_model(name, num_classes=3, weights=tmp_path)
+    assert torch.equal(model[1].weight, given[1].weight)
+    with pytest.raises(FileNotFoundError, match=r"no weights of resnet18 at .*resnet18\.pt"):
+        build_model("resnet18", weights=tmp_path)
+
+
+def test_build_model_says_that_torchvision_cannot_be_reached(monkeypatch):
+    def unreachable(*_, **__):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(torchvision_models, "get_model", unreachable)
+    with pytest.raises(
+        OSError, match=r"resnet18 cannot be downloaded \(no route to host\); allowed"
+    ):
+        build_model("resnet18", weights="torchvision")
+
+
+def test_check_models_gives_the_channels_and_refuses_what_does_not_fit(tmp_path):
+    names = ["small_cnn", "mobilenet_v3_small", "tests.test_model:tiny_factory"]
+    assert [*check_models(names, num_classes=4).items()] == [*zip(names, [1, 3, None], strict=True)]
+    torch.save(SmallCNN(num_classes=7).state_dict(), tmp_path / "small_cnn.pt")
+    assert check_models(["small_cnn"], num_classes=7, weights=tmp_path) == {"small_cnn": 1}
+    with pytest.raises(ValueError, match=r"classifier.weight \[7, 1568\] instead of \[4, 1568\]"):
+        check_models(["small_cnn"], num_classes=4, weights=tmp_path)
+    with pytest.raises(ValueError, match="SystemExit: no GPU"):
+        check_models(["small_cnn", "tests.test_model:exiting_factory"], num_classes=7)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_check_network_passes_and_leaves_the_network_as_it_was(training):
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(784, 4)).train(training)
+    check_network(model, name="own", input_shape=(2, 1, 28, 28), num_classes=4)
+    assert model.training == training
+    assert model[0].num_batches_tracked == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (tiny_factory(7), "gives [2, 7] for 2 images of 4 classes; allowed: logits [2, 4]"),
+        (nn.Conv2d(1, 4, 1), "gives [2, 4, 28, 28] for 2 images of 4 classes"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(9, 4)), "of [2, 1, 28, 28]: RuntimeError: mat1"),
+        (nn.Conv2d(3, 4, 1), "(its first convolution takes channels: 3): RuntimeError"),
+        (Exits(), "fails on images [B, C, H, W] of [2, 1, 28, 28]: SystemExit: 3"),
+        (Several(), "gives list; allowed: logits, a tensor"),
+    ],
+)
+def test_check_network_names_the_model_and_what_it_gives(model, message):
+    with pytest.raises(ValueError, match=rf"model 'own' .*{re.escape(message)}"):
+        check_network(model, name="own", input_shape=(2, 1, 28, 28), num_classes=4)
+
+
+def test_input_channels_are_those_of_the_first_convolution():
+    grey_to_colour = nn.Sequential(nn.Conv2d(1, 3, 1), nn.Conv2d(3, 8, 3))
+    assert input_channels(grey_to_colour) == 1
+    assert input_channels(build_model("mobilenet_v3_small")) == 3
+    assert input_channels(tiny_factory(2)) is None
+
+
+def test_load_small_cnn_refuses_another_network(tmp_path):
+    torch.save(tiny_factory(3).state_dict(), tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"w\.pt are no SmallCNN's: 'conv1.bias' is missing"):
+        load_small_cnn(tmp_path / "w.pt")

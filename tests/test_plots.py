@@ -4,11 +4,13 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.text import Annotation
 
 from edgeopt import labels, plots, style
+from edgeopt.data import Split
 from edgeopt.schema import PRECISIONS, PRECISIONS_OF_RUNTIME, RUNTIMES
 from edgeopt.selection import apply_budgets, pareto_frontier, precision_tradeoff_table
 
@@ -413,8 +415,9 @@ class TestQuality:
         assert ax.yaxis_inverted()
 
     def test_sample_images_are_the_first_of_each_class(self):
-        images = np.linspace(0.1, 0.6, 6).reshape(6, 1, 1, 1) * np.ones((1, 1, 4, 4))
-        ax = plots.sample_images(images, np.array([1, 0, 0, 1, 0, 1]), names=["x", "y"])
+        images = torch.linspace(0.1, 0.6, 6).reshape(6, 1, 1, 1) * torch.ones(1, 1, 4, 4)
+        split = Split(images, torch.tensor([1, 0, 0, 1, 0, 1]), mean=0.5, std=0.1)
+        ax = plots.sample_images(split, names=["x", "y"])
         sheet = ax.images[0].get_array()
         assert sheet.shape == (12, 12)
         assert [sheet[2, 2], sheet[8, 2], sheet[2, 8], sheet[8, 8]] == pytest.approx(
@@ -423,8 +426,9 @@ class TestQuality:
         assert [t.get_text() for t in ax.get_xticklabels()] == ["x", "y"]
 
     def test_sample_images_needs_enough_of_each_class(self):
+        split = Split(torch.zeros(3, 1, 4, 4), torch.tensor([0, 0, 1]))
         with pytest.raises(ValueError, match=r"fewer than 2 images of class\(es\) y"):
-            plots.sample_images(np.zeros((3, 1, 4, 4)), np.array([0, 0, 1]), names=["x", "y"])
+            plots.sample_images(split, names=["x", "y"])
 
 
 class TestCompression:
@@ -482,7 +486,7 @@ class TestCompression:
         colors = {to_hex(bar.get_facecolor()) for bar in ax.patches}
         assert colors == {to_hex(c) for c in style.PRECISION_COLORS.values()}
 
-    def test_diagnosis_keeps_the_order_and_names_the_guilty_channel(self):
+    def test_diagnosis_keeps_the_order_and_names_the_worst_channel(self):
         table = pd.DataFrame(
             {
                 "tensor": ["/a/Relu", "b", "c"],
@@ -490,7 +494,7 @@ class TestCompression:
                 "sqnr_alone_db": [3.0, 18.0, 25.0],
                 "sqnr_accumulated_db": [2.0, 9.0, 8.0],
                 "accuracy_alone": [0.3, 0.86, 0.87],
-                "guilty_channel": [3, 0, 1],
+                "worst_channel": [3, 0, 1],
                 "outlier_ratio": [900.0, 2.0, 1.5],
             }
         )

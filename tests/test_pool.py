@@ -6,18 +6,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeopt.pool import LabelledImages, carve, stratified_order, without_duplicates
+from edgeopt.pool import Pool, split_off, stratified_order, without_duplicates
+from edgeopt.splits import Split
 
 
-def numbered(labels: list[int], values: list[int] | None = None) -> LabelledImages:
+def numbered(labels: list[int], values: list[int] | None = None) -> Split:
     """One-pixel images whose value is their number."""
     values = list(range(len(labels))) if values is None else values
     images = torch.tensor(values, dtype=torch.uint8).reshape(-1, 1, 1, 1)
-    return LabelledImages(images, torch.tensor(labels))
+    return Split(images, torch.tensor(labels))
 
 
-def values(source: LabelledImages) -> list[int]:
-    return source.images.flatten().tolist()
+def values(source: Split) -> list[int]:
+    return (source.take(len(source)) * 255).round().int().flatten().tolist()
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(0, 5), st.data())
@@ -45,8 +46,8 @@ def test_seed_decides_the_order():
     assert one.tolist() != other.tolist()
 
 
-def test_carve_parts_without_loss():
-    taken, rest = carve(numbered([0, 1] * 10), 6, seed=0)
+def test_split_off_loses_nothing():
+    taken, rest = split_off(numbered([0, 1] * 10), 6, seed=0)
     assert (len(taken), len(rest)) == (6, 14)
     assert sorted(values(taken) + values(rest)) == list(range(20))
     assert taken.labels.bincount().tolist() == [3, 3]
@@ -56,7 +57,7 @@ def test_copies_are_dropped_within_and_against_held_out():
     source = numbered([0, 0, 1, 1, 1], values=[7, 7, 8, 9, 8])
     held_out = numbered([1], values=[9])
     assert values(without_duplicates(source)) == [7, 8, 9]
-    assert values(without_duplicates(source, held_out=held_out)) == [7, 8]
+    assert values(without_duplicates(source, held_out=[held_out])) == [7, 8]
 
 
 def test_nothing_is_dropped_where_all_differ():
@@ -64,9 +65,23 @@ def test_nothing_is_dropped_where_all_differ():
     assert without_duplicates(source) is source
 
 
-def test_wrong_types_and_shapes_are_refused():
-    images = torch.zeros(2, 1, 1, 1, dtype=torch.uint8)
-    with pytest.raises(ValueError, match=r"uint8 \[N, C, H, W\], got torch.float32"):
-        LabelledImages(images.float(), torch.zeros(2, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"labels must be int64 \[2\], got torch.int64 \(3,\)"):
-        LabelledImages(images, torch.zeros(3, dtype=torch.int64))
+def test_with_classes_moves_labels_and_no_image():
+    part = numbered([0, 1, 2])
+    pool = Pool(("a", "b", "c"), "", part, part, part).with_classes(["c", "a", "b"])
+    assert pool.class_names == ("c", "a", "b")
+    assert pool.test.labels.tolist() == [1, 2, 0]
+    assert values(pool.train) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a", "b"], r"unknown: none, missing: \['c'\]"),
+        (["a", "b", "d"], r"unknown: \['d'\], missing: \['c'\]"),
+        (["a", "b", "c", "c"], r"allowed: each of \['a', 'b', 'c'\] once"),
+    ],
+)
+def test_with_classes_names_what_is_wrong(names, message):
+    part = numbered([0, 1, 2])
+    with pytest.raises(ValueError, match=message):
+        Pool(("a", "b", "c"), "", part, part, part).with_classes(names)

@@ -27,7 +27,7 @@ def same_weights(first, second):
 
 @pytest.fixture
 def images():
-    return striped_split(64, seed=3).images
+    return striped_split(64, seed=3).take(64)
 
 
 def test_fp16_halves_every_weight_and_leaves_the_parent_alone(images):

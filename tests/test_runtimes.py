@@ -24,7 +24,7 @@ CORES = len(os.sched_getaffinity(0))
 
 @pytest.fixture(scope="module")
 def images():
-    return striped_split(10, seed=5).images.numpy()
+    return striped_split(10, seed=5).take(10).numpy()
 
 
 @pytest.mark.parametrize(("runtime", "precision"), TARGETS)

@@ -27,7 +27,7 @@ def test_same_seed_same_trained_weights(small_cnn, striped):
 def test_one_step_is_adam_on_cross_entropy(small_cnn, striped):
     by_hand = copy.deepcopy(small_cnn).train()
     optimizer = torch.optim.Adam(by_hand.parameters(), lr=0.01)
-    nn.functional.cross_entropy(by_hand(striped.images), striped.labels).backward()
+    nn.functional.cross_entropy(by_hand(striped.take(len(striped))), striped.labels).backward()
     optimizer.step()
     trained = train_model(small_cnn, striped.loader(len(striped)), 1, 0.01)
     torch.testing.assert_close(trained.conv1.weight, by_hand.conv1.weight, atol=2e-4, rtol=1e-3)
@@ -67,10 +67,10 @@ def test_no_epochs_is_the_same_network(small_cnn, striped):
 
 def test_predict_logits_takes_half_precision(small_cnn, striped):
     half = copy.deepcopy(small_cnn).half()
-    logits = predict_logits(half, striped.images[:5], batch_size=2)
+    logits = predict_logits(half, striped.take(5), batch_size=2)
     assert logits.dtype == torch.float32
     torch.testing.assert_close(
-        logits, predict_logits(small_cnn, striped.images[:5]), atol=5e-3, rtol=5e-2
+        logits, predict_logits(small_cnn, striped.take(5)), atol=5e-3, rtol=5e-2
     )
 
 
