@@ -35,8 +35,7 @@ def main() -> None:
     if unknown := set(names) - set(BENCHMARKS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; allowed: {', '.join(BENCHMARKS)}")
     if len(names) > 1:
-        # Each in a process of its own: after a loader with worker processes, which leaves torch's
-        # SIGCHLD handler behind, ExecuTorch's exporter is seen to crash in its wait for a child.
+        # Each in a process of its own, so that peak memory and threads are its own.
         for name in names:
             subprocess.run([sys.executable, "-m", "benchmarks", name], check=True)
         return

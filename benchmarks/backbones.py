@@ -6,7 +6,7 @@ them; the seeds that are missing are trained first.
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,60 +16,46 @@ import pandas as pd
 from torch import nn
 
 from benchmarks.runtimes import medians
-from edgeopt.backbones import (
-    ByValue,
-    Workshop,
-    prune_backbone,
-    train_backbones,
-)
 from edgeopt.candidates import Candidate, grid, prepare_candidates, score
 from edgeopt.config import load_config
-from edgeopt.data import Splits, load_splits
+from edgeopt.data import Splits
 from edgeopt.diagnosis import diagnose
+from edgeopt.experiments import mean_macro_f1
 from edgeopt.export import export_artifact
 from edgeopt.files import project_root
 from edgeopt.mending import DIAGNOSIS_IMAGES, mend, mend_candidate
-from edgeopt.metrics import quality_row
-from edgeopt.preprocessing import Preprocessing
-from edgeopt.recipes import Schedule, process_pool
+from edgeopt.pruning_results import accuracy_table
 from edgeopt.runtimes import load_session
-from edgeopt.training import predict_logits
+from edgeopt.schema import RUNTIMES
+from edgeopt.study import Study, open_study
+from edgeopt.trainings import Recipe, pruned_recipes
+from edgeopt.workers import process_pool
 
 SEEDS = (0, 1, 2)
+LEVEL = 0.25  # leaves more than half of the MACs
 INT8_DROP = 0.005
 BUDGETS_S = {"diagnosis": 120, "ladder": 360}
 
 
 def backbones() -> Iterator[str]:
     """Train what is not trained yet, then all that the backbones owe, on the test split."""
-    config = load_config(project_root() / "params/backbones.yaml")
-    load = partial(
-        load_splits,
-        config.dataset,
-        calibration_subset=config.calibration_subset,
-        data_dir=config.data_folder,
-        preprocessing=Preprocessing(image_size=config.image_size, channels=3),
-    )
-    schedule = Schedule(
-        config.backbone_epochs, config.finetune_epochs, config.learning_rate, config.batch_size
-    )
-    workshop = Workshop(load, schedule, config.data_folder / "trained", config.backbone_weights)
+    study = open_study(load_config(project_root() / "params/backbones.yaml", seeds=list(SEEDS)))
     with process_pool() as pool:
-        networks = train_backbones(config.backbones, workshop, seeds=SEEDS, executor=pool)
-    splits = load()
+        networks = study.networks(study.train(study.baselines(), executor=pool))
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as scratch:
-        yield from int8_quality(networks, splits, Path(scratch))
-        yield from durations(networks, splits, Path(scratch))
-        yield from half_the_macs(config.backbones[0], networks, workshop, splits, Path(scratch))
+        yield from int8_quality(networks, study, Path(scratch))
+        yield from durations(networks, study, Path(scratch))
+        yield from pruned(study.config.models[0], networks, study, Path(scratch))
 
 
 def int8_quality(
-    networks: dict[tuple[str, int], nn.Module], splits: Splits, scratch: Path
+    networks: Mapping[Recipe, nn.Module], study: Study, scratch: Path
 ) -> Iterator[str]:
     """Best int8 artifact, chosen on validation, against fp32 of its runtime; mean over seeds."""
     rows = []
-    for (name, seed), network in networks.items():
-        candidates = prepared(name, seed, network, splits, scratch)
+    for recipe, network in networks.items():
+        candidates = prepared(recipe, network, study, scratch)
+        splits = study.splits[recipe.model]
         int8 = [c for c in candidates if c.spec.precision == "int8" and not c.error]
         fp32 = {c.spec.runtime: c for c in candidates if c.spec.precision == "fp32"}
         best = max(int8, key=lambda candidate: candidate.facts["macro_f1"])
@@ -77,9 +63,10 @@ def int8_quality(
             options = {"directory": scratch, **mending(splits)}
             best, _ = mend_candidate(best, network, splits.validation, **options)
         parent = fp32[best.spec.runtime]
-        f1 = test_f1([best, parent], splits)
+        answers = score([best, parent], study.role("test"))
+        f1 = mean_macro_f1(answers, study.labels("test"), class_names=study.class_names)
         ratio = parent.artifact.size_bytes / best.artifact.size_bytes
-        rows.append((name, best.name, 100 * (f1[best.name] - f1[parent.name]), ratio))
+        rows.append((recipe.model, best.name, 100 * (f1[best.name] - f1[parent.name]), ratio))
     table = pd.DataFrame(rows, columns=["model", "best", "points", "ratio"])
     for name, found in table.groupby("model", sort=False):
         yield f"{name}: best int8 {', '.join(sorted(set(found['best'])))}"
@@ -95,39 +82,26 @@ def mending(splits: Splits) -> dict[str, Any]:
     return {"max_accuracy_drop": INT8_DROP, "calibration_loader": loader}
 
 
-def prepared(
-    name: str, seed: int, network: nn.Module, splits: Splits, scratch: Path
-) -> list[Candidate]:
+def prepared(recipe: Recipe, network: nn.Module, study: Study, scratch: Path) -> list[Candidate]:
     """Make the fp32 and static int8 candidates of every runtime, scored on validation."""
-    runtimes = ("torch", "onnxruntime", "executorch", "openvino")
+    named = {"model": recipe.model, "seed": recipe.seed}
+    options = {**study.preparation("artifacts/benchmark"), "directory": scratch}
     with process_pool() as pool:
         return prepare_candidates(
-            grid([0.0], ["fp32", "int8"], runtimes, model=name, seed=seed),
+            grid([0.0], ["fp32", "int8"], RUNTIMES, **named),
             executor=pool,
-            models=ByValue({(seed, 0.0): network}),
-            calibration_loader=splits.calibration.loader(64),
-            validation=splits.validation,
-            directory=scratch,
+            models={recipe.network: network},
+            **options,
         )
 
 
-def test_f1(candidates: list[Candidate], splits: Splits) -> dict[str, float]:
-    labels, classes = splits.test.labels.numpy(), len(splits.class_names)
-    answers = score(candidates, splits.test)
-    return {
-        name: quality_row(labels, answer[0], num_classes=classes)["macro_f1"]
-        for name, answer in answers.items()
-    }
-
-
-def durations(
-    networks: dict[tuple[str, int], nn.Module], splits: Splits, scratch: Path
-) -> Iterator[str]:
+def durations(networks: Mapping[Recipe, nn.Module], study: Study, scratch: Path) -> Iterator[str]:
     """Diagnosis and the whole ladder without QAT, as shares of what they may take."""
-    some = splits.validation.first(DIAGNOSIS_IMAGES)
-    for (name, seed), network in networks.items():
-        if seed != SEEDS[0]:
+    for recipe, network in networks.items():
+        if recipe.seed != SEEDS[0]:
             continue
+        name, splits = recipe.model, study.splits[recipe.model]
+        some = splits.validation.first(DIAGNOSIS_IMAGES)
         artifact = export_artifact(
             network,
             scratch / f"{name}-diagnosed",
@@ -151,40 +125,35 @@ def share_of_budget(name: str, what: str, start: float) -> str:
     return f"{name}: {what} takes {share:.2f} of its {budget / 60:.0f} minutes (goal: under 1)"
 
 
-def half_the_macs(
-    name: str,
-    networks: dict[tuple[str, int], nn.Module],
-    workshop: Workshop,
-    splits: Splits,
-    scratch: Path,
+def pruned(
+    model: str, networks: Mapping[Recipe, nn.Module], study: Study, scratch: Path
 ) -> Iterator[str]:
-    """Half the MACs by Taylor, fine-tuned: accuracy at the trained size, latency at 224x224."""
-    labels, changes = splits.test.labels, []
-    for seed in SEEDS:
-        options = {"macs_ratio": 0.5, "criteria": ["taylor"]}
-        with process_pool() as pool:
-            pruned = prune_backbone(
-                (name, seed), networks[name, seed], workshop, executor=pool, **options
-            )
-        full = pruned["baseline", "none"]
-        small = pruned["fine-tuned", "taylor"]
-        right = [
-            (predict_logits(model, splits.test).argmax(1) == labels).float().mean().item()
-            for model in (full, small, pruned["scratch", "taylor"])
-        ]
-        changes.append([100 * (accuracy - right[0]) for accuracy in right[1:]])
-    tuned, scratch_trained = np.mean(changes, axis=0)
+    """A quarter of the channels less by Taylor: accuracy at the trained size, latency at 224."""
+    kinds = ("fine-tuned", "scratch")
+    recipes = pruned_recipes([model], [LEVEL], SEEDS, kinds=kinds, criteria=["taylor"])
+    with process_pool() as pool:
+        small = study.networks(study.train(recipes, executor=pool))
+    own = {recipe: network for recipe, network in networks.items() if recipe.model == model}
+    table = accuracy_table(own | small, study.role("test"))
+    macs = table.groupby("recipe")["macs"].first()
+    means = 100 * table.groupby("recipe")["accuracy"].mean()
+    tuned, fresh = (means[kind] - means["baseline"] for kind in kinds)
     yield (
-        f"{name} at half the MACs, accuracy on test against fp32: fine-tuned {tuned:+.2f} points "
-        f"(goal: within 2), from scratch {scratch_trained:+.2f}"
+        f"{model} with {macs['fine-tuned'] / macs['baseline']:.0%} of the MACs, accuracy on test "
+        f"against fp32: fine-tuned {tuned:+.2f} points (goal: within 2), from scratch {fresh:+.2f}"
     )
+    yield f"full / pruned, ONNX Runtime fp32 at 224x224: {speedup(own, small, scratch):.2f}"
+
+
+def speedup(
+    full: Mapping[Recipe, nn.Module], small: Mapping[Recipe, nn.Module], scratch: Path
+) -> float:
     shape = (1, 3, 224, 224)
     target = {"runtime": "onnxruntime", "precision": "fp32", "input_shape": shape}
     files = {
-        word: export_artifact(model, scratch / f"{name}-{word}-224", **target)
-        for word, model in (("full", full), ("pruned", small))
+        word: export_artifact(next(iter(of.values())), scratch / f"{word}-224", **target)
+        for word, of in (("full", full), ("pruned", small))
     }
     loaders = {word: partial(load_session, file) for word, file in files.items()}
     p50 = medians(loaders, np.random.default_rng(0).random(shape, np.float32))
-    ratio = p50["full"] / p50["pruned"]
-    yield f"full / pruned, ONNX Runtime fp32 at 224x224: {ratio:.2f} (goal: 1.4)"
+    return p50["full"] / p50["pruned"]

@@ -2,28 +2,25 @@
 
 from collections.abc import Iterator
 
-from edgeopt.data import load_splits
-from edgeopt.model import load_small_cnn
-from edgeopt.recipes import Recipe, accuracy_table
-from edgeopt.rundir import open_run
+from edgeopt.config import load_config
+from edgeopt.files import project_root
+from edgeopt.pruning_results import accuracy_table
+from edgeopt.study import open_study
+from edgeopt.trainings import pruned_recipes
 
 GOALS = {0.25: 0.5, 0.5: 1.0, 0.7: 2.5}
-SEEDS = (0, 1, 2)
 
 
 def default_run() -> Iterator[str]:
     """Test accuracy of baseline, pruned and from-scratch networks; int8 against its parent."""
-    folder = open_run("default")
-    splits = load_splits("fashion-mnist-20k")
-    kinds = ("one-shot", "fine-tuned", "scratch")
-    recipes = [Recipe(0.0, "baseline", seed) for seed in SEEDS]
-    recipes += [Recipe(level, kind, seed) for level in GOALS for kind in kinds for seed in SEEDS]
-    networks = {recipe: load_small_cnn(folder.require(recipe.file_name)) for recipe in recipes}
-    means = (
-        accuracy_table(networks, splits.test)
-        .groupby(["pruning_level", "recipe"])["accuracy"]
-        .mean()
-    )
+    study = open_study(load_config(project_root() / "params/default.yaml"))
+    config, folder = study.config, study.folder
+    recipes = pruned_recipes(config.models, GOALS, config.seeds)
+    kinds = dict.fromkeys(recipe.kind for recipe in recipes)
+    networks = study.kept(study.baselines(), made_by="01_baseline_training")
+    networks |= study.kept(recipes, made_by="02_pruning")
+    accuracies = accuracy_table(networks, study.role("test"))
+    means = accuracies.groupby(["pruning_level", "recipe"])["accuracy"].mean()
     base = means[0.0, "baseline"]
     yield f"baseline: {base:.4f} (goal: 0.88)"
     for level, goal in GOALS.items():

@@ -1,6 +1,7 @@
 """Candidates: what each is, how it is prepared, and how it is scored."""
 
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
@@ -263,6 +264,8 @@ def artifact_of(row: Any, directory: Path, *, input_shape: tuple[int, ...]) -> A
         input_shape=input_shape,
         sha256=row.artifact_sha256,
         size_bytes=int(row.artifact_bytes),
+        parity_difference=row.parity_difference,
+        parity_agreement=row.parity_agreement,
     )
 
 

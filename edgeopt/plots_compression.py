@@ -141,8 +141,8 @@ def diagnosis_bars(diagnosis: pd.DataFrame, *, rows: int = 12, ax: Axes | None =
     ax.scatter(worst[alone], worst.index, s=70, c=np.where(outlier, INK, ALONE), ec=INK, zorder=2)
     ax.scatter(worst[accumulated], worst.index, s=30, c="white", ec=INK, zorder=3)
     for y, row in worst.iterrows():
-        worst = f", channel {row['worst_channel']}" if outlier[y] else ""
-        _write_in_margin(ax, y, f"{row['accuracy_alone']:.1%}{worst}")
+        channel = f", channel {row['worst_channel']}" if outlier[y] else ""
+        _write_in_margin(ax, y, f"{row['accuracy_alone']:.1%}{channel}")
     _write_in_margin(ax, -0.75, "accuracy, it alone in int8")
     ax.set_yticks(worst.index, [_tensor_words(row) for _, row in worst.iterrows()])
     ax.set_ylim(len(worst) - 0.4, -0.6)

@@ -16,6 +16,7 @@ import torch
 from scipy.stats import trim_mean
 
 from edgeopt._upstream import known_noise_silenced, native_stderr_logged
+from edgeopt.runtimes import openvino_core
 from edgeopt.schema import require_known
 
 if TYPE_CHECKING:
@@ -163,8 +164,6 @@ def _openvino_request(
     path: Path, shape: tuple[int, ...], *, precision: str, threads: int
 ) -> "InferRequest":
     _require_installed("openvino")
-    import openvino
-
     settings = {
         "PERF_COUNT": True,
         "INFERENCE_NUM_THREADS": threads,
@@ -172,7 +171,7 @@ def _openvino_request(
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
     }
-    core = openvino.Core()
+    core = openvino_core()
     model = core.read_model(path)
     model.reshape(list(shape))  # as it is served: other shapes get other kernels
     return core.compile_model(model, "CPU", settings).create_infer_request()

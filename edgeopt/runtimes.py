@@ -6,7 +6,7 @@ Each runtime is imported when its first session is made, so that a process holds
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from functools import cache, partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -205,12 +205,23 @@ class ExecuTorchSession(Session):
         return self._native._threadpool_get_thread_count()
 
 
+@cache
+def openvino_core() -> Any:
+    """OpenVINO's core, one for the process.
+
+    Its CPU plugin sets an alternate signal stack for every core and frees it with the core; freed
+    in the order in which they were made, the next signal (a child that ends) would run on freed
+    memory and kill the process.
+    """
+    return import_extra("openvino", extra="openvino").Core()
+
+
 class OpenVINOSession(Session):
     """OpenVINO's CPU plugin, compiled for the batch size of the artifact, for low latency."""
 
     def __init__(self, artifact: Artifact, *, threads: int) -> None:
         super().__init__(artifact)
-        core = import_extra("openvino", extra="openvino").Core()
+        core = openvino_core()
         capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if artifact.precision == "bf16" and "BF16" not in capabilities:
             raise RuntimeUnavailable("this CPU has no bf16 instructions")

@@ -155,8 +155,8 @@ class TrainingPlan:
             weights=weights,
         )
         if weights is None and self.model != "small_cnn":
-            nn.init.normal_(last_layer(model, self.example).weight, std=HEAD_STD)
-        return model
+            nn.init.normal_(last_layer(model.eval(), self.example).weight, std=HEAD_STD)
+        return model.train()
 
     def architecture(self, pruning_level: float) -> nn.Module:
         """Build the network with as many channels as a level leaves; its weights mean nothing."""
@@ -311,7 +311,7 @@ def _reinitialized(model: nn.Module, plan: TrainingPlan, *, seed: int) -> nn.Mod
     """Give an architecture new random weights."""
     fresh = reinitialized(model, seed=seed)
     if plan.model != "small_cnn":
-        nn.init.normal_(last_layer(fresh, plan.example).weight, std=HEAD_STD)
+        nn.init.normal_(last_layer(fresh.eval(), plan.example).weight, std=HEAD_STD)
     return fresh
 
 

@@ -36,7 +36,6 @@ pruning_levels = [0.0, 0.5, 0.7]
 pruning_criteria = ["l1", "l2", "taylor", "random"]
 
 # %%
-import pandas as pd
 from IPython.display import display
 
 from edgeopt import plots
@@ -118,7 +117,9 @@ by_recipe.round(3)
 # %% tags=["nbval-ignore-output"]
 for model, rows in accuracies.groupby("model", sort=False):
     ax = plots.pruning_curves(rows)
-    alt = f"Validation accuracy of {model} against pruning level: one-shot, fine-tuned, from scratch."
+    alt = (
+        f"Validation accuracy of {model} against pruning level: one-shot, fine-tuned, from scratch."
+    )
     name = f"pruning_curves-{file_stem(model)}"
     display(folder.save_figure(name, ax, alt=alt, numbers=rows))
 

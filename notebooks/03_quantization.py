@@ -42,7 +42,6 @@ exhaustive_ladder = True
 # %%
 from functools import partial
 
-import pandas as pd
 from IPython.display import display
 
 from edgeopt import plots
@@ -151,8 +150,12 @@ for model, specimen in specimens.items():
 planted = {(model, seed, 0.0): specimen.model for model, specimen in specimens.items()}
 specs = [s for m in specimens for s in grid([0.0], ["int8"], ["onnxruntime"], model=m, seed=seed)]
 options = study.preparation("artifacts/specimen")
-broken = {c.spec.model: c for c in prepare_candidates(specs, models=planted, **options)} if specs else {}
-candidate_table([*broken.values()])[["candidate", "accuracy", "agreement", "int8_mac_share", "error"]]
+broken = (
+    {c.spec.model: c for c in prepare_candidates(specs, models=planted, **options)} if specs else {}
+)
+candidate_table([*broken.values()])[
+    ["candidate", "accuracy", "agreement", "int8_mac_share", "error"]
+]
 
 # %% [markdown]
 # ## Which layer, which channel?
@@ -173,7 +176,9 @@ for model, candidate in broken.items():
 # %% tags=["nbval-ignore-output"]
 for model, diagnosis in diagnoses.items():
     ax = plots.diagnosis_bars(diagnosis)
-    alt = f"Noise of each quantized tensor of the collapsed {model}, and what is left with it alone."
+    alt = (
+        f"Noise of each quantized tensor of the collapsed {model}, and what is left with it alone."
+    )
     name = f"diagnosis-{file_stem(model)}"
     display(folder.save_figure(name, ax, alt=alt, numbers=diagnosis))
 
@@ -192,23 +197,26 @@ for model, diagnosis in diagnoses.items():
 # bias correction on, each builds on the best one so far, named in `based_on`: compare it with that one,
 # not with plain int8.
 
+# %%
+climb = {
+    "max_accuracy_drop": config.max_int8_drop,
+    "scheme": study.int8_scheme,
+    "exhaustive": config.exhaustive_ladder,
+}
+train = partial(quantization_aware_train, epochs=1, learning_rate=config.learning_rate / 30)
+
 # %% tags=["nbval-ignore-output"]
 repaired = {}
 for model, specimen in specimens.items():
     splits = study.splits[model]
     training = splits.train.loader(config.batch_size, shuffle=True)
-    rate = config.learning_rate / 30
     repaired[model] = mend(
         specimen.model,
         calibration_loader=splits.calibration.loader(config.batch_size),
         validation=splits.validation,
-        max_accuracy_drop=config.max_int8_drop,
+        train_quantized=partial(train, train_loader=training),
         folder=folder.folder(f"artifacts/ladder-{file_stem(model)}"),
-        train_quantized=partial(
-            quantization_aware_train, train_loader=training, epochs=1, learning_rate=rate
-        ),
-        scheme=study.int8_scheme,
-        exhaustive=config.exhaustive_ladder,
+        **climb,
     )
 
 # %% tags=["nbval-ignore-output"]
@@ -242,6 +250,8 @@ for model, found in repaired.items():
     best = tried.loc[tried["reached" if found.reached else "accuracy"].idxmax()]
     verdict = "was repaired to" if found.reached else "came no nearer than"
     fell = broken[model].facts.get("accuracy", float("nan"))
-    print(f"{model} fell to {fell:.1%} in int8 and {verdict} {best['accuracy']:.1%}: {best['remedy']}.")
+    print(
+        f"{model} fell to {fell:.1%} in int8 and {verdict} {best['accuracy']:.1%}: {best['remedy']}."
+    )
 for model, reason in without.items():
     print(f"{model}: no specimen: {reason}")

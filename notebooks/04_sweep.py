@@ -406,7 +406,9 @@ sweep.loc[sweep["candidate"].isin([*others, pick]), tested].round(4)
 # %% tags=["nbval-ignore-output"]
 parent = decision.baseline["candidate"]
 chosen = pick or decision.rejected["candidate"].iloc[0]
-before_after = class_shares(right, test_labels, before=parent, after=chosen, names=study.class_names)
+before_after = class_shares(
+    right, test_labels, before=parent, after=chosen, names=study.class_names
+)
 
 # %% tags=["nbval-ignore-output"]
 ax = plots.per_class_change(before_after)

@@ -89,7 +89,9 @@ counted[columns].round(3)
 # equal length; where they are not, the estimate alone would have misled.
 
 # %% tags=["nbval-ignore-output"]
-layers = measure_networks(counted["model"].unique(), networks, shapes=shapes, threads=config.threads)
+layers = measure_networks(
+    counted["model"].unique(), networks, shapes=shapes, threads=config.threads
+)
 folder.write_table("layerwise_breakdown.csv", layers)
 for model, rows in layers.groupby("model", sort=False):
     longest = rows.nlargest(20, "measured_ms").sort_index()
@@ -106,7 +108,9 @@ for model, rows in layers.groupby("model", sort=False):
 
 # %%
 chosen = unpruned[unpruned["precision"].isin(["fp32", "int8"]) & (unpruned["runtime"] != "torch")]
-artifacts = {r.candidate: artifact_of(r, store, input_shape=shapes[r.model]) for r in chosen.itertuples()}
+artifacts = {
+    r.candidate: artifact_of(r, store, input_shape=shapes[r.model]) for r in chosen.itertuples()
+}
 owners = chosen.set_index("candidate")["model"]
 profile, unavailable = profile_candidates(artifacts, counted, owners=owners, threads=config.threads)
 print(f"profiled: {profile['candidate'].nunique()}; unavailable: {unavailable or 'none'}")

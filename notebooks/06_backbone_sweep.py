@@ -7,9 +7,6 @@
 
 # %% tags=["parameters"]
 run = "quick"
-models = ["small_cnn"]
-pruning_levels = [0.0, 0.5, 0.7]
-seeds = [0]
 
 # %%
 import pandas as pd
@@ -48,7 +45,9 @@ fastest = full.loc[full.groupby("model", sort=False)["latency_p50_ms"].idxmin()]
 fastest[shown].round(4)
 
 # %% tags=["nbval-ignore-output"]
-smallest = ran.groupby(["model", "pruning_level"], sort=False)[["latency_p50_ms", "memory_mb"]].min()
+smallest = ran.groupby(["model", "pruning_level"], sort=False)[
+    ["latency_p50_ms", "memory_mb"]
+].min()
 best = ran.groupby(["model", "pruning_level"], sort=False)["accuracy"].max()
 smallest.join(best).round(4)
 

@@ -42,8 +42,8 @@ def trained(striped) -> SmallCNN:
 @pytest.fixture
 def options(trained, striped, tmp_path):
     return {
-        "models": {(0, 0.0): trained},
-        "calibration_loader": striped.loader(32),
-        "validation": striped.first(64),
+        "models": {("small_cnn", 0, 0.0): trained},
+        "calibration": {"small_cnn": striped.loader(32)},
+        "validation": {"small_cnn": striped.first(64)},
         "directory": tmp_path,
     }

@@ -14,7 +14,6 @@ from edgeopt.candidates import (
     fp32_parents,
     gather,
     grid,
-    prepare_candidate,
     prepare_candidates,
     score,
     split_logits,
@@ -35,17 +34,18 @@ def test_every_runtime_and_precision_is_what_its_label_says(runtime, precision, 
     require_runtime(runtime, precision)
     [candidate] = prepare_candidates([CandidateSpec(0.0, precision, runtime)], **options)
     assert candidate.error == ""
-    parent = predict_logits(trained, options["validation"]).numpy()
+    parent = predict_logits(trained, options["validation"]["small_cnn"]).numpy()
     assert candidate.facts["agreement"] == np.mean(parent.argmax(1) == candidate.logits.argmax(1))
     assert candidate.facts["agreement"] >= 0.95
     assert (candidate.facts["int8_mac_share"] > 0.9) == precision.startswith("int8")
-    hits = candidate.logits.argmax(1) == options["validation"].labels.numpy()
+    hits = candidate.logits.argmax(1) == options["validation"]["small_cnn"].labels.numpy()
     assert candidate.facts["accuracy"] == pytest.approx(hits.mean())
     assert candidate.artifact.path.stat().st_size == candidate.facts["artifact_bytes"]
 
 
 def test_facts_of_an_fp32_candidate_are_those_counted_by_hand(options):
-    facts = prepare_candidate(CandidateSpec(0.0, "fp32"), **options).facts
+    [candidate] = prepare_candidates([CandidateSpec(0.0, "fp32")], **options)
+    facts = candidate.facts
     parameters = (6 * 9 + 6) + (8 * 6 * 9 + 8) + (8 * 49 * 4 + 4)
     assert facts["parameters"] == parameters
     assert facts["weight_bytes"] == 4 * parameters
@@ -69,7 +69,7 @@ def test_activations_are_counted_in_the_precision_s_element_size(options):
 
 
 def test_a_failed_candidate_is_a_row_with_its_error_and_the_others_finish(options):
-    options["calibration_loader"] = []
+    options["calibration"] = {"small_cnn": []}
     specs = grid([0.0], ["fp32", "int8"], ["torch"])
     fp32, int8 = prepare_candidates(specs, **options)
     assert fp32.error == ""
@@ -89,17 +89,17 @@ def test_an_executor_gives_the_same_candidates(options):
 def test_score_runs_the_artifacts_that_were_prepared(options, striped):
     failed = Candidate(CandidateSpec(0.0, "int8"), error="broken")
     candidates = [*prepare_candidates(grid([0.0], ["fp32"], ["torch"]), **options), failed]
-    scored = score(candidates, striped.first(64))
+    scored = score(candidates, {"small_cnn": striped.first(64)})
     assert list(scored) == [candidates[0].name]
     np.testing.assert_array_equal(scored[candidates[0].name], [candidates[0].logits.argmax(1)])
 
 
 def test_score_has_a_row_per_seed_in_their_order(options, striped):
     [first] = prepare_candidates([CandidateSpec(0.0, "fp32")], **options)
-    options["models"] = {(1, 0.0): SmallCNN(6, 8, 4)}
+    options["models"] = {("small_cnn", 1, 0.0): SmallCNN(6, 8, 4)}
     [second] = prepare_candidates([CandidateSpec(0.0, "fp32", seed=1)], **options)
     with ThreadPoolExecutor(1) as executor:
-        scored = score([first, second], striped.first(64), executor=executor)
+        scored = score([first, second], {"small_cnn": striped.first(64)}, executor=executor)
     expected = [first.logits.argmax(1), second.logits.argmax(1)]
     np.testing.assert_array_equal(scored[first.name], expected)
 
@@ -171,11 +171,11 @@ def test_testable_parents_keep_a_file_that_is_run_in_another_precision():
 
 
 def test_an_artifact_is_found_again_from_its_row(options):
-    candidate = prepare_candidate(CandidateSpec(0.0, "fp32"), **options)
+    [candidate] = prepare_candidates([CandidateSpec(0.0, "fp32")], **options)
     row = pd.Series({"runtime": "torch", "precision": "fp32", **candidate.facts})
     found = artifact_of(row, options["directory"], input_shape=(1, 1, 28, 28))
     assert found == candidate.artifact
-    assert load_session(found)(options["validation"].take(1).numpy()).shape == (1, 4)
+    assert load_session(found)(options["validation"]["small_cnn"].take(1).numpy()).shape == (1, 4)
 
 
 def test_grid_is_what_the_runtimes_offer():

@@ -16,7 +16,7 @@ import yaml
 
 from edgeopt.config import NOTEBOOKS, ExperimentConfig, load_config
 from edgeopt.gates import Constraints, Gates
-from edgeopt.recipes import Schedule
+from edgeopt.trainings import Schedule
 
 ROOT = Path(__file__).parent.parent
 ROOMS = (
@@ -35,9 +35,19 @@ ROOMS = (
         "folder",
         "resized",
         "data",
+        "weights",
         "model",
     },
-    {"links", "probing", "training", "pruning", "recipes", "quantization", "equalization"},
+    {
+        "links",
+        "probing",
+        "training",
+        "pruning",
+        "store",
+        "trainings",
+        "quantization",
+        "equalization",
+    },
     {"parity", "export_onnx", "export_executorch", "export", "qdq", "bias_correction"},
     {"runtimes", "operations", "executed_onnx", "executed_executorch", "executed"},
     {
@@ -63,10 +73,10 @@ ROOMS = (
         "measuring",
         "experiments",
     },
-    {"diagnosis", "remedies", "mending", "backbones"},
+    {"pruning_results", "comparison", "diagnosis", "remedies", "mending"},
     {"layers", "ceilings", "profilers", "devices", "counters", "hardware"},
     {"style", "labels", "plots_quality", "plots_compression", "plots_hardware", "plots"},
-    {"rundir", "manifest", "stamps"},
+    {"rundir", "study", "manifest", "stamps"},
     {"page_parts", "card", "explorer", "notebook_page", "compare", "pages", "reports"},
     {"browser", "readme"},
 )
@@ -131,6 +141,13 @@ def test_every_parameter_file_is_valid(path):
     assert load_config(path).run == path.stem
 
 
+def parameters_read(source: str) -> set[str]:
+    """Names of the parameters that code reads of a ``config``, alone or as a part."""
+    source = source.replace("config.data_folder", "config.data_dir")  # a property made from it
+    parts = [PARTS[name] for name in re.findall(r"config\.part\((\w+)\)", source)]
+    return set(re.findall(r"\bconfig\.(\w+)", source)) | {f.name for p in parts for f in fields(p)}
+
+
 @pytest.mark.parametrize("path", PAIRS, ids=lambda p: p.stem)
 def test_notebook_parameters_are_the_quick_run(path):
     cells = nbformat.read(path, as_version=4).cells
@@ -140,12 +157,16 @@ def test_notebook_parameters_are_the_quick_run(path):
     exec(tagged[0].source, names)
     names.pop("__builtins__")
     source = "\n".join(c.source for c in cells if c.cell_type == "code" and c not in tagged)
-    source = source.replace("config.data_folder", "config.data_dir")  # a property made from it
     quick = ExperimentConfig().model_dump(mode="json")
     assert names == {key: quick[key] for key in names}
-    parts = [PARTS[name] for name in re.findall(r"config\.part\((\w+)\)", source)]
-    used = set(re.findall(r"\bconfig\.(\w+)", source)) | {f.name for p in parts for f in fields(p)}
-    assert set(names) == used & set(quick)
+    used, of_study = (
+        parameters_read(source),
+        parameters_read((ROOT / "edgeopt/study.py").read_text()),
+    )
+    if "study.preparation(" not in source:
+        of_study -= {"calibration_batches", "benchmark_batch_size"}
+    needed = used | of_study if "open_study(" in source else used
+    assert set(names) == needed & set(quick)
 
 
 @pytest.mark.parametrize("path", PAIRS, ids=lambda p: p.stem)

@@ -14,12 +14,17 @@ from edgeopt.measuring import (
 from edgeopt.runtimes import TorchSession, load_session
 
 
+def images_of(options, count):
+    """Batches by model, of the first validation images."""
+    return {model: split.take(count).numpy() for model, split in options["validation"].items()}
+
+
 def test_samples_of_every_candidate_and_errors_while_timing(options):
     candidates = prepare_candidates(grid([0.0], ["fp32", "fp16"], ["torch"]), **options)
-    image = options["validation"].take(1).numpy()
+    image = images_of(options, 1)
     samples = measure_candidates(candidates, image, rounds=2, calls_per_round=3).samples
     assert samples.groupby("candidate").size().to_dict() == {c.name: 6 for c in candidates}
-    pair = options["validation"].take(2).numpy()
+    pair = images_of(options, 2)
     wrong = measure_candidates(candidates, pair, rounds=1, calls_per_round=1).samples
     latency = wrong.drop_duplicates("candidate")
     failed = with_failures(candidates, latency)
@@ -29,8 +34,8 @@ def test_samples_of_every_candidate_and_errors_while_timing(options):
 
 def test_a_timed_session_has_to_give_the_scored_logits(options):
     [good] = prepare_candidates(grid([0.0], ["fp32"], ["torch"]), **options)
-    other = replace(good, spec=replace(good.spec, model="other"), logits=good.logits + 1)
-    image = options["validation"].take(1).numpy()
+    other = replace(good, spec=replace(good.spec, precision="fp16"), logits=good.logits + 1)
+    image = images_of(options, 1)
     samples = measure_candidates([good, other], image, rounds=1, calls_per_round=2).samples
     errors = samples.drop_duplicates("candidate", keep="last").set_index("candidate")["error"]
     assert errors[good.name] == ""
@@ -40,7 +45,7 @@ def test_a_timed_session_has_to_give_the_scored_logits(options):
 def test_a_timed_session_has_to_have_the_threads(options, monkeypatch):
     [good] = prepare_candidates(grid([0.0], ["fp32"], ["torch"]), **options)
     monkeypatch.setattr(TorchSession, "threads", property(lambda self: 7))
-    image = options["validation"].take(1).numpy()
+    image = images_of(options, 1)
     samples = measure_candidates([good], image, rounds=1, calls_per_round=2).samples
     assert "it computes with 7 threads; 1 were asked for" in samples["error"].iloc[-1]
 
@@ -48,7 +53,7 @@ def test_a_timed_session_has_to_have_the_threads(options, monkeypatch):
 def test_a_file_that_is_gone_is_a_failed_row_and_memory_with_a_reason(options):
     good, gone = prepare_candidates(grid([0.0], ["fp32", "fp16"], ["torch"]), **options)
     gone.artifact.path.unlink()
-    image = options["validation"].take(1).numpy()
+    image = images_of(options, 1)
     samples = measure_candidates([good, gone], image, rounds=1, calls_per_round=2).samples
     errors = samples.drop_duplicates("candidate").set_index("candidate")["error"]
     assert errors[good.name] == ""
@@ -62,7 +67,7 @@ def test_when_all_failed_their_errors_are_told():
     failed = [Candidate(CandidateSpec(0.0, name), error=f"no {name}") for name in ("fp32", "int8")]
     expected = "no candidate could be prepared: small_cnn-p0-torch-fp32: no fp32; .*int8: no int8"
     with pytest.raises(ValueError, match=expected):
-        measure_candidates(failed, np.zeros((1, 1, 28, 28), np.float32))
+        measure_candidates(failed, {"small_cnn": np.zeros((1, 1, 28, 28), np.float32)})
 
 
 def test_resident_memory_holds_at_least_what_the_process_held_before(options):
@@ -74,7 +79,7 @@ def test_resident_memory_holds_at_least_what_the_process_held_before(options):
 
 def test_measured_energy_is_what_the_counter_gained_per_call(options, tmp_path, monkeypatch):
     candidates = prepare_candidates(grid([0.0], ["fp32"], ["torch"]), **options)
-    image = options["validation"].take(1).numpy()
+    image = images_of(options, 1)
     nothing = measured_energy_table(candidates, image, powercap_root=tmp_path / "none")
     assert nothing["energy_measured_j"].isna().all()
     package = tmp_path / "intel-rapl:0"
@@ -103,7 +108,7 @@ def test_a_runtime_that_raises_is_a_failed_row_and_the_others_are_timed(options,
         return session
 
     monkeypatch.setattr("edgeopt.measuring.load_session", load)
-    image = options["validation"].take(1).numpy()
+    image = images_of(options, 1)
     samples = measure_candidates([good, bad], image, rounds=1, calls_per_round=2).samples
     assert samples.groupby("candidate")["latency_ms"].count().to_dict() == {
         good.name: 2,

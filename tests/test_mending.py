@@ -135,9 +135,7 @@ def test_every_remedy_is_tried_on_request(tmp_path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in planted.state_dict().items())
 
 
-def test_leaving_the_worst_layer_in_float_mends_without_equalization(
-    tmp_path, monkeypatch
-) -> None:
+def test_leaving_the_worst_layer_in_float_mends_without_equalization(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(remedies, "equalize", lambda model, images=None: model)
     planted = plant_collapse(trained_cnn(), "conv1", 3, 1e4)
     result = mended(planted, tmp_path)
@@ -203,11 +201,6 @@ def test_a_model_that_cannot_be_exported_is_refused(tmp_path) -> None:
         ({"max_accuracy_drop": float("nan")}, "max_accuracy_drop is nan"),
         ({"max_accuracy_drop": True}, "max_accuracy_drop is True"),
         ({"calibration_loader": []}, "calibration set holds no images"),
-        (
-            {"validation": (torch.rand(2, 1, 28, 28), torch.zeros(3))},
-            "2 images and 3 labels",
-        ),
-        ({"validation": (torch.rand(0, 1, 28, 28), torch.zeros(0))}, "0 images and 0 labels"),
     ],
 )
 def test_refuses_bad_requests(tmp_path, options: dict, message: str) -> None:
@@ -242,9 +235,9 @@ def candidates(tmp_path):
     axes = ([0.0], ["fp32", "int8"], ["onnxruntime"])
     return prepare_candidates(
         [spec for seed in (0, 1) for spec in grid(*axes, seed=seed)],
-        models={(0, 0.0): trained_cnn(), (1, 0.0): planted},
-        calibration_loader=calibration.loader(32),
-        validation=validation,
+        models={("small_cnn", 0, 0.0): trained_cnn(), ("small_cnn", 1, 0.0): planted},
+        calibration={"small_cnn": calibration.loader(32)},
+        validation={"small_cnn": validation},
         directory=tmp_path,
     )
 
@@ -259,7 +252,7 @@ def test_what_fell_is_found_and_its_mended_candidate_is_a_row_of_its_own(candida
     planted = plant_collapse(trained_cnn(), "conv1", 3, 1e4)
     options = {"calibration_loader": calibration.loader(32), **CHEAP}
     whole, mended = mend_candidate(broken, planted, validation, directory=tmp_path, **options)
-    assert whole.name == f"{broken.name}-mended"
+    assert whole.name == f"{broken.name}-repaired"
     assert whole.spec.remedy == mended.ladder.loc[mended.ladder["reached"], "remedy"].iloc[0]
     row = next(candidate_table([whole]).itertuples())
     assert row.accuracy >= candidates[2].facts["accuracy"] - 0.01 > broken.facts["accuracy"]
@@ -291,4 +284,4 @@ def test_the_best_attempt_is_named_where_no_remedy_reached(candidates, tmp_path,
 
 def test_a_mended_dynamic_artifact_says_so():
     spec = MendedSpec(0.0, "int8-dynamic", "onnxruntime", model="net", remedy="dynamic")
-    assert spec.name == "net-p0-onnxruntime-int8-dynamic-mended"
+    assert spec.name == "net-p0-onnxruntime-int8-dynamic-repaired"

@@ -68,7 +68,7 @@ def test_a_stamp_depends_on_the_users_weights_and_network(tmp_path, monkeypatch)
     monkeypatch.syspath_prepend(tmp_path)
     weights, module = tmp_path / "weights" / "net.pt", tmp_path / "my_networks_of_the_test.py"
     weights.parent.mkdir()
-    own = {"backbone_weights": "weights", "backbones": [f"{module.stem}:make", "resnet18", "no:x"]}
+    own = {"weights": "weights", "models": [f"{module.stem}:make", "resnet18", "no:x"]}
     stamps = [stamp(path, parameters=own)]
     for file in (weights, module):
         file.write_text("1")

@@ -69,7 +69,7 @@ class Evil:
 
 
 def test_read_runs_no_code_that_a_file_with_a_right_checksum_holds(store, caplog):
-    content = pickle.dumps(Evil())
+    content = pickle.dumps(Evil(), protocol=2)
     path = store.path("net", digest=DIGEST)
     path.parent.mkdir()
     path.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
