@@ -19,7 +19,7 @@ from edgeopt.embedded import (
 )
 from edgeopt.fetch import SourcesUnreachableError, combined_checksum, fetch
 from edgeopt.files import write_atomically
-from edgeopt.folder import FOLDER_PREFIX, load_folder
+from edgeopt.folder import FOLDER_PREFIX, folder_classes, load_folder
 from edgeopt.pool import Pool, split_off, stratified_order, without_duplicates
 from edgeopt.preprocessing import Preprocessing
 from edgeopt.resized import resize_pool
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 FULL_VALIDATION_IMAGES = 10_000
 CALIBRATION_IMAGES = 640
+CLASSES_OF_ARRAYS = 10  # of MNIST and Fashion-MNIST
 AS_THEY_ARE = Preprocessing()
 
 
@@ -95,6 +96,17 @@ def load_splits(
         left_out=pool.left_out,
         preprocessing=preprocessing,
     )
+
+
+def class_count(dataset_name: str) -> int:
+    """Count the classes of a data set without loading an image.
+
+    Raises ``ValueError`` for an unknown data set, or a folder that is not there.
+    """
+    if dataset_name.startswith(FOLDER_PREFIX):
+        return len(folder_classes(dataset_name.removeprefix(FOLDER_PREFIX)))
+    require_known(dataset_name, allowed=(*DATASETS, "folder:<path>"), what="data set")
+    return CLASSES_OF_ARRAYS
 
 
 def build_loaders(

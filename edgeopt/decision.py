@@ -57,7 +57,7 @@ class Decision:
 def find_baseline(sweep: pd.DataFrame) -> str:
     """Name the unpruned fp32 candidate, of the first runtime in the order of ``schema.RUNTIMES``.
 
-    One that failed is named only when all did.
+    Of several networks that of the most accurate one. One that failed is named only when all did.
 
     Raises
     ------
@@ -72,6 +72,9 @@ def find_baseline(sweep: pd.DataFrame) -> str:
         rows = rows[rows["status"] != "failed"]
     if "runtime" in rows:
         rows = rows.sort_values("runtime", key=lambda s: s.map(RUNTIMES.index), kind="stable")
+    if "model" in rows and len(rows["model"].unique()) > 1:
+        first = rows.drop_duplicates("model")
+        rows = first.sort_values("accuracy", ascending=False, kind="stable")
     return rows["candidate"].iloc[0]
 
 

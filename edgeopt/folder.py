@@ -63,9 +63,7 @@ def load_folder(
         role lacks, images of several sizes without ``image_size``, or an unreadable image; each is
         named.
     """
-    if not path:
-        raise ValueError(f"{FOLDER_PREFIX} lacks its path; write {FOLDER_PREFIX}<path>")
-    root = Path(path).expanduser()
+    root = _root(path)
     contents = _list_folder(root)
     checksum, pixels = _decoded(contents, root, preprocessing=preprocessing, data_dir=data_dir)
     labels = [contents.class_names.index(picture.class_name) for picture in contents.pictures]
@@ -85,6 +83,26 @@ def load_folder(
     )
 
 
+def folder_classes(path: str) -> list[str]:
+    """Names of the classes of an image folder, in alphabetical order, without listing pictures.
+
+    Raises ``ValueError`` when there is no such folder, or only some of the three roles.
+    """
+    root = _root(path)
+    return class_folders(next(iter(_role_folders(root).values()), root))
+
+
+def _root(path: str) -> Path:
+    if not path:
+        raise ValueError(f"{FOLDER_PREFIX} lacks its path; write {FOLDER_PREFIX}<path>")
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise ValueError(
+            f"{FOLDER_PREFIX}{root} is not a directory; allowed: one with a sub-folder per class"
+        )
+    return root
+
+
 @dataclass(frozen=True)
 class _Contents:
     """What is in a folder: classes, pictures, and, with roles of its own, the role of each."""
@@ -100,10 +118,6 @@ class _Contents:
 
 
 def _list_folder(root: Path) -> _Contents:
-    if not root.is_dir():
-        raise ValueError(
-            f"{FOLDER_PREFIX}{root} is not a directory; allowed: one with a sub-folder per class"
-        )
     folders = _role_folders(root) or {"": root}
     found = {role: list_pictures(folder, root=root) for role, folder in folders.items()}
     names = {role: class_folders(folder) for role, folder in folders.items()}

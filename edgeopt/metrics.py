@@ -22,7 +22,8 @@ def wilson_interval(correct: int, total: int, *, confidence: float = 0.95) -> tu
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}; allowed: above 0 and below 1")
     low, high = proportion_confint(correct, total, alpha=1 - confidence, method="wilson")
-    return float(low), float(high)
+    # By rounding the ends may fall short of a share of 0 or 1, which they hold.
+    return float(min(low, correct / total)), float(max(high, correct / total))
 
 
 def quality_row(labels: ArrayLike, predictions: ArrayLike, *, num_classes: int) -> dict[str, float]:

@@ -2,10 +2,9 @@
 
 import importlib
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.error import URLError
 
 import numpy as np
@@ -89,19 +88,6 @@ def build_model(
     if weights not in (None, "torchvision"):
         load_weights(model, weights_path(weights, name=name))
     return model
-
-
-def check_models(
-    names: Iterable[str], *, num_classes: int, **options: Any
-) -> dict[str, int | None]:
-    """Build every network once, before any image is loaded: by name, the channels that it takes.
-
-    ``options`` are those of :func:`build_model`, whose errors they meet here.
-    """
-    return {
-        name: input_channels(build_model(name, num_classes=num_classes, **options))
-        for name in names
-    }
 
 
 def check_network(
@@ -198,10 +184,17 @@ def _from_torchvision(name: str, *, num_classes: int, weights: str | Path | None
 
 
 def _with_new_head(model: nn.Module, *, num_classes: int) -> nn.Module:
-    name, head = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
-    if head.out_features != num_classes:
+    """Replace the last layer, linear or (SqueezeNet's) a convolution, if it has other classes."""
+    kinds = (nn.Linear, nn.Conv2d)
+    name, head = [(n, m) for n, m in model.named_modules() if isinstance(m, kinds)][-1]
+    if isinstance(head, nn.Linear):
+        classes, fresh = head.out_features, nn.Linear(head.in_features, num_classes)
+    else:
+        classes = head.out_channels
+        fresh = nn.Conv2d(head.in_channels, num_classes, head.kernel_size)
+    if classes != num_classes:
         parent = model.get_submodule(name.rpartition(".")[0])
-        setattr(parent, name.rpartition(".")[2], nn.Linear(head.in_features, num_classes))
+        setattr(parent, name.rpartition(".")[2], fresh)
     return model
 
 

@@ -27,7 +27,14 @@ from edgeopt.stamps import INDEX, read_record
 
 SUMMARY = "summary.json"
 # The figures that argue for the pick, in the order of the argument.
-LEADING = ("frontier", "budgets", "pruning_curves", "quantization", "precision_tradeoffs")
+LEADING = (
+    "frontier",
+    "samples",
+    "budgets",
+    "pruning_curves",
+    "quantization",
+    "precision_tradeoffs",
+)
 log = logging.getLogger(__name__)
 
 
@@ -67,7 +74,9 @@ def write_run_index(run: RunFolder, facts: Mapping[str, Any]) -> Path:
     if decision and sweep is not None:
         decision = with_late_columns(decision, sweep)
     busy = decision.get("busy", "") if decision else ""
-    problems = [busy, no_decision, no_sweep, sweep_problem(sweep) if sweep is not None else ""]
+    warning = facts["data"].get("test_warning", "")
+    failures = sweep_problem(sweep) if sweep is not None else ""
+    problems = [warning, busy, no_decision, no_sweep, failures]
     return write_page(
         run.path(INDEX),
         "index.html.j2",
@@ -78,7 +87,12 @@ def write_run_index(run: RunFolder, facts: Mapping[str, Any]) -> Path:
         decision=decision,
         **(card(decision) if decision else {}),
         artifact=shipped_file(run, decision["pick"]) if decision and decision["pick"] else "",
-        rules=rules_of(decision, sweep, facts["parameters"]) if decision else [],
+        rules=[
+            *images_as_seen(decision, facts["data"]),
+            *rules_of(decision, sweep, facts["parameters"]),
+        ]
+        if decision
+        else [],
         explorer=None if sweep is None else _explorer(sweep, decision),
         plotly=packed_plotly() if sweep is not None else "",
         sweep_file=sweep_path(run).name,
@@ -124,14 +138,33 @@ def figure_groups(
     The group of the argument has no title; figures that no notebook claims come last, as others.
     """
     left = {f"figures/{figure.name}.png": figure for figure in read_figures(run)}
-    names = [f"figures/{name}.png" for name in LEADING]
-    groups = [("", [left.pop(name) for name in names if name in left])]
+    names = [path for stem in LEADING for path in left if _is_of(path, stem)]
+    groups = [("", [left.pop(name) for name in names])]
     for name, state in notebooks.items():
         record = read_record(run.path(f"{name}.ipynb"))
         own = [path for path in left if record and path in record.outputs]
         groups.append((state["title"], [left.pop(path) for path in own]))
     groups.append(("Others", list(left.values())))
     return [(title, figures) for title, figures in groups if figures]
+
+
+def _is_of(path: str, stem: str) -> bool:
+    """Whether a figure is this one, or this one of a network of the run."""
+    return path == f"figures/{stem}.png" or path.startswith(f"figures/{stem}-")
+
+
+def images_as_seen(decision: Mapping[str, Any], data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Say how the pick's network takes its images; what another program has to do alike."""
+    model = (decision["pick"] or decision["baseline"] or {}).get("model")
+    how = data.get("preprocessing", {}).get(model)
+    if not how:
+        return []
+    side = how["image_size"]
+    size = f"{side}x{side} ({how['resize']}, {how['interpolation']})" if side else "their own size"
+    scaled = [f"{name} {how[name]}" for name in ("mean", "std") if how[name] is not None]
+    channels = f"{how['channels'] or 'their own'} channel(s)"
+    words = [size, channels, "values from 0 to 1", *scaled]
+    return [("images as the network takes them", ", ".join(words))]
 
 
 def _explorer(sweep: pd.DataFrame, decision: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from edgeopt.model import SmallCNN
 from edgeopt.probing import last_layer, module_named, module_without_graph, run_named
 from edgeopt.schema import CRITERIA, require_known
 
-_SEARCH_STEPS = 8
 _WRITERS = (nn.modules.conv._ConvNd, nn.Linear)
 
 
@@ -83,8 +82,8 @@ def prune_channels(
     ignored : sequence of str
         Names of modules that keep their channels.
     round_to : int
-        Kept channels are rounded down to a multiple of it, but never below one such multiple. A
-        convolution in groups, and a group norm, keep as many channels in each of their groups.
+        Kept channels are rounded to the nearest multiple of it, at least one. A convolution in
+        groups, and a group norm, keep as many channels in each of their groups.
     loader : iterable of (images, labels), optional
         Batches for ``taylor``, the first ``taylor_batches`` of which are used.
 
@@ -111,36 +110,6 @@ def prune_channels(
     pruned.zero_grad(set_to_none=True)
     _check_pruned(pruned, example_input, classes=classes, widths=widths, round_to=round_to)
     return pruned.train(model.training)
-
-
-def prune_to_macs(
-    model: nn.Module, macs_ratio: float, *, example_input: Tensor, **options: Any
-) -> nn.Module:
-    """Prune by the lowest level that leaves at most ``macs_ratio`` of the MACs.
-
-    ``options`` are those of :func:`prune_channels`. The level is found by bisection to 1/256.
-
-    Raises
-    ------
-    ValueError
-        When ``macs_ratio`` is not in (0, 1), or lies below what pruning can reach.
-    """
-    if not 0 < macs_ratio < 1:
-        raise ValueError(f"macs_ratio is {macs_ratio!r}; allowed: a number in (0, 1)")
-    budget = macs_ratio * count_macs(model, example_input=example_input)
-    # How many channels a level leaves does not depend on which, so the search needs no ranking.
-    probe = {**options, "criterion": "random", "example_input": example_input}
-    low, high = 0.0, 1.0
-    for _ in range(_SEARCH_STEPS):
-        level = (low + high) / 2
-        macs = count_macs(prune_channels(model, level, **probe), example_input=example_input)
-        low, high = (low, level) if macs <= budget else (level, high)
-    if high == 1.0:
-        raise ValueError(
-            f"macs_ratio {macs_ratio} cannot be reached; pruning level {low} leaves {macs} MACs "
-            f"of the {budget:.0f} allowed"
-        )
-    return prune_channels(model, high, example_input=example_input, **options)
 
 
 def count_macs(model: nn.Module, *, example_input: Tensor) -> int:
@@ -249,10 +218,10 @@ def _parts(graph: tp.DependencyGraph, group: tp.Group) -> int:
 
 
 def _kept_channels(channels: int, *, pruning_level: float, round_to: int, parts: int) -> int:
-    """Count what stays: the documents' rule in each part, then rounded down to the grid."""
+    """Count what stays: the documents' rule in each part, then the nearest number on the grid."""
     kept = parts * max(1, round(channels // parts * (1 - pruning_level)))
     step = math.lcm(round_to, parts)
-    return min(channels, max(step, kept - kept % step))
+    return min(channels, step * max(1, math.floor(kept / step + 0.5)))
 
 
 def _score(layer: nn.Module, *, criterion: str, generator: torch.Generator) -> Tensor:

@@ -80,8 +80,8 @@ def label(column: str) -> str:
 
 
 def file_stem(name: str) -> str:
-    """Write a network's name so that a file can bear it: ``module:factory`` as module-factory."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+    """Write a network's name so that a file can bear it: ``my.nets:make`` as my-nets-make."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name)
 
 
 def require_known(value: str, *, allowed: tuple[str, ...], what: str) -> str:

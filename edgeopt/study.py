@@ -1,8 +1,9 @@
 """A run that is open: its parameters, its folder, its networks and the images of each."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,16 +13,27 @@ from scipy.stats import binomtest
 from torch import nn
 
 from edgeopt.config import ExperimentConfig
-from edgeopt.data import Splits, load_splits
+from edgeopt.data import Splits, class_count, load_splits
+from edgeopt.decoded import PixelFile
+from edgeopt.folder import FOLDER_PREFIX
 from edgeopt.host import Int8Scheme, host_facts, int8_scheme
-from edgeopt.model import build_model, dump_weights, input_channels, load_weights
+from edgeopt.model import (
+    build_model,
+    check_network,
+    dump_weights,
+    input_channels,
+    load_weights,
+)
 from edgeopt.preprocessing import Preprocessing
 from edgeopt.rundir import RunFolder, open_run
 from edgeopt.splits import ROLE_NAMES, SPLIT_BY_SEED, Split
 from edgeopt.store import Training, TrainingStore
 from edgeopt.trainings import Recipe, Schedule, TrainingPlan, train_networks
 
+logger = logging.getLogger(__name__)
+
 SMALL_CNN_SIDE = 28
+ARRAY_SIDE = 28  # of MNIST and Fashion-MNIST
 BACKBONE_MULTIPLE = 8
 CHANCE_LEVEL = 0.01  # of the test that a network is better than chance
 
@@ -41,9 +53,14 @@ class Study:
     def splits(self) -> dict[str, Splits]:
         """Images in four roles, by network; networks that take the same images share them."""
         loaded: dict[Preprocessing, Splits] = {}
-        for spec in self.preprocessing.values():
+        for model, spec in self.preprocessing.items():
             if spec not in loaded:
-                loaded[spec] = _load(self.config, spec)
+                first = next(iter(loaded.values()), None)
+                loaded[spec] = _same_images(_load(self.config, spec), first)
+            if _side(self.config, model) is None:  # not known before the images were read
+                _check(self.config, model, loaded[spec].train.shape, len(loaded[spec].class_names))
+        if warning := _test_warning(self.config, next(iter(loaded.values()))):
+            logger.warning("test images: %s", warning)
         return {model: loaded[spec] for model, spec in self.preprocessing.items()}
 
     @property
@@ -213,15 +230,7 @@ class Study:
     @property
     def test_warning(self) -> str:
         """Say that test images may be ones the given weights were trained on; empty otherwise."""
-        splits = next(iter(self.splits.values()))
-        given = self.config.epochs == 0 and self.config.weights is not None
-        if not given or splits.origin != SPLIT_BY_SEED:
-            return ""
-        return (
-            "the weights were given (epochs is 0) and the images were split by seed: the network "
-            "may have been trained on some of them, and then they say nothing about new ones; a "
-            "folder with train/, val/ and test/ keeps its own roles"
-        )
+        return _test_warning(self.config, next(iter(self.splits.values())))
 
     def require_better_than_chance(self, hits: Mapping[str, int], *, images: int) -> None:
         """Stop a run whose given weights answer no better than chance on validation images.
@@ -245,28 +254,63 @@ class Study:
 def open_study(config: ExperimentConfig) -> Study:
     """Open a run: check its networks and how they take images, and make its folder.
 
-    Nothing is loaded yet but the networks' first weights, so that what is wrong with them is said
-    at once.
+    No image is loaded yet: what is wrong with a network, its weights or its classes is said at
+    once.
 
     Raises
     ------
     ValueError
-        For a network that cannot be built, weights that do not fit, or numbers of ``mean`` and
-        ``std`` that are not as many as its channels.
+        For a network that cannot be built or does not take the run's images and classes, weights
+        that do not fit, or numbers of ``mean`` and ``std`` that are not as many as its channels.
+    OSError
+        For weights that are not there.
     """
-    preprocessing = {model: _preprocessing(config, model) for model in config.models}
+    classes = class_count(config.dataset)
+    preprocessing = {}
+    for model in config.models:
+        network = _network(config, model, classes)
+        preprocessing[model] = spec = _preprocessing(config, model, input_channels(network))
+        if (side := _side(config, model)) and spec.channels:
+            check_network(
+                network,
+                name=model,
+                input_shape=(1, spec.channels, side, side),
+                num_classes=classes,
+            )
     return Study(config, open_run(config.run), preprocessing)
 
 
-def _preprocessing(config: ExperimentConfig, model: str) -> Preprocessing:
+def _network(config: ExperimentConfig, model: str, classes: int) -> nn.Module:
+    return build_model(
+        model,
+        num_classes=classes,
+        conv1_channels=config.conv1_channels,
+        conv2_channels=config.conv2_channels,
+        weights=config.weights,
+    )
+
+
+def _check(config: ExperimentConfig, model: str, shape: tuple[int, int, int], classes: int) -> None:
+    network = _network(config, model, classes)
+    check_network(network, name=model, input_shape=(1, *shape), num_classes=classes)
+
+
+def _side(config: ExperimentConfig, model: str) -> int | None:
+    """Side in pixels of the images that a network gets; None where a folder's own size decides."""
+    if model == "small_cnn":
+        return SMALL_CNN_SIDE
+    own = None if config.dataset.startswith(FOLDER_PREFIX) else ARRAY_SIDE
+    return config.image_size or own
+
+
+def _preprocessing(config: ExperimentConfig, model: str, channels: int | None) -> Preprocessing:
     """Say how a network takes its images: the run's parameters, and what the network fixes."""
     small = model == "small_cnn"
-    channels = 1 if small else config.channels or input_channels(build_model(model))
     return Preprocessing(
         image_size=SMALL_CNN_SIDE if small else config.image_size,
         resize=config.resize,
         interpolation=config.interpolation,
-        channels=channels,
+        channels=channels if small else config.channels or channels,
         mean=config.mean,
         std=config.std,
         max_image_pixels=config.max_image_pixels,
@@ -283,4 +327,30 @@ def _load(config: ExperimentConfig, preprocessing: Preprocessing) -> Splits:
         data_dir=config.data_folder,
         preprocessing=preprocessing,
         class_names=config.class_names,
+    )
+
+
+def _same_images(splits: Splits, first: Splits | None) -> Splits:
+    """Give every role the pictures that it has in ``first``.
+
+    Pictures that are copies of each other at one size may differ at another, so that a folder that
+    was scaled otherwise could be split otherwise.
+    """
+    if first is None or not all(isinstance(s.train.pixels, PixelFile) for s in (splits, first)):
+        return splits  # arrays are split before they are scaled
+    roles = {}
+    for name in ROLE_NAMES:
+        like = getattr(first, name)
+        given = {"labels": like.labels, "positions": like.positions}
+        roles[name] = replace(getattr(splits, name), **given)
+    return replace(splits, **roles)
+
+
+def _test_warning(config: ExperimentConfig, splits: Splits) -> str:
+    if config.epochs or splits.origin != SPLIT_BY_SEED:
+        return ""
+    return (
+        "the weights were taken as they are (epochs is 0) and the images were split by seed: the "
+        "network may have been trained on some of the test images, and then they say nothing about "
+        "new ones; a folder with train/, val/ and test/ keeps its own roles"
     )

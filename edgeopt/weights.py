@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgeopt.schema import file_stem
+
 logger = logging.getLogger(__name__)
 
 # Where checkpoints keep the state dict, and what wrappers of a network put before its names.
@@ -35,7 +37,7 @@ def weights_path(weights: str | Path, *, name: str) -> Path:
     In the file's name ``:`` and ``.`` of a factory's name are written ``-``. Raises
     ``FileNotFoundError`` when there is no such file.
     """
-    file_name = re.sub(r"[:.]", "-", name) + ".pt"
+    file_name = f"{file_stem(name)}.pt"
     path = Path(weights) / file_name if Path(weights).is_dir() else Path(weights)
     if not path.is_file():
         raise FileNotFoundError(

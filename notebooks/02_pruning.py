@@ -74,6 +74,8 @@ with process_pool() as pool:
     trainings = study.train(recipes, executor=pool)
 networks = baselines | study.networks(trainings)
 print(f"{len(recipes)} networks pruned or trained anew, beside {len(baselines)} baseline(s)")
+if config.epochs == 0:
+    print("The weights were given, so that scratch has fewer epochs behind it than they have.")
 
 # %% [markdown]
 # ## What a level removes

@@ -10,7 +10,6 @@ from edgeopt._torchvision import models as torchvision_models
 from edgeopt.model import (
     SmallCNN,
     build_model,
-    check_models,
     check_network,
     deterministic_algorithms,
     input_channels,
@@ -164,17 +163,6 @@ def test_build_model_says_that_torchvision_cannot_be_reached(monkeypatch):
         OSError, match=r"resnet18 cannot be downloaded \(no route to host\); allowed"
     ):
         build_model("resnet18", weights="torchvision")
-
-
-def test_check_models_gives_the_channels_and_refuses_what_does_not_fit(tmp_path):
-    names = ["small_cnn", "mobilenet_v3_small", "tests.test_model:tiny_factory"]
-    assert [*check_models(names, num_classes=4).items()] == [*zip(names, [1, 3, None], strict=True)]
-    torch.save(SmallCNN(num_classes=7).state_dict(), tmp_path / "small_cnn.pt")
-    assert check_models(["small_cnn"], num_classes=7, weights=tmp_path) == {"small_cnn": 1}
-    with pytest.raises(ValueError, match=r"classifier.weight \[7, 1568\] instead of \[4, 1568\]"):
-        check_models(["small_cnn"], num_classes=4, weights=tmp_path)
-    with pytest.raises(ValueError, match="SystemExit: no GPU"):
-        check_models(["small_cnn", "tests.test_model:exiting_factory"], num_classes=7)
 
 
 @pytest.mark.parametrize("training", [True, False])
