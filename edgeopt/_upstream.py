@@ -23,6 +23,8 @@ KNOWN_WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
     (r"You are using the legacy TorchScript-based ONNX export", DeprecationWarning),
     (r"The feature will be removed\. Please remove usage", DeprecationWarning),
     (r"(read_text|open_text|read_binary) is deprecated", DeprecationWarning),
+    # The scales of quantized layers, which are constants indeed.
+    (r"Converting a tensor to a Python float might cause the trace", Warning),
     (r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning),
 )
 # They report libraries for other hardware that do not load here, and each other's deprecations.

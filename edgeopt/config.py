@@ -135,6 +135,7 @@ class ExperimentConfig(BaseModel):
     @field_validator("mean", "std", mode="before")
     @classmethod
     def _numbers_of_channels(cls, value: Any) -> Any:
+        value = tuple(value) if isinstance(value, list) else value
         numbers = value if isinstance(value, tuple) else (value,)
         if value is None or value == "imagenet" or (numbers and all(map(_is_number, numbers))):
             return value

@@ -17,8 +17,8 @@ from edgeopt.selection import require_columns
 
 WORDS = {"memory_mb": "weights", "accuracy": "accuracy", "latency_p50_ms": "median latency"}
 CLASS_WORDS = (
-    "that pass every gate and limit",
-    "that are acceptable and lose little accuracy (none passes every gate)",
+    "that break no gate and no limit",
+    "that are acceptable and lose little accuracy (none is good by every gate)",
     "that are acceptable (none loses as little accuracy as wished)",
 )
 
@@ -290,7 +290,7 @@ def _what_it_would_take(
 ) -> str:
     """Say what would make the runner-up win, the rest unchanged."""
     if runner_up is None:
-        return "There is no runner-up: no other candidate passes every gate and limit."
+        return "There is no runner-up: every other candidate breaks a gate or a limit."
     steps = []
     if runner_up["_class"] > pick["_class"]:
         steps.append(f"meet what it misses ({runner_up['missed']})")

@@ -87,12 +87,10 @@ def write_run_index(run: RunFolder, facts: Mapping[str, Any]) -> Path:
         decision=decision,
         **(card(decision) if decision else {}),
         artifact=shipped_file(run, decision["pick"]) if decision and decision["pick"] else "",
-        rules=[
-            *images_as_seen(decision, facts["data"]),
-            *rules_of(decision, sweep, facts["parameters"]),
-        ]
+        rules=rules_of(decision, sweep, facts["parameters"]) if decision else [],
+        images=images_as_seen((decision["pick"] or {}).get("model"), facts["data"])
         if decision
-        else [],
+        else "",
         explorer=None if sweep is None else _explorer(sweep, decision),
         plotly=packed_plotly() if sweep is not None else "",
         sweep_file=sweep_path(run).name,
@@ -153,18 +151,20 @@ def _is_of(path: str, stem: str) -> bool:
     return path == f"figures/{stem}.png" or path.startswith(f"figures/{stem}-")
 
 
-def images_as_seen(decision: Mapping[str, Any], data: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Say how the pick's network takes its images; what another program has to do alike."""
-    model = (decision["pick"] or decision["baseline"] or {}).get("model")
+def images_as_seen(model: str | None, data: Mapping[str, Any]) -> str:
+    """Say how a network takes its images, which a program that serves it has to do alike."""
     how = data.get("preprocessing", {}).get(model)
     if not how:
-        return []
-    side = how["image_size"]
-    size = f"{side}x{side} ({how['resize']}, {how['interpolation']})" if side else "their own size"
-    scaled = [f"{name} {how[name]}" for name in ("mean", "std") if how[name] is not None]
-    channels = f"{how['channels'] or 'their own'} channel(s)"
-    words = [size, channels, "values from 0 to 1", *scaled]
-    return [("images as the network takes them", ", ".join(words))]
+        return ""
+    side, channels = how["image_size"], how["channels"]
+    size = f"{side}x{side} by {how['resize']}, {how['interpolation']}" if side else "their own size"
+    kind = {1: "grey", 3: "colour"}.get(channels, "their own channels")
+    scaled = [f"{name} {_numbers(how[name])}" for name in ("mean", "std") if how[name] is not None]
+    return ", ".join([size, kind, "values from 0 to 1", *scaled])
+
+
+def _numbers(values: Any) -> str:
+    return ", ".join(f"{v:g}" for v in values) if isinstance(values, list) else f"{values:g}"
 
 
 def _explorer(sweep: pd.DataFrame, decision: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def size_table(networks: Mapping[Recipe, nn.Module], splits: Mapping[str, Split]
         }
         for recipe, model in networks.items()
     ]
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows).drop_duplicates(ignore_index=True)
     whole = table.groupby("model")[["macs", "parameters"]].transform("max")
     missed = (table["level_reached"] - table["pruning_level"]).abs()
     off = missed > LEVEL_TOLERANCE * table["pruning_level"]

@@ -1,6 +1,7 @@
 """Train, fine-tune and predict."""
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -65,7 +66,8 @@ def fit(
         raise ValueError("the training loader holds no images; allowed: 1 or more")
     if not learning_rate > 0:
         raise ValueError(f"learning_rate is {learning_rate}; allowed: above 0")
-    trained = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
+    layout = memory_format(model)
+    trained = copy.deepcopy(model).to(device, memory_format=layout)
     optimizer = torch.optim.Adam(trained.parameters(), lr=learning_rate)
     steps = max(1, epochs * len(train_loader))
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) if cosine else None
@@ -74,7 +76,11 @@ def fit(
         for epoch in tqdm(
             range(1, epochs + 1), desc="epochs", disable=None if progress else True, leave=False
         ):
-            loss, accuracy = _train_epoch(trained, train_loader, optimizer, scheduler, device)
+            batches = (
+                (images.to(device, memory_format=layout), labels.to(device))
+                for images, labels in train_loader
+            )
+            loss, accuracy = _train_epoch(trained, batches, optimizer, scheduler)
             val_accuracy = evaluate(trained, val_loader) if val_loader else float("nan")
             rows.append((epoch, loss, accuracy, val_accuracy))
     columns = ["epoch", "train_loss", "train_accuracy", "val_accuracy"]
@@ -82,18 +88,33 @@ def fit(
     return TrainingRun(trained, pd.DataFrame(rows, columns=columns))
 
 
+def memory_format(model: nn.Module) -> torch.memory_format:
+    """Layout that a network is trained in: channels last, which is faster, where it is sound.
+
+    oneDNN's AVX2 kernel for the weights' gradient of a strided 1x1 convolution writes past its
+    buffer in channels last when the convolution reads fewer than 8 channels (torch 2.13 ends with
+    SIGSEGV or a corrupted heap); such networks, common once residual ones are pruned, stay
+    contiguous.
+    """
+    unsound = any(
+        isinstance(layer, nn.Conv2d)
+        and layer.kernel_size == (1, 1)
+        and layer.stride != (1, 1)
+        and layer.in_channels % 8
+        for layer in model.modules()
+    )
+    return torch.contiguous_format if unsound else torch.channels_last
+
+
 def _train_epoch(
     model: nn.Module,
-    loader: DataLoader,
+    batches: Iterable[tuple[Tensor, Tensor]],
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler | None,
-    device: str | torch.device,
 ) -> tuple[float, float]:
     model.train()
     seen, loss_sum, correct = 0, 0.0, 0
-    for images, labels in loader:
-        images = images.to(device, memory_format=torch.channels_last)
-        labels = labels.to(device)
+    for images, labels in batches:
         optimizer.zero_grad(set_to_none=True)
         output = model(images)
         logits = getattr(output, "logits", output)  # Inception's come with auxiliary ones

@@ -1,11 +1,17 @@
 import copy
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from edgeopt.training import evaluate, fit, predict_logits, train_model
+from edgeopt.model import SmallCNN
+from edgeopt.training import evaluate, fit, memory_format, predict_logits, train_model
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_training_learns_and_leaves_its_input_alone(small_cnn, striped):
@@ -85,3 +91,36 @@ def test_bad_options_are_named(small_cnn, striped):
         train_model(small_cnn, [], 1, 0.1)
     with pytest.raises(ValueError, match="holds no images"):
         evaluate(small_cnn, [])
+
+
+NARROW = nn.Sequential(nn.Conv2d(6, 12, 1, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+@pytest.mark.parametrize(
+    ("model", "layout"),
+    [
+        (NARROW, torch.contiguous_format),
+        (nn.Conv2d(6, 12, 3, stride=2), torch.channels_last),
+        (nn.Conv2d(8, 12, 1, stride=2), torch.channels_last),
+        (SmallCNN(), torch.channels_last),
+    ],
+)
+def test_layout_is_channels_last_where_it_is_sound(model, layout):
+    assert memory_format(model) == layout
+
+
+def test_a_narrow_residual_network_trains_on_one_thread():
+    """Seen from outside: where channels last is unsound, the process dies."""
+    script = """
+import torch
+from torch import nn
+from edgeopt.splits import Split
+from edgeopt.training import fit
+
+torch.set_num_threads(1)
+split = Split(torch.rand(60, 6, 12, 12), torch.arange(60) % 12)
+model = nn.Sequential(nn.Conv2d(6, 12, 1, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+fit(model, split.loader(60), epochs=100, learning_rate=0.01, progress=False)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -241,7 +241,7 @@ def test_pruned_recipes_are_every_kind_at_every_level_above_zero():
 
 def test_recipe_names_say_all_and_can_be_files():
     recipe = Recipe("pkg.mod:net", 0.25, "fine-tuned", 3, "l2")
-    assert recipe.file_name == "weights/pkg.mod-net-fine-tuned-p25-l2-seed3.pt"
+    assert recipe.file_name == "weights/pkg-mod-net-fine-tuned-p25-l2-seed3.pt"
     assert recipe.parent == Recipe("pkg.mod:net", 0.0, "pretrained", 3)
     assert Recipe("a", 0.5, "scratch").parent is None
     assert PRETRAINED.parent is None
