@@ -30,7 +30,7 @@ test: setup  ## run everything CI runs
 	$(PY) -m pytest -n 2
 	$(PY) -m edgeopt.reports --params params/quick.yaml
 	EDGEOPT_BROWSER_RUN=$(SCRATCH)/quick $(PY) -m pytest -n 2 tests/browser
-	EDGEOPT_REPORTS=$(abspath $(SCRATCH))/nbval $(PY) -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg -p no:xdist notebooks/0[1-5]*.ipynb
+	EDGEOPT_REPORTS=$(abspath $(SCRATCH))/nbval $(PY) -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg -p no:xdist notebooks/*.ipynb
 
 test-slow: setup  ## run the simulations and long trainings too
 	$(PY) -m pytest -m slow

@@ -18,14 +18,14 @@ Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Level = Annotated[float, Field(ge=0, lt=1)]
-STUDY_NOTEBOOKS = (
+NOTEBOOKS = (
     "01_baseline_training",
     "02_pruning",
     "03_quantization",
     "04_sweep",
     "05_hardware_analysis",
+    "06_backbone_sweep",
 )
-NOTEBOOKS = (*STUDY_NOTEBOOKS, "06_backbone_sweep")
 # Parameters that the half study of backbones had, and what says it for all networks.
 RENAMED = {
     "backbones": "models",
@@ -47,7 +47,7 @@ class ExperimentConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     run: str = Field("quick", pattern=r"^[a-z0-9][a-z0-9._-]*$")
-    notebooks: tuple[str, ...] = Field(STUDY_NOTEBOOKS, min_length=1)
+    notebooks: tuple[str, ...] = Field(NOTEBOOKS, min_length=1)
 
     dataset: str = "fashion-mnist-20k"
     data_dir: str = "data"

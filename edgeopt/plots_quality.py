@@ -24,6 +24,8 @@ from edgeopt.style import (
 
 FELL, ROSE = "#7B3294", "#009E73"  # of no precision
 
+SHEET_COLUMNS = 20
+
 
 def training_history(history: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Training and validation accuracy after each epoch, one line per ``seed`` if there are any."""
@@ -113,23 +115,23 @@ def sample_images(
 ) -> Axes:
     """Contact sheet: the first images of each class, a column per class, as the network sees them.
 
-    The labels are indices into ``names``. ``mean`` and ``std`` are left out: they move the colours
-    to where a screen cannot show them.
+    The labels are indices into ``names``, of which the first 20 are shown; a class with fewer
+    images than ``per_class`` leaves places empty. ``mean`` and ``std`` are left out: they move the
+    colours to where a screen cannot show them.
     """
-    labels = split.labels.numpy()
+    labels, names = split.labels.numpy(), names[:SHEET_COLUMNS]
     columns = [np.flatnonzero(labels == index)[:per_class] for index in range(len(names))]
-    if short := [
-        name for name, found in zip(names, columns, strict=True) if len(found) < per_class
-    ]:
-        raise ValueError(f"fewer than {per_class} images of class(es) {', '.join(short)}")
     shown = replace(split.select(np.concatenate(columns)), mean=None, std=None)
-    chosen = shown.take(len(shown)).numpy().transpose(0, 2, 3, 1)  # [n, H, W, C]
+    found = shown.take(len(shown)).numpy().transpose(0, 2, 3, 1)  # [n, H, W, C]
+    chosen = np.ones((len(names) * per_class, *found.shape[1:]), found.dtype)
+    filled = [np.arange(len(column)) + per_class * i for i, column in enumerate(columns)]
+    chosen[np.concatenate(filled)] = found
     padded = np.pad(chosen, ((0, 0), (1, 1), (1, 1), (0, 0)))
     _, height, width, channels = padded.shape
     grid = padded.reshape(len(names), per_class, height, width, channels)
     sheet = grid.transpose(1, 2, 0, 3, 4).reshape(per_class * height, len(names) * width, channels)
     ax = new_axes(ax, height=1.0 + 6.0 * per_class / len(names))
-    ax.imshow(sheet.squeeze(), cmap="gray_r" if channels == 1 else None, vmin=0, vmax=1)
+    ax.imshow(sheet.squeeze(), cmap="gray" if channels == 1 else None, vmin=0, vmax=1)
     ax.set_xticks(width * (np.arange(len(names)) + 0.5), names, rotation=40, ha="right")
     ax.tick_params(length=0)
     ax.set_yticks([])

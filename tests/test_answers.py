@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binom, norm
 
-from edgeopt.answers import Answers, gate_intervals, share_interval
+from edgeopt.answers import Answers, class_shares, gate_intervals, share_interval
 from edgeopt.metrics import wilson_interval
 from edgeopt.paired import tango_interval
 
@@ -212,3 +212,16 @@ def test_answers_are_the_same_shape_for_all():
     with pytest.raises(ValueError, match="different numbers of seeds or images"):
         Answers({"a": first(90), "b": np.stack([first(90)] * 2)}, LABELS, NAMES)
     assert isinstance(Answers({"a": first(90)}, LABELS, NAMES).recalls(), pd.DataFrame)
+
+
+def test_class_shares_are_recalls_before_and_after_with_the_interval_of_the_later():
+    correct = {"before": first(80)[None], "after": first(60)[None]}
+    table = class_shares(correct, LABELS, before="before", after="after", names=NAMES)
+    table = table.set_index("class_name")
+    assert table["before"].to_dict() == {"cat": 1.0, "dog": 0.5}
+    assert table["after"].to_dict() == {"cat": 1.0, "dog": 0.0}
+    assert table.loc["dog", ["after_low", "after_high"]].tolist() == [*wilson_interval(0, 40)]
+    alone = class_shares(
+        {"after": first(60)[None]}, LABELS, before="gone", after="after", names=NAMES
+    )
+    assert alone["before"].isna().all()

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from edgeopt import data
-from edgeopt.data import build_loaders, load_splits, shared_images
+from edgeopt.data import build_loaders, class_count, load_splits, shared_images
 from edgeopt.embedded import EMBEDDED_SHA256
 from edgeopt.preprocessing import Preprocessing
 from edgeopt.schema import DATASETS
@@ -233,3 +233,15 @@ def test_command_without_its_flag_shows_how_to_use_it(capsys):
     with pytest.raises(SystemExit, match="2"):
         data.main([])
     assert "--rebuild-embedded" in capsys.readouterr().err
+
+
+def test_class_count_reads_no_image(tmp_path):
+    assert [class_count(name) for name in ("fashion-mnist-20k", "mnist")] == [10, 10]
+    for name in ("train/a", "train/b", "train/c", "val/a", "test/a", ".hidden"):
+        (tmp_path / name).mkdir(parents=True)
+    assert class_count(f"folder:{tmp_path}") == 3
+    assert class_count(f"folder:{tmp_path / 'train'}") == 3
+    with pytest.raises(ValueError, match="unknown data set 'cifar'; allowed"):
+        class_count("cifar")
+    with pytest.raises(ValueError, match="is not a directory"):
+        class_count(f"folder:{tmp_path / 'nowhere'}")

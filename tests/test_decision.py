@@ -307,6 +307,14 @@ class TestDecide:
         failed = frame.assign(status=["ok", "failed"])
         assert find_baseline(failed) == "base"
 
+    def test_the_baseline_of_several_networks_is_that_of_the_most_accurate_one(self):
+        rows = [("a", "torch", 0.8), ("a", "onnxruntime", 0.9), ("b", "onnxruntime", 0.85)]
+        frame = pd.DataFrame(rows, columns=["model", "runtime", "accuracy"])
+        frame["candidate"] = frame["model"] + "-" + frame["runtime"]
+        frame = frame.assign(pruning_level=0.0, precision="fp32")
+        assert find_baseline(frame) == "b-onnxruntime"  # 0.80 is what a is compared by
+        assert find_baseline(frame[frame["model"] == "a"]) == "a-torch"
+
 
 def timed(rounds=20, **latencies):
     """Samples of one call a round, in rounds that slow all candidates alike by up to 60 %."""

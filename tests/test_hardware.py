@@ -1,7 +1,16 @@
 import pandas as pd
 import pytest
+from torch import nn
 
-from edgeopt.hardware import hardware_summary, layerwise_breakdown
+from edgeopt.export import export_artifact
+from edgeopt.hardware import (
+    count_layers,
+    hardware_summary,
+    layerwise_breakdown,
+    measure_networks,
+    place_on_roofline,
+    profile_candidates,
+)
 from edgeopt.model import SmallCNN
 
 CEILINGS = pd.DataFrame(
@@ -90,3 +99,49 @@ def test_a_latency_that_cannot_be_is_refused():
         summarize(latency_ms=0)
     with pytest.raises(ValueError, match="latency_ms of 'a' is nan"):
         summarize(latency_ms=float("nan"))
+
+
+SHAPES = {"a": (1, 1, 28, 28), "b": (1, 1, 28, 28)}
+
+
+@pytest.fixture
+def networks():
+    return {"a": SmallCNN(4, 6).eval(), "b": nn.ConvTranspose2d(1, 1, 3)}
+
+
+def test_layers_are_counted_by_network_and_one_that_fails_is_named(networks):
+    counted, reasons = count_layers(networks, shapes=SHAPES)
+    assert set(counted["model"]) == {"a"}
+    assert counted["macs"].sum() == 784 * 4 * 9 + 196 * 6 * 4 * 9 + 6 * 49 * 10
+    assert list(reasons) == ["b"]
+    assert "ConvTranspose2d" in reasons["b"]
+
+
+def test_layers_are_timed_by_network(networks):
+    layers = measure_networks(["a"], networks, shapes=SHAPES, threads=1)
+    assert set(layers["model"]) == {"a"}
+    assert layers["measured_share"].sum() == pytest.approx(1)
+
+
+def test_profiles_are_those_of_the_runtimes_and_what_has_none_is_named(networks, tmp_path):
+    counted, _ = count_layers(networks, shapes=SHAPES)
+    options = {"runtime": "onnxruntime", "precision": "fp32", "input_shape": SHAPES["a"]}
+    artifact = export_artifact(networks["a"], tmp_path / "a", **options)
+    profile, reasons = profile_candidates(
+        {"one": artifact, "two": artifact}, counted, owners={"one": "a", "two": "b"}, threads=1
+    )
+    assert set(profile["candidate"]) == {"one"}
+    assert profile["share"].sum() == pytest.approx(1)
+    assert reasons == {"two": "the layers of b could not be counted"}
+
+
+def test_a_candidate_is_placed_by_its_own_network(networks):
+    table = pd.DataFrame([("x", "a", "fp32", 0.01)])
+    table.columns = ["candidate", "model", "precision", "latency_ms"]
+    placed = place_on_roofline(table, networks, shapes=SHAPES, ceilings=CEILINGS)
+    own = layerwise_breakdown(networks["a"], input_shape=SHAPES["a"], precision="fp32")
+    alone = hardware_summary(
+        own, candidate="x", precision="fp32", latency_ms=0.01, ceilings=CEILINGS
+    )
+    pd.testing.assert_frame_equal(placed, alone)
+    assert place_on_roofline(table[:0], networks, shapes=SHAPES, ceilings=CEILINGS).empty

@@ -15,7 +15,15 @@ from edgeopt.data import Split
 from edgeopt.equalization import plant_collapse
 from edgeopt.experiments import candidate_table
 from edgeopt.export import ExportError, export_artifact
-from edgeopt.mending import PARENT, Mended, MendedSpec, fallen, mend, mend_candidate
+from edgeopt.mending import (
+    PARENT,
+    Mended,
+    MendedSpec,
+    fallen,
+    mend,
+    mend_candidate,
+    repair_fallen,
+)
 from edgeopt.quantization import quantization_aware_train
 from edgeopt.runtimes import load_session, session_logits
 from tests.specimens import CLASSES, in_colour, splits, trained_cnn, trained_mobilenet
@@ -285,3 +293,23 @@ def test_the_best_attempt_is_named_where_no_remedy_reached(candidates, tmp_path,
 def test_a_mended_dynamic_artifact_says_so():
     spec = MendedSpec(0.0, "int8-dynamic", "onnxruntime", model="net", remedy="dynamic")
     assert spec.name == "net-p0-onnxruntime-int8-dynamic-repaired"
+
+
+def test_repair_fallen_repairs_every_seed_of_a_network_of_which_one_fell(candidates, tmp_path):
+    calibration, validation = splits()
+    planted = plant_collapse(trained_cnn(), "conv1", 3, 1e4)
+    models = {("small_cnn", 0, 0.0): trained_cnn(), ("small_cnn", 1, 0.0): planted}
+    options = {
+        "validation": {"small_cnn": validation},
+        "calibration": {"small_cnn": calibration.loader(32)},
+        "max_accuracy_drop": 0.01,
+        "directory": tmp_path,
+    }
+    repairs = repair_fallen(candidates, models, **options)
+    assert [r.candidate.spec.seed for r in repairs] == [0, 1]
+    assert {r.candidate.name for r in repairs} == {f"{candidates[1].name}-repaired"}
+    assert [r.file_stem[-5:] for r in repairs] == ["seed0", "seed1"]
+    assert repairs[1].candidate.facts["accuracy"] > candidates[3].facts["accuracy"] + 0.2
+    assert repairs[1].ladder["reached"].any()
+    assert repair_fallen(candidates, models, **options, batch_size=4) == []
+    assert repair_fallen(candidates[:2], models, **options) == []

@@ -26,7 +26,13 @@ from edgeopt.gates import Constraints, Gates
 from edgeopt.manifest import read_manifest, write_manifest
 from edgeopt.notebook_page import notebook_body, tidy_table
 from edgeopt.page_parts import as_text, describe, signed, table_html, with_unit
-from edgeopt.pages import finished, write_comparison, write_run_index, write_runs_index
+from edgeopt.pages import (
+    finished,
+    images_as_seen,
+    write_comparison,
+    write_run_index,
+    write_runs_index,
+)
 from edgeopt.rundir import RunFolder, open_run
 from edgeopt.stamps import Record, publish
 from tests.browser.synthetic import synthetic_run, synthetic_sweep
@@ -573,3 +579,16 @@ def test_a_run_ended_when_its_last_notebook_did():
     states = {"a": {"finished": "2026-01-02T03:04:05.6"}, "b": {"finished": "2026-01-02T03:09:00"}}
     assert finished(states | {"c": {}}) == "2026-01-02 03:09 UTC"
     assert finished({"c": {}}) == ""
+
+
+def test_the_card_says_how_the_pick_takes_its_images():
+    how = {"image_size": 96, "resize": "crop", "interpolation": "bicubic", "channels": 3}
+    data = {"preprocessing": {"net": {**how, "mean": [0.5, 0.4, 0.3], "std": 0.25}}}
+    assert images_as_seen("net", data) == (
+        "96x96 by crop, bicubic, colour, values from 0 to 1, mean 0.5, 0.4, 0.3, std 0.25"
+    )
+    own = {**how, "image_size": None, "channels": 1, "mean": None, "std": None}
+    assert images_as_seen("net", {"preprocessing": {"net": own}}) == (
+        "their own size, grey, values from 0 to 1"
+    )
+    assert images_as_seen("other", data) == images_as_seen(None, {}) == ""

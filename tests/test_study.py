@@ -166,7 +166,6 @@ def report(pictures, weights, tmp_path_factory):
     """All six notebooks on a user's network with weights trained elsewhere, taken as they are."""
     root = tmp_path_factory.mktemp("report")
     values = {
-        "notebooks": [*ExperimentConfig().notebooks, "06_backbone_sweep"],
         "dataset": f"folder:{pictures}",
         "data_dir": str(root / "data"),
         "models": [COLOUR],
