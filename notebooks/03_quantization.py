@@ -150,12 +150,9 @@ for model, specimen in specimens.items():
 planted = {(model, seed, 0.0): specimen.model for model, specimen in specimens.items()}
 specs = [s for m in specimens for s in grid([0.0], ["int8"], ["onnxruntime"], model=m, seed=seed)]
 options = study.preparation("artifacts/specimen")
-broken = (
-    {c.spec.model: c for c in prepare_candidates(specs, models=planted, **options)} if specs else {}
-)
-candidate_table([*broken.values()])[
-    ["candidate", "accuracy", "agreement", "int8_mac_share", "error"]
-]
+tried = prepare_candidates(specs, models=planted, **options) if specs else []
+broken = {c.spec.model: c for c in tried if not c.error}
+candidate_table(tried)[["candidate", "accuracy", "agreement", "int8_mac_share", "error"]]
 
 # %% [markdown]
 # ## Which layer, which channel?
@@ -207,8 +204,8 @@ train = partial(quantization_aware_train, epochs=1, learning_rate=config.learnin
 
 # %% tags=["nbval-ignore-output"]
 repaired = {}
-for model, specimen in specimens.items():
-    splits = study.splits[model]
+for model in broken:
+    specimen, splits = specimens[model], study.splits[model]
     training = splits.train.loader(config.batch_size, shuffle=True)
     repaired[model] = mend(
         specimen.model,
