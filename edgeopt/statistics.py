@@ -5,18 +5,15 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
-from scipy.stats import t
+from numpy.typing import NDArray
 
 from edgeopt.latency import check_samples, resampled_medians, round_weights
 from edgeopt.paired import (
     Correct,
     accuracy_ties,
-    check_share,
     correctness,
     detectable_difference,
     paired_comparison,
-    two_level_spread,
 )
 
 __all__ = [
@@ -25,7 +22,6 @@ __all__ = [
     "frontier_probability",
     "hypervolume",
     "paired_comparison",
-    "two_level_interval",
 ]
 
 
@@ -44,26 +40,6 @@ class Interval(NamedTuple):
     mean: float
     low: float
     high: float
-
-
-def two_level_interval(correct: ArrayLike, *, confidence: float = 0.95) -> Interval:
-    """Interval of the accuracy over both other seeds and other test images.
-
-    ``correct`` [seeds, images] says which image each seed's model gets right, the same images for
-    all. Two crossed random effects (:func:`edgeopt.paired.two_level_spread`), cut off at 0 and 1.
-    ``low`` and ``high`` are NaN with one seed or one image, and when nothing varies (all right or
-    all wrong).
-    """
-    check_share(confidence=confidence)
-    table = np.asarray(correct, dtype=float)
-    if table.ndim != 2 or table.size == 0:
-        raise ValueError(f"correct has shape {table.shape}; allowed: (seeds, images), none empty")
-    mean, spread = float(table.mean()), two_level_spread(table)
-    if spread is None:
-        return Interval(mean, np.nan, np.nan)
-    error, freedom = spread
-    half = t.ppf((1 + confidence) / 2, freedom) * error
-    return Interval(mean, max(0.0, float(mean - half)), min(1.0, float(mean + half)))
 
 
 def frontier_probability(

@@ -5,14 +5,13 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import t
 
+from edgeopt.answers import share_interval
 from edgeopt.latency import median_interval
 from edgeopt.metrics import wilson_interval
 from edgeopt.statistics import (
     frontier_probability,
     hypervolume,
-    two_level_interval,
 )
 
 
@@ -33,46 +32,6 @@ def latency_samples(medians, *, rounds=10, calls=5, spread=0.0):
 
 def answers(accuracy, *, images=200):
     return np.arange(images) < round(accuracy * images)
-
-
-def test_two_level_interval_of_identical_seeds_is_the_interval_over_images():
-    correct = np.tile(answers(0.8), (4, 1))
-    interval = two_level_interval(correct)
-    half = t.ppf(0.975, 199) * correct[0].std(ddof=1) / np.sqrt(200)
-    assert interval == pytest.approx((0.8, 0.8 - half, 0.8 + half))
-
-
-def test_two_level_interval_is_of_shares():
-    images = np.arange(200)
-    far_apart = np.stack([images < count for count in (198, 186, 199)])
-    interval = two_level_interval(far_apart)
-    assert interval.low > 0
-    assert interval.high == 1.0
-    assert two_level_interval(~far_apart).low == 0.0
-
-
-def test_two_level_interval_is_no_narrower_than_either_level():
-    rng = np.random.default_rng(0)
-    correct = rng.random((5, 300)) < np.clip(0.8 + rng.normal(0, 0.05, (5, 1)), 0, 1)
-    interval = two_level_interval(correct)
-    over_images = np.sqrt(correct.mean(axis=0).var(ddof=1) / 300)
-    assert interval.high - interval.mean >= 1.96 * over_images
-    assert interval.mean == pytest.approx(correct.mean())
-
-
-@pytest.mark.parametrize(
-    "correct", [answers(0.8)[None, :], answers(0.8)[:, None], np.ones((3, 5), dtype=bool)]
-)
-def test_two_level_interval_is_nan_where_nothing_can_be_estimated(correct):
-    interval = two_level_interval(correct)
-    assert interval.mean == correct.mean()
-    assert np.isnan([interval.low, interval.high]).all()
-
-
-@pytest.mark.parametrize("correct", [np.zeros((0, 5)), np.zeros(5)])
-def test_two_level_interval_refuses(correct):
-    with pytest.raises(ValueError, match=r"correct has shape .*; allowed: \(seeds, images\)"):
-        two_level_interval(correct)
 
 
 def test_clear_winners_and_losers_have_probability_one_and_zero():
@@ -241,7 +200,7 @@ def test_wilson_interval_covers_95_percent():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "seed_effect"), [(3, 0.2), (5, 0.0), (5, 0.2), (10, 0.2)])
-def test_two_level_interval_covers_95_percent(seeds, seed_effect):
+def test_share_interval_over_seeds_and_images_covers_95_percent(seeds, seed_effect):
     rng = np.random.default_rng(1)
     image_effect, noise = 3.0, 1.0
     truth = logistic_accuracy(rng, spread=np.hypot(np.hypot(seed_effect, image_effect), noise))
@@ -250,7 +209,7 @@ def test_two_level_interval_covers_95_percent(seeds, seed_effect):
         score = 3.5 + seed_effect * rng.normal(size=(seeds, 1))
         score = score + image_effect * rng.normal(size=(1, 1000))
         score = score + noise * rng.normal(size=(seeds, 1000)) + rng.logistic(size=(seeds, 1000))
-        return two_level_interval(score > 0)[1:]
+        return share_interval(score > 0)
 
     assert 0.93 <= coverage([interval() for _ in range(2000)], truth) <= 0.97
 
