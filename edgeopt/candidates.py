@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from edgeopt._upstream import RuntimeUnavailable
 from edgeopt.activations import artifact_activation_bytes
 from edgeopt.artifact import Artifact
 from edgeopt.coverage import verify_label
@@ -166,6 +167,9 @@ def prepare_candidate(
         logits = split_logits(load_session(artifact, threads=1), validation)
         labels = validation.labels.numpy()
         facts = artifact_facts(artifact, model=network, logits=logits, labels=labels)
+    except RuntimeUnavailable as error:
+        logger.warning("candidate %s cannot run here: %s", spec.name, error)
+        return Candidate(spec, error=f"{type(error).__name__}: {error}")
     except Exception as error:  # exporters and runtimes raise whatever they like
         logger.exception("candidate %s failed", spec.name)
         return Candidate(spec, error=f"{type(error).__name__}: {error}")
