@@ -16,8 +16,9 @@ from edgeopt.schema import RUNTIMES
 from edgeopt.selection import require_columns
 
 WORDS = {"memory_mb": "weights", "accuracy": "accuracy", "latency_p50_ms": "median latency"}
+NONE_BROKEN = "that break no gate and no limit"
 CLASS_WORDS = (
-    "that break no gate and no limit",
+    "that pass every gate and limit",
     "that are acceptable and lose little accuracy (none is good by every gate)",
     "that are acceptable (none loses as little accuracy as wished)",
 )
@@ -241,7 +242,7 @@ def _reason(pick: pd.Series, fitting: pd.DataFrame, table: pd.DataFrame, baselin
     if not open_gates:
         peers = peers[peers["not_settled"] == ""]
     faster = peers["latency_p50_ms"] < pick["latency_p50_ms"]
-    quality = CLASS_WORDS[pick["_class"]]
+    quality = NONE_BROKEN if open_gates and not pick["_class"] else CLASS_WORDS[pick["_class"]]
     how = (
         "the lightest of those as fast within noise as the fastest"
         if faster.any()

@@ -148,7 +148,7 @@ class TestDecide:
         assert decision.runner_up["candidate"] == "mid"
         assert decision.baseline["candidate"] == "base"
         assert decision.reason == (
-            "fast is the fastest of the 3 (out of 4) candidates that break no gate and no limit: "
+            "fast is the fastest of the 3 (out of 4) candidates that pass every gate and limit: "
             "median latency 0.4 ms (-60.0%), weights 51.2 KiB (-50.0%), "
             "accuracy 88.5% (-1.50 points), against base."
         )
@@ -436,8 +436,11 @@ class TestThreeVerdicts:
         # 1.9 points lost or 1.0: both good, the faster one not beyond doubt
         decision = judged(base=right(4800, 95), open=right(4705, 95), sure=right(4750, 95))
         assert [decision.pick["candidate"], decision.runner_up["candidate"]] == ["sure", "open"]
-        assert "of the 1 (out of 3) candidates that break no gate" in decision.reason
+        assert "of the 1 (out of 3) candidates that pass every gate" in decision.reason
         assert "Not settled" not in decision.reason
+        alone = judged(base=right(4800, 95), open=right(4705, 95))
+        assert "of the 1 (out of 2) candidates that break no gate and no limit" in alone.reason
+        assert "Not settled" in alone.reason
         assert decision.what_it_would_take.startswith(
             "For open to win it would have to have settled what is open (accuracy drop 1.90 points "
         )
