@@ -94,7 +94,11 @@ def test_specimens_collapse_and_are_mended(tmp_path, layer, channels, factor) ->
 
 
 @pytest.mark.parametrize(
-    ("layer", "channels"), [("features.2.block.0.0", [5]), ("features.3.block.1.0", [5, 9])]
+    ("layer", "channels"),
+    [
+        ("features.2.block.0.0", [5]),
+        pytest.param("features.3.block.1.0", [5, 9], marks=pytest.mark.slow),
+    ],
 )
 def test_mobilenet_specimens_collapse_and_are_mended(tmp_path, layer, channels) -> None:
     planted = plant_collapse(trained_mobilenet(), layer, channels, 1e5)

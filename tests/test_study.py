@@ -181,7 +181,7 @@ def report(pictures, weights, tmp_path_factory):
         "pruning_levels": [0.0, 0.25],
         "pruning_criteria": ["l1"],
         "precisions": ["fp32", "int8"],
-        "runtimes": ["torch", "onnxruntime"],
+        "runtimes": ["onnxruntime", "openvino"],
         "calls_per_round": 3,
         "exhaustive_ladder": False,
         "active_memory_budget_mb": 1.0,
@@ -199,7 +199,7 @@ def test_a_users_network_gets_the_whole_study(report):
     grid = {
         (level, runtime, precision)
         for level in (0.0, 0.25)
-        for runtime in ("torch", "onnxruntime")
+        for runtime in ("onnxruntime", "openvino")
         for precision in ("fp32", "int8")
     }
     rows = sweep[["pruning_level", "runtime", "precision"]].itertuples(index=False, name=None)
