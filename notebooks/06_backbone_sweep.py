@@ -123,7 +123,7 @@ if not paid.empty:
 # the most accurate network in fp32, so that what a smaller network gives up counts as much as what fewer
 # bits do. Here it stands with its reason, and with the answers above in words, computed from the tables.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 sections = answer_sections(frontier, held=held, paid=paid, decision=decision)
 print("\n\n".join(sections))
 
