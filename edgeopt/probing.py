@@ -87,15 +87,14 @@ def module_named(model: nn.Module, name: str) -> nn.Module:
         raise ValueError(f"unknown module {name!r}; allowed: {allowed}, or below") from error
 
 
-def require_pixels(model: nn.Module, example: Tensor, *, name: str) -> None:
-    """Raise ``ValueError`` when the images are smaller than the network's stride."""
-    stride, side = _total_stride(model, channels=example.shape[1]), min(example.shape[-2:])
+def require_pixels(model: nn.Module, shape: tuple[int, int, int], *, name: str) -> None:
+    """Raise ``ValueError`` when images [C, H, W] are smaller than the network's stride."""
+    stride, side = _total_stride(model, channels=shape[0]), min(shape[1:])
     if side < stride:
         raise ValueError(
             f"images of {side} pixels are smaller than the stride of {name}, {stride}; "
             f"allowed: image_size {stride} or more"
         )
-    run_named(model.eval(), example)
 
 
 def _total_stride(model: nn.Module, *, channels: int) -> int:

@@ -25,6 +25,7 @@ from edgeopt.model import (
     load_weights,
 )
 from edgeopt.preprocessing import Preprocessing
+from edgeopt.probing import require_pixels
 from edgeopt.rundir import RunFolder, open_run
 from edgeopt.splits import ROLE_NAMES, SPLIT_BY_SEED, Split
 from edgeopt.store import Training, TrainingStore
@@ -57,8 +58,10 @@ class Study:
             if spec not in loaded:
                 first = next(iter(loaded.values()), None)
                 loaded[spec] = _same_images(_load(self.config, spec), first)
-            if _side(self.config, model) is None:  # not known before the images were read
-                _check(self.config, model, loaded[spec].train.shape, len(loaded[spec].class_names))
+            if _shape(self.config, spec) is None:  # not known before the images were read
+                classes = len(loaded[spec].class_names)
+                network = _network(self.config, model, classes)
+                _check(network, model=model, shape=loaded[spec].train.shape, classes=classes)
         if warning := _test_warning(self.config, next(iter(loaded.values()))):
             logger.warning("test images: %s", warning)
         return {model: loaded[spec] for model, spec in self.preprocessing.items()}
@@ -269,14 +272,9 @@ def open_study(config: ExperimentConfig) -> Study:
     preprocessing = {}
     for model in config.models:
         network = _network(config, model, classes)
-        preprocessing[model] = spec = _preprocessing(config, model, input_channels(network))
-        if (side := _side(config, model)) and spec.channels:
-            check_network(
-                network,
-                name=model,
-                input_shape=(1, spec.channels, side, side),
-                num_classes=classes,
-            )
+        preprocessing[model] = _preprocessing(config, model, input_channels(network))
+        if shape := _shape(config, preprocessing[model]):
+            _check(network, model=model, shape=shape, classes=classes)
     return Study(config, open_run(config.run), preprocessing)
 
 
@@ -290,17 +288,17 @@ def _network(config: ExperimentConfig, model: str, classes: int) -> nn.Module:
     )
 
 
-def _check(config: ExperimentConfig, model: str, shape: tuple[int, int, int], classes: int) -> None:
-    network = _network(config, model, classes)
+def _check(network: nn.Module, *, model: str, shape: tuple[int, int, int], classes: int) -> None:
+    require_pixels(network, shape, name=model)
     check_network(network, name=model, input_shape=(1, *shape), num_classes=classes)
 
 
-def _side(config: ExperimentConfig, model: str) -> int | None:
-    """Side in pixels of the images that a network gets; None where a folder's own size decides."""
-    if model == "small_cnn":
-        return SMALL_CNN_SIDE
-    own = None if config.dataset.startswith(FOLDER_PREFIX) else ARRAY_SIDE
-    return config.image_size or own
+def _shape(config: ExperimentConfig, spec: Preprocessing) -> tuple[int, int, int] | None:
+    """Channels, height and width of images; None where a folder's pictures decide one of them."""
+    from_folder = config.dataset.startswith(FOLDER_PREFIX)
+    channels = spec.channels or (None if from_folder else 1)
+    side = spec.image_size or (None if from_folder else ARRAY_SIDE)
+    return (channels, side, side) if channels and side else None
 
 
 def _preprocessing(config: ExperimentConfig, model: str, channels: int | None) -> Preprocessing:

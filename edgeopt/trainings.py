@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from edgeopt import pruning, training
 from edgeopt.data import Split
 from edgeopt.model import build_model, set_deterministic
-from edgeopt.probing import last_layer, require_pixels
+from edgeopt.probing import last_layer
 from edgeopt.pruning import prune_channels
 from edgeopt.schema import CRITERIA, PRUNED_RECIPES, RECIPES, file_stem, require_known
 from edgeopt.store import Training, TrainingStore
@@ -139,13 +139,7 @@ class TrainingPlan:
         return self.train.take(1)
 
     def first_network(self, seed: int, *, weights: str | None = None) -> nn.Module:
-        """Build the network with its first weights, random from the seed or those given.
-
-        Raises
-        ------
-        ValueError
-            When the name is unknown, or the images are smaller than the network's stride.
-        """
+        """Build the network with its first weights, random from the seed or those given."""
         set_deterministic(seed)
         model = build_model(
             self.model,
@@ -293,9 +287,7 @@ def train_recipe(
 def _start(recipe: Recipe, plan: TrainingPlan, parent: Mapping[str, Tensor] | None) -> nn.Module:
     """Build what the training of a recipe begins with."""
     if recipe.kind == "pretrained":
-        model = plan.first_network(recipe.seed, weights=plan.weights)
-        require_pixels(model, plan.example, name=plan.model)
-        return model
+        return plan.first_network(recipe.seed, weights=plan.weights)
     if recipe.kind == "scratch":
         return _reinitialized(plan.architecture(recipe.pruning_level), plan, seed=recipe.seed)
     model = plan.first_network(recipe.seed)

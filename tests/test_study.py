@@ -90,6 +90,15 @@ def test_what_does_not_fit_is_refused_before_any_image_is_read(
         open_study(config_of(image_size=SIDE, **values))
 
 
+# Halvings on the way to the last map: five in these networks, so that 32 pixels become one.
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "efficientnet_b0", "resnet18"])
+def test_images_smaller_than_the_stride_are_refused(config_of, name):
+    message = f"^images of 31 pixels are smaller than the stride of {name}, 32; allowed: "
+    with pytest.raises(ValueError, match=message):
+        open_study(config_of(models=[name], image_size=31))
+    open_study(config_of(models=[name], image_size=32))
+
+
 def test_weights_that_do_not_fit_are_refused_before_any_image_is_read(config_of, tmp_path):
     text = tmp_path / "weights.pt"
     text.write_text("not weights")

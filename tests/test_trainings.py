@@ -201,7 +201,9 @@ def test_a_last_batch_that_is_not_full_stays_out_under_batch_norm(own, batch, st
 
 
 def test_first_network_starts_its_head_near_zero_where_weights_are_random(own):
-    plan = replace(own, model="mobilenet_v3_small", train=sized(32))
+    plan = replace(
+        own, model="mobilenet_v3_small", train=Split(torch.rand(4, 3, 32, 32), torch.arange(4))
+    )
     head = plan.first_network(0).classifier[-1]
     assert head.weight.std().item() == pytest.approx(0.01, rel=0.1)
 
@@ -213,19 +215,6 @@ def test_network_of_a_pruned_recipe_has_its_widths_on_the_grid(own, store):
         network = own.network(recipe, found[recipe].state)
         assert (network[0].out_channels, network[3].out_channels) == (8, 16)
         assert predict_logits(network, own.validation).shape == (100, 4)
-
-
-def sized(side: int) -> Split:
-    return Split(torch.rand(4, 3, side, side), torch.arange(4))
-
-
-# Halvings on the way to the last map: five in these networks, so that 32 pixels become one.
-@pytest.mark.parametrize("name", ["mobilenet_v3_small", "efficientnet_b0", "resnet18"])
-def test_train_recipe_refuses_images_smaller_than_the_stride(name, own):
-    plan = replace(own, model=name, train=sized(31))
-    message = f"^images of 31 pixels are smaller than the stride of {name}, 32; allowed: "
-    with pytest.raises(ValueError, match=message):
-        train_recipe(Recipe(name, 0.0, "pretrained"), plan)
 
 
 def test_pruned_recipes_are_every_kind_at_every_level_above_zero():
