@@ -23,7 +23,7 @@ from edgeopt.data import Split
 from edgeopt.decision import decide
 from edgeopt.export import export_artifact
 from edgeopt.gates import Gates
-from edgeopt.latency import latency_ratios, latency_statistics
+from edgeopt.latency import latency_ratios, latency_statistics, relative_latency
 from edgeopt.model import SmallCNN, set_deterministic
 from edgeopt.rundir import open_run
 from edgeopt.runtimes import load_session, onnx_session_options
@@ -70,15 +70,16 @@ def repeated_measurement() -> Iterator[str]:
     tables = [latency_statistics(measured.samples).set_index("candidate") for measured in twice]
     order = tables[0].index  # that of the first round, which is random
     medians = [table["latency_p50_ms"].loc[order] for table in tables]
-    references = [measured.conditions["reference_ms"].median() for measured in twice]
-    relative = [median / reference for median, reference in zip(medians, references, strict=True)]
-    for words, pair in (("ms", medians), ("relative to the reference kernel", relative)):
+    relative = [relative_latency(m.samples, m.conditions).loc[order] for m in twice]
+    for words, pair in (("ms", medians), ("relation to the reference kernel", relative)):
         change = (pair[1] / pair[0] - 1).abs()
         yield (
             f"median |change of p50| in {words}: {change.median():.2%} (goal: at most 2 % "
             f"relative), largest {change.max():.1%} ({change.idxmax()})"
         )
-    yield f"Kendall's tau of the two orders: {kendalltau(*medians).statistic:.3f} (goal: 0.97)"
+    for words, pair in (("in ms", medians), ("relative", relative)):
+        tau = kendalltau(*pair).statistic
+        yield f"Kendall's tau of the two orders, {words}: {tau:.3f} (goal: 0.97)"
     picks = [
         decide(_with_latency(rows, table), gates=config.part(Gates), samples=measured.samples).pick
         for table, measured in zip(tables, twice, strict=True)

@@ -21,7 +21,7 @@ from edgeopt.candidates import (
 )
 from edgeopt.energy import energy_model_j, energy_proxy_j
 from edgeopt.host import Int8Scheme
-from edgeopt.latency import latency_statistics
+from edgeopt.latency import latency_statistics, relative_latency
 from edgeopt.measuring import measure_candidates, with_failures
 from edgeopt.metrics import per_class_table, quality_row
 from edgeopt.pruning import structured_channel_prune
@@ -175,12 +175,13 @@ def sweep_table(
 ) -> pd.DataFrame:
     """Join what was prepared with what was measured, add energy, and apply the budgets.
 
-    ``latency_relative`` is the median latency over the reference kernel's time in the same rounds,
-    which compares better between machines, and between hours of one, than milliseconds do.
+    ``latency_relative`` is :func:`edgeopt.latency.relative_latency`, which compares better between
+    machines, and between hours of one, than milliseconds do.
     """
     latency = latency_statistics(measured.samples, batch_size=batch_size)
+    relative = relative_latency(measured.samples, measured.conditions)
     timed = latency.drop(columns="error").assign(
-        latency_relative=latency["latency_p50_ms"] / measured.conditions["reference_ms"].median()
+        latency_relative=latency["candidate"].map(relative)
     )
     table = candidate_table(with_failures(candidates, latency)).merge(timed, "left", "candidate")
     table = with_energy(

@@ -101,6 +101,20 @@ def latency_ratios(
     return pd.DataFrame(rows, columns=columns)
 
 
+def relative_latency(samples: pd.DataFrame, conditions: pd.DataFrame) -> pd.Series:
+    """Latency of every candidate over the reference kernel's, by candidate.
+
+    The median over the rounds of the round's median over its ``reference_ms`` in ``conditions``: a
+    machine that changes its speed between rounds changes both. NaN for candidates that failed.
+    """
+    check_samples(samples)
+    rounds = samples.groupby(["candidate", "round"], sort=False)["latency_ms"].median()
+    reference = conditions.set_index("round")["reference_ms"]
+    ratios = rounds / reference.reindex(rounds.index.get_level_values("round")).to_numpy()
+    failed = samples["latency_ms"].isna().groupby(samples["candidate"]).any()
+    return ratios.groupby("candidate", sort=False).median().mask(failed)
+
+
 def autocorrelation_stretch(series: NDArray[np.float64], *, confidence: float = 0.95) -> float:
     """Width of the interval of a series' mean, relative to that of independent values; 1 or more.
 

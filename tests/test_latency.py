@@ -11,6 +11,7 @@ from edgeopt.latency import (
     latency_ratios,
     latency_statistics,
     median_interval,
+    relative_latency,
     resampled_medians,
     round_weights,
 )
@@ -300,3 +301,14 @@ def test_latency_ratios_of_few_rounds_have_no_interval():
     row = latency_ratios(few, to="first").set_index("candidate").loc["second"]
     assert row["latency_ratio"] == pytest.approx(1.1, rel=0.02)
     assert row[["latency_ratio_low", "latency_ratio_high"]].isna().all()
+
+
+def test_relative_latency_is_taken_round_by_round():
+    # the machine is twice as slow in the later rounds, and so is the reference kernel
+    slow = [1, 1, 2, 2, 2]
+    rows = [(name, n, ms * s) for n, s in enumerate(slow) for name, ms in (("a", 3.0), ("b", 5.0))]
+    samples = pd.DataFrame(rows, columns=["candidate", "round", "latency_ms"])
+    conditions = pd.DataFrame({"round": range(5), "reference_ms": [0.5 * s for s in slow]})
+    assert relative_latency(samples, conditions).to_dict() == {"a": 6.0, "b": 10.0}
+    samples.loc[9, "latency_ms"] = np.nan
+    assert relative_latency(samples, conditions).isna().to_dict() == {"a": False, "b": True}
