@@ -1,11 +1,13 @@
 """Candidates: what each is, how it is prepared, and how it is scored."""
 
+import hashlib
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from edgeopt.export_onnx import DEFAULT_OPTIONS, Int8Options
 from edgeopt.footprint import artifact_weight_bytes
 from edgeopt.host import Int8Scheme
 from edgeopt.metrics import agreement, quality_row
+from edgeopt.model import network_digest
+from edgeopt.prepared import Prepared, preparation_digest
 from edgeopt.pruning import count_macs
 from edgeopt.runtimes import SCORING_BATCH, Session, load_session, session_logits
 from edgeopt.schema import (
@@ -34,10 +38,13 @@ from edgeopt.schema import (
     file_stem,
     require_known,
 )
+from edgeopt.store import Store
 from edgeopt.training import predict_logits
 from edgeopt.workers import ByValue, run_in_order
 
 logger = logging.getLogger(__name__)
+
+CALIBRATION_BATCHES = 10
 
 NetworkKey = tuple[str, int, float]  # model, seed, pruning level
 
@@ -126,7 +133,7 @@ def prepare_candidate(
     *,
     directory: Path,
     batch_size: int = 1,
-    calibration_batches: int = 10,
+    calibration_batches: int = CALIBRATION_BATCHES,
     scheme: Int8Scheme | None = None,
 ) -> Candidate:
     """Quantize, export, prove the label and score one candidate.
@@ -219,31 +226,75 @@ def prepare_candidates(
     models: Mapping[NetworkKey, nn.Module],
     validation: Mapping[str, Split],
     calibration: Mapping[str, Iterable],
+    directory: Path,
     executor: Executor | None = None,
+    store: Store[Prepared] | None = None,
     **options: Any,
 ) -> list[Candidate]:
     """Prepare every candidate, in order, and add its ``agreement`` with its network in torch.
 
     Each is prepared from its own network and that network's images: ``models`` by
     :attr:`CandidateSpec.network`, ``validation`` and ``calibration`` by model. ``options`` are the
-    others of :func:`prepare_candidate`.
+    others of :func:`prepare_candidate`. What the very same preparation left in the ``store`` is
+    written from there; what is new is kept as soon as it is made, but not what failed.
     """
+    found = [None] * len(specs)
+    digests = [""] * len(specs)
+    if store:
+        digests = _digests(specs, models, validation, calibration, options)
+        kept = [store.read(s.name, digest=d) for s, d in zip(specs, digests, strict=True)]
+        found = [c and _written(s, c, directory) for s, c in zip(specs, kept, strict=True)]
+    missing = [number for number, candidate in enumerate(found) if candidate is None]
     jobs = [
-        (
-            spec,
-            ByValue(network=models[spec.network]),
-            validation[spec.model],
-            calibration[spec.model],
-        )
-        for spec in specs
+        (s, ByValue(network=models[s.network]), validation[s.model], calibration[s.model])
+        for s in (specs[number] for number in missing)
     ]
-    prepare = partial(_prepare_job, **options)
-    candidates = [*run_in_order(prepare, jobs, executor=executor)]
     parents = {
         key: predict_logits(models[key], validation[key[0]]).argmax(1).numpy()
-        for key in {spec.network for spec in specs}
+        for key in {specs[number].network for number in missing}
     }
-    return [with_agreement(c, parents[c.spec.network]) for c in candidates]
+    prepare = partial(_prepare_job, directory=directory, **options)
+    made = run_in_order(prepare, jobs, executor=executor)
+    for number, candidate in zip(missing, made, strict=True):
+        found[number] = with_agreement(candidate, parents[candidate.spec.network])
+        if store and candidate.artifact:
+            store.write(candidate.name, _kept(found[number]), digest=digests[number])
+    return found
+
+
+def _digests(
+    specs: Sequence[CandidateSpec],
+    models: Mapping[NetworkKey, nn.Module],
+    validation: Mapping[str, Split],
+    calibration: Mapping[str, Iterable],
+    options: Mapping[str, Any],
+) -> list[str]:
+    """Digest all that decides what preparing each candidate gives."""
+    networks = {key: network_digest(models[key]) for key in {spec.network for spec in specs}}
+    images = {
+        model: (validation[model].digest, _batches_digest(calibration[model], options))
+        for model in {spec.model for spec in specs}
+    }
+    known = sorted(options.items())
+    return [preparation_digest(s, networks[s.network], images[s.model], known) for s in specs]
+
+
+def _batches_digest(calibration: Iterable, options: Mapping[str, Any]) -> str:
+    seen = hashlib.sha256()
+    for images, _ in islice(calibration, options.get("calibration_batches", CALIBRATION_BATCHES)):
+        seen.update(repr(images.shape).encode())
+        seen.update(images.contiguous().numpy())
+    return seen.hexdigest()
+
+
+def _kept(candidate: Candidate) -> Prepared:
+    content = candidate.artifact.path.read_bytes()
+    return Prepared(content, candidate.artifact, candidate.facts, candidate.logits)
+
+
+def _written(spec: CandidateSpec, kept: Prepared, directory: Path) -> Candidate:
+    artifact = kept.write(directory / f"seed{spec.seed}")
+    return Candidate(spec, artifact, kept.facts, kept.logits)
 
 
 def _prepare_job(job: tuple[CandidateSpec, ByValue, Split, Iterable], **options: Any) -> Candidate:

@@ -1,11 +1,13 @@
-"""What this machine is: its CPU, instruction sets, caches and memory, and the INT8 they suit."""
+"""What this machine is: CPU, instruction sets, caches, memory, packages, and the INT8 it suits."""
 
 import os
 import platform
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 CPUINFO = Path("/proc/cpuinfo")
 MEMINFO = Path("/proc/meminfo")
@@ -52,6 +54,28 @@ ARM_PARTS = {
     "0xd08": "Cortex-A72",
     "0xd0b": "Cortex-A76",
 }
+
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "torch-pruning",
+    "torchao",
+    "onnx",
+    "onnxruntime",
+    "executorch",
+    "openvino",
+    "nncf",
+    "numpy",
+    "pandas",
+    "scipy",
+    "statsmodels",
+    "scikit-learn",
+    "matplotlib",
+    "plotly",
+    "papermill",
+    "nbconvert",
+)
 
 
 @dataclass(frozen=True)
@@ -182,3 +206,20 @@ def _memory_bytes(meminfo: str) -> int | str:
 def _governor() -> str:
     text = _read(CPU0 / "cpufreq" / "scaling_governor").strip()
     return text or "unavailable: this host does not show its frequency governor"
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def environment_facts() -> dict[str, Any]:
+    """Return what measured numbers depend on besides code and parameters: versions and CPU."""
+    return {"packages": package_versions(), "cpu": host_facts()["cpu"]}

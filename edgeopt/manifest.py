@@ -3,11 +3,9 @@
 import argparse
 import json
 import logging
-import platform
 import subprocess
 import sys
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +13,10 @@ import pandas as pd
 
 from edgeopt import __version__
 from edgeopt.files import file_sha256
-from edgeopt.host import host_facts, int8_scheme
+from edgeopt.host import host_facts, int8_scheme, package_versions
 from edgeopt.rundir import RunFolder, check_schema, reports_folder
 
 MANIFEST = "manifest.json"
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "torch-pruning",
-    "torchao",
-    "onnx",
-    "onnxruntime",
-    "executorch",
-    "openvino",
-    "nncf",
-    "numpy",
-    "pandas",
-    "scipy",
-    "statsmodels",
-    "scikit-learn",
-    "matplotlib",
-    "plotly",
-    "papermill",
-    "nbconvert",
-)
 log = logging.getLogger(__name__)
 
 
@@ -51,23 +29,6 @@ def artifact_paths(run: RunFolder) -> dict[str, Path]:
         if path.is_file() and not hidden and name.as_posix() != MANIFEST:
             found[name.as_posix()] = path
     return found
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the numbers."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def environment_facts() -> dict[str, Any]:
-    """Return what measured numbers depend on besides code and parameters: versions and CPU."""
-    return {"packages": package_versions(), "cpu": host_facts()["cpu"]}
 
 
 def git_facts(root: Path) -> dict[str, Any]:

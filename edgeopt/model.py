@@ -1,7 +1,10 @@
 """Classifiers by name: SmallCNN, any torchvision classifier, or the user's own factory."""
 
+import hashlib
 import importlib
+import inspect
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -217,3 +220,19 @@ def deterministic_algorithms() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+def network_digest(model: nn.Module) -> str:
+    """SHA-256 over a network's architecture, its source where it is a user's, and its weights."""
+    seen = hashlib.sha256((repr(model) + _own_source(model)).encode())
+    for name, tensor in model.state_dict().items():
+        seen.update(name.encode())
+        seen.update(tensor.contiguous().numpy())
+    return seen.hexdigest()
+
+
+def _own_source(model: nn.Module) -> str:
+    """Source of the modules of a user's network, of whose ``forward`` its ``repr`` says nothing."""
+    names = {type(module).__module__ for module in model.modules()}
+    own = sorted(n for n in names if n.partition(".")[0] not in ("torch", "torchvision"))
+    return "".join(inspect.getsource(sys.modules[name]) for name in own)

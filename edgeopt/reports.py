@@ -23,7 +23,8 @@ from traitlets import default
 
 from edgeopt.config import ExperimentConfig, load_config
 from edgeopt.files import project_root, write_atomically
-from edgeopt.manifest import environment_facts, provenance, write_manifest
+from edgeopt.host import environment_facts
+from edgeopt.manifest import provenance, write_manifest
 from edgeopt.notebook_page import write_notebook_page
 from edgeopt.pages import write_run_index, write_runs_index
 from edgeopt.rundir import RunFolder, open_run

@@ -24,12 +24,13 @@ from edgeopt.model import (
     input_channels,
     load_weights,
 )
+from edgeopt.prepared import Prepared
 from edgeopt.preprocessing import Preprocessing
 from edgeopt.probing import require_pixels
 from edgeopt.rundir import RunFolder, open_run
 from edgeopt.splits import ROLE_NAMES, SPLIT_BY_SEED, Split
-from edgeopt.store import Training, TrainingStore
-from edgeopt.trainings import Recipe, Schedule, TrainingPlan, train_networks
+from edgeopt.store import Store
+from edgeopt.trainings import Recipe, Schedule, Training, TrainingPlan, train_networks
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +110,11 @@ class Study:
         }
 
     @cached_property
+    def prepared(self) -> Store[Prepared]:
+        """Candidates that were prepared before, by this run or another, in the data folder."""
+        return Store(self.config.data_folder / "prepared", Prepared)
+
+    @cached_property
     def plans(self) -> dict[str, TrainingPlan]:
         """All that decides how each network is trained."""
         config = self.config
@@ -140,7 +146,7 @@ class Study:
         self, recipes: Iterable[Recipe], *, executor: Executor | None = None
     ) -> dict[Recipe, Training]:
         """Make the network of every recipe, or read it from the store in the data folder."""
-        store = TrainingStore(self.config.data_folder / "trained")
+        store = Store(self.config.data_folder / "trained", Training)
         return train_networks([*recipes], self.plans, store=store, executor=executor)
 
     def networks(self, trainings: Mapping[Recipe, Training]) -> dict[Recipe, nn.Module]:

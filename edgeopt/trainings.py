@@ -9,17 +9,18 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pandas as pd
 import torch
 import torch_pruning
 from torch import Tensor, nn
 
 from edgeopt import pruning, training
 from edgeopt.data import Split
-from edgeopt.model import build_model, set_deterministic
+from edgeopt.model import build_model, network_digest, set_deterministic
 from edgeopt.probing import last_layer
 from edgeopt.pruning import prune_channels
 from edgeopt.schema import CRITERIA, PRUNED_RECIPES, RECIPES, file_stem, require_known
-from edgeopt.store import Training, TrainingStore
+from edgeopt.store import Store, from_bytes, to_bytes
 from edgeopt.training import fit
 from edgeopt.workers import run_as_completed
 
@@ -39,6 +40,23 @@ class Schedule:
     finetune_epochs: int
     learning_rate: float
     batch_size: int
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """What a training gave: the state dict, and one row per epoch as in :func:`training.fit`."""
+
+    state: dict[str, Tensor]
+    history: pd.DataFrame
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a :class:`edgeopt.store.Store` keeps."""
+        return {"state": self.state, "history": self.history.to_dict("list")}
+
+    @classmethod
+    def from_dict(cls, kept: Mapping[str, Any]) -> "Training":
+        """Build it from what was kept."""
+        return cls(kept["state"], pd.DataFrame(kept["history"]))
 
 
 @dataclass(frozen=True)
@@ -188,19 +206,14 @@ class TrainingPlan:
 
     def start_digest(self, seed: int, *, weights: str | None) -> str:
         """SHA-256 over the network's source and its first weights."""
-        model = self.first_network(seed, weights=weights)
-        seen = hashlib.sha256((repr(model) + _own_source(model)).encode())
-        for name, tensor in model.state_dict().items():
-            seen.update(name.encode())
-            seen.update(tensor.contiguous().numpy())
-        return seen.hexdigest()
+        return network_digest(self.first_network(seed, weights=weights))
 
 
 def train_networks(
     recipes: Sequence[Recipe],
     plans: Mapping[str, TrainingPlan],
     *,
-    store: TrainingStore,
+    store: Store[Training],
     executor: Executor | None = None,
 ) -> dict[Recipe, Training]:
     """Make the network of every recipe, or read what the very same training left in the store.
@@ -221,7 +234,7 @@ def train_networks(
         jobs = [(r, plans[r.model], _state(r.parent, found, known)) for r in wave]
         done = run_as_completed(_train, jobs, executor=executor, desc="trainings")
         for number, content in done:
-            found[wave[number]] = Training.from_bytes(content)
+            found[wave[number]] = Training.from_dict(from_bytes(content))
             store.write(wave[number].name, found[wave[number]], digest=digests[wave[number]])
     return found
 
@@ -255,7 +268,7 @@ def _state(parent: Recipe | None, *known: Mapping[Recipe, Training]) -> dict[str
 
 
 def _train(recipe: Recipe, plan: TrainingPlan, parent: dict[str, Tensor] | None) -> bytes:
-    return train_recipe(recipe, plan, parent=parent).to_bytes()
+    return to_bytes(train_recipe(recipe, plan, parent=parent).to_dict())
 
 
 def train_recipe(
@@ -343,10 +356,3 @@ def _code_digest() -> str:
     for module in modules:
         seen.update(inspect.getsource(module).encode())
     return seen.hexdigest()
-
-
-def _own_source(model: nn.Module) -> str:
-    """Source of the modules of a user's network, of whose ``forward`` its ``repr`` says nothing."""
-    names = {type(module).__module__ for module in model.modules()}
-    own = sorted(n for n in names if n.partition(".")[0] not in ("torch", "torchvision"))
-    return "".join(inspect.getsource(sys.modules[name]) for name in own)

@@ -83,7 +83,9 @@ models = {(model, seed, 0.0): network for model, network in networks.items()}
 
 # %% tags=["nbval-ignore-output"]
 with process_pool() as pool:
-    candidates = prepare_candidates(specs, executor=pool, models=models, **options)
+    candidates = prepare_candidates(
+        specs, executor=pool, store=study.prepared, models=models, **options
+    )
 table = candidate_table(candidates)
 
 # %% [markdown]

@@ -121,7 +121,9 @@ options = study.preparation("artifacts/sweep")
 
 # %% tags=["nbval-ignore-output"]
 with process_pool() as pool:
-    prepared = prepare_candidates(specs, executor=pool, models=models, **options)
+    prepared = prepare_candidates(
+        specs, executor=pool, store=study.prepared, models=models, **options
+    )
 
 # %% [markdown]
 # An int8 that falls further below fp32 than allowed is repaired, not only reported: ONNX Runtime's goes

@@ -1,3 +1,4 @@
+import copy
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -6,6 +7,7 @@ import pandas as pd
 import pytest
 from torch.utils.data import DataLoader, TensorDataset
 
+from edgeopt import candidates, prepared
 from edgeopt.artifact import Artifact
 from edgeopt.candidates import (
     Candidate,
@@ -21,8 +23,10 @@ from edgeopt.candidates import (
 )
 from edgeopt.export import export_artifact
 from edgeopt.model import SmallCNN
+from edgeopt.prepared import Prepared
 from edgeopt.runtimes import load_session, session_logits
 from edgeopt.schema import PRECISIONS_OF_RUNTIME
+from edgeopt.store import Store
 from edgeopt.training import predict_logits
 from tests.artifacts import require_runtime
 
@@ -227,3 +231,55 @@ def test_split_logits_are_those_of_all_images_at_once(trained, striped, tmp_path
     whole = session_logits(session, striped.take(len(striped)).numpy())
     # 192 and 64 images, neither a multiple of three at the end
     np.testing.assert_array_equal(split_logits(session, striped), whole)
+
+
+@pytest.fixture
+def store(tmp_path) -> Store[Prepared]:
+    return Store(tmp_path / "prepared", Prepared)
+
+
+def test_what_was_prepared_before_is_read_from_the_store(options, store, tmp_path, monkeypatch):
+    specs = grid([0.0], ["fp32", "int8"], ["torch", "onnxruntime"])
+    first = prepare_candidates(specs, store=store, **options)
+    monkeypatch.delattr(candidates, "export_artifact")
+    options["directory"] = tmp_path / "elsewhere"
+    second = prepare_candidates(specs, store=store, **options)
+    for made, kept in zip(first, second, strict=True):
+        assert made.facts == kept.facts
+        np.testing.assert_array_equal(made.logits, kept.logits)
+        assert kept.artifact.path.parent == tmp_path / "elsewhere" / "seed0"
+        assert kept.artifact == replace(made.artifact, path=kept.artifact.path)
+        found = split_logits(load_session(kept.artifact), options["validation"]["small_cnn"])
+        np.testing.assert_array_equal(found, made.logits)
+
+
+@pytest.mark.parametrize("change", ["weights", "images", "batches", "precision", "code"])
+def test_the_store_knows_what_a_preparation_depends_on(
+    change, options, store, trained, monkeypatch
+):
+    [spec] = grid([0.0], ["fp32"], ["torch"])
+    prepare_candidates([spec], store=store, **options)
+    if change == "weights":
+        network = copy.deepcopy(trained)
+        network.classifier.bias.data += 1
+        options["models"] = {spec.network: network}
+    elif change == "images":
+        images = options["validation"]["small_cnn"]
+        options["validation"] = {"small_cnn": images.first(len(images) - 1)}
+    elif change == "batches":
+        options["calibration_batches"] = 3
+    elif change == "precision":
+        spec = replace(spec, precision="fp16")
+    else:
+        monkeypatch.setattr(prepared, "_code_digest", lambda: "other code")
+    prepare_candidates([spec], store=store, **options)
+    assert len(list(store.folder.iterdir())) == 2
+
+
+def test_a_failed_candidate_is_tried_again(options, store):
+    calibration = options.pop("calibration")
+    [spec] = grid([0.0], ["int8"], ["torch"])
+    empty = {"small_cnn": calibration["small_cnn"].dataset.first(1).loader(1)}
+    [failed] = prepare_candidates([spec], store=store, calibration=empty, **options)
+    assert failed.error
+    assert not store.folder.exists()

@@ -1,6 +1,14 @@
 import pytest
 
-from edgeopt.host import HOST_IDENTITY, NOT_TOLD, Int8Scheme, host_facts, int8_scheme
+from edgeopt import host
+from edgeopt.host import (
+    HOST_IDENTITY,
+    NOT_TOLD,
+    Int8Scheme,
+    host_facts,
+    int8_scheme,
+    package_versions,
+)
 
 XEON = """\
 processor\t: 0
@@ -111,3 +119,8 @@ def test_only_the_full_range_signed_scheme_warns_of_saturation_elsewhere():
 def test_an_unknown_integer_type_is_refused():
     with pytest.raises(ValueError, match="unknown integer type 'int4'; allowed: uint8, int8"):
         Int8Scheme(activations="uint8", weights="int4", reduce_range=False, reason="", note="")
+
+
+def test_a_package_that_is_not_there_is_said_so(monkeypatch):
+    monkeypatch.setattr(host, "PACKAGES", ("numpy", "no-such-package"))
+    assert package_versions()["no-such-package"] == "not installed"

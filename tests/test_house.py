@@ -44,6 +44,7 @@ ROOMS = (
         "training",
         "pruning",
         "store",
+        "prepared",
         "trainings",
         "quantization",
         "equalization",

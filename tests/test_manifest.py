@@ -10,7 +10,6 @@ from edgeopt.manifest import (
     data_facts,
     find_run,
     git_facts,
-    package_versions,
     provenance,
     read_manifest,
     verify,
@@ -104,11 +103,6 @@ def test_an_unknown_run_lists_the_known_ones(run):
 
 def test_data_that_was_not_recorded_says_why(tmp_path):
     assert "01_baseline_training" in data_facts(open_run("new", root=tmp_path))["unavailable"]
-
-
-def test_a_package_that_is_not_there_is_said_so(monkeypatch):
-    monkeypatch.setattr(manifest, "PACKAGES", ("numpy", "no-such-package"))
-    assert package_versions()["no-such-package"] == "not installed"
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")

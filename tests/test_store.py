@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 import torch
 
-from edgeopt.store import Training, TrainingStore
+from edgeopt.store import Store
+from edgeopt.trainings import Training
 
 DIGEST = "ab" * 32
 
@@ -17,8 +18,8 @@ def training() -> Training:
 
 
 @pytest.fixture
-def store(tmp_path) -> TrainingStore:
-    return TrainingStore(tmp_path / "trained")
+def store(tmp_path) -> Store[Training]:
+    return Store(tmp_path / "trained", Training)
 
 
 def test_read_gives_what_write_kept(store, training):
@@ -60,7 +61,7 @@ def test_read_names_a_broken_file_and_gives_none(store, training, broken, caplog
     path = store.write("net", training, digest=DIGEST)
     path.write_bytes(broken(path.read_bytes()))
     assert store.read("net", digest=DIGEST) is None
-    assert f"{path} is broken and will be trained again" in caplog.text
+    assert f"{path} is broken and will be made again" in caplog.text
 
 
 class Evil:
@@ -74,4 +75,4 @@ def test_read_runs_no_code_that_a_file_with_a_right_checksum_holds(store, caplog
     path.parent.mkdir()
     path.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
     assert store.read("net", digest=DIGEST) is None
-    assert "not a training that edgeopt kept" in caplog.text
+    assert "not a file that edgeopt kept" in caplog.text

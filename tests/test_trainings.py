@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from edgeopt import trainings
+from edgeopt import model, trainings
 from edgeopt.data import Split
 from edgeopt.model import build_model, dump_weights, set_deterministic
 from edgeopt.pruning import structured_channel_prune
-from edgeopt.store import TrainingStore
+from edgeopt.store import Store
 from edgeopt.training import fit, predict_logits
 from edgeopt.trainings import (
     Recipe,
     Schedule,
+    Training,
     TrainingPlan,
     pruned_recipes,
     reinitialized,
@@ -66,8 +67,8 @@ def own() -> TrainingPlan:
 
 
 @pytest.fixture
-def store(tmp_path) -> TrainingStore:
-    return TrainingStore(tmp_path)
+def store(tmp_path) -> Store:
+    return Store(tmp_path, Training)
 
 
 def state_equal(first: dict, second: dict) -> bool:
@@ -121,10 +122,10 @@ def test_train_networks_with_no_epochs_takes_the_weights_as_they_are(own, store,
 
 
 def test_train_networks_trains_the_same_weights_in_a_pool(plan, tmp_path):
-    alone = train_networks([BASELINE], {"small_cnn": plan}, store=TrainingStore(tmp_path / "a"))
+    alone = train_networks([BASELINE], {"small_cnn": plan}, store=Store(tmp_path / "a", Training))
     with process_pool(1) as pool:
         pooled = train_networks(
-            [BASELINE], {"small_cnn": plan}, store=TrainingStore(tmp_path / "b"), executor=pool
+            [BASELINE], {"small_cnn": plan}, store=Store(tmp_path / "b", Training), executor=pool
         )
     assert state_equal(alone[BASELINE].state, pooled[BASELINE].state)
 
@@ -251,9 +252,9 @@ def test_recipe_names_what_is_impossible(arguments, message):
 
 
 def test_digests_know_what_a_users_network_computes():
-    source = trainings._own_source(with_norm(4)) + trainings._own_source(Own())
+    source = model._own_source(with_norm(4)) + model._own_source(Own())
     assert "images.mean(dim=(2, 3)) * 7" in source
-    assert trainings._own_source(build_model("mobilenet_v3_small")) == ""
+    assert model._own_source(build_model("mobilenet_v3_small")) == ""
 
 
 class Own(nn.Module):
@@ -264,9 +265,9 @@ class Own(nn.Module):
 def test_a_killed_training_leaves_those_before_it(tmp_path):
     script = """
 import os, sys
-from edgeopt import trainings
-from edgeopt.store import TrainingStore
-from edgeopt.trainings import Recipe, train_networks
+from edgeopt import model, trainings
+from edgeopt.store import Store
+from edgeopt.trainings import Recipe, Training, train_networks
 from tests.conftest import striped_split
 from tests.test_trainings import SCHEDULE, TrainingPlan
 from pathlib import Path
@@ -275,7 +276,7 @@ plan = TrainingPlan("small_cnn", split, split, 4, SCHEDULE)
 train = trainings.train_recipe
 trainings.train_recipe = lambda r, *a, **k: os._exit(9) if r.seed == 2 else train(r, *a, **k)
 recipes = [Recipe("small_cnn", 0.0, "pretrained", seed) for seed in range(3)]
-train_networks(recipes, {"small_cnn": plan}, store=TrainingStore(Path(sys.argv[1])))
+train_networks(recipes, {"small_cnn": plan}, store=Store(Path(sys.argv[1]), Training))
 """
     child = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True)
     assert child.returncode == 9, child.stderr
