@@ -20,7 +20,7 @@ $(VENV)/.edgeopt: pyproject.toml
 	touch $@
 
 report: setup  ## run params/$(RUN).yaml into reports/$(RUN)/index.html
-	$(PY) -m edgeopt.reports --params params/$(RUN).yaml
+	$(PY) -m edgeopt report --params params/$(RUN).yaml
 
 test: export EDGEOPT_REPORTS = $(abspath $(SCRATCH))
 test: setup  ## run everything CI runs
@@ -28,7 +28,7 @@ test: setup  ## run everything CI runs
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pytest -n 2
-	$(PY) -m edgeopt.reports --params params/quick.yaml
+	$(PY) -m edgeopt report --params params/quick.yaml
 	EDGEOPT_BROWSER_RUN=$(SCRATCH)/quick $(PY) -m pytest -n 2 tests/browser
 	EDGEOPT_REPORTS=$(abspath $(SCRATCH))/nbval $(PY) -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg -p no:xdist notebooks/*.ipynb
 
@@ -47,16 +47,16 @@ lint: setup  ## format and lint the code
 
 notebooks: setup  ## execute the quick run in place, so that the committed outputs are fresh
 	$(PY) -m jupytext --quiet --update --to ipynb notebooks/*.py
-	$(PY) -m edgeopt.reports --params params/quick.yaml --write-back
+	$(PY) -m edgeopt report --params params/quick.yaml --write-back
 
 verify: setup  ## recompute the checksums of reports/$(RUN)
-	$(PY) -m edgeopt.manifest verify --run $(RUN)
+	$(PY) -m edgeopt verify --run $(RUN)
 
 compare: setup  ## compare the runs $(RUN) and $(WITH), candidate by candidate
-	$(PY) -m edgeopt.pages compare $(RUN) $(WITH)
+	$(PY) -m edgeopt compare $(RUN) $(WITH)
 
 readme: setup  ## write the results of reports/$(RUN) into README.md
-	$(PY) -m edgeopt.readme --run $(RUN)
+	$(PY) -m edgeopt readme --run $(RUN)
 
 clean:  ## remove the reports
 	git clean -fdXq reports

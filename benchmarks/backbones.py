@@ -16,20 +16,25 @@ import pandas as pd
 from torch import nn
 
 from benchmarks.runtimes import medians
-from edgeopt.candidates import Candidate, grid, prepare_candidates, score
 from edgeopt.config import load_config
 from edgeopt.data import Splits
-from edgeopt.diagnosis import diagnose
-from edgeopt.experiments import mean_macro_f1
-from edgeopt.export import export_artifact
-from edgeopt.files import project_root
-from edgeopt.mending import DIAGNOSIS_IMAGES, mend, mend_candidate
-from edgeopt.pruning_results import accuracy_table
-from edgeopt.runtimes import load_session
-from edgeopt.schema import RUNTIMES
+from edgeopt.experiments import (
+    DIAGNOSIS_IMAGES,
+    Candidate,
+    Recipe,
+    accuracy_table,
+    diagnose,
+    grid,
+    mean_macro_f1,
+    mend,
+    mend_candidate,
+    prepare_candidates,
+    pruned_recipes,
+    score,
+)
+from edgeopt.runtimes import RUNTIMES, export_artifact, load_session
 from edgeopt.study import Study, open_study
-from edgeopt.trainings import Recipe, pruned_recipes
-from edgeopt.workers import process_pool
+from edgeopt.system import process_pool, project_root
 
 SEEDS = (0, 1, 2)
 LEVEL = 0.25  # leaves more than half of the MACs

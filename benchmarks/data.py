@@ -13,11 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from edgeopt.data import Splits, load_splits
-from edgeopt.model import build_model
-from edgeopt.preprocessing import Preprocessing
-from edgeopt.training import fit, predict_logits
-from edgeopt.workers import process_pool
+from edgeopt.data import Preprocessing, Splits, load_splits
+from edgeopt.model import build_model, fit, predict_logits
+from edgeopt.system import process_pool
 
 SIDE = 224
 CLASSES = 4

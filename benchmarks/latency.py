@@ -14,19 +14,27 @@ import pandas as pd
 import torch
 from scipy.stats import kendalltau
 
-from edgeopt.artifact import INPUT, OUTPUT, Artifact
-from edgeopt.benchmark import measure_latency
-from edgeopt.candidates import artifact_of
-from edgeopt.conditions import disturbance
 from edgeopt.config import load_config
 from edgeopt.data import Split
-from edgeopt.decision import decide
-from edgeopt.export import export_artifact
-from edgeopt.gates import Gates
-from edgeopt.latency import latency_ratios, latency_statistics, relative_latency
+from edgeopt.decision import Gates, decide
+from edgeopt.experiments import artifact_of
+from edgeopt.metrics import (
+    disturbance,
+    latency_ratios,
+    latency_statistics,
+    measure_latency,
+    relative_latency,
+)
 from edgeopt.model import SmallCNN, set_deterministic
-from edgeopt.rundir import open_run
-from edgeopt.runtimes import load_session, onnx_session_options
+from edgeopt.runtimes import (
+    INPUT,
+    OUTPUT,
+    Artifact,
+    export_artifact,
+    load_session,
+    session_options,
+)
+from edgeopt.study import open_run
 
 SHAPE = (1, 1, 28, 28)
 FILES = (
@@ -178,7 +186,7 @@ def _plain_torch(artifact: Artifact) -> Callable:
 def _plain_onnxruntime(artifact: Artifact) -> Callable:
     import onnxruntime
 
-    options = onnx_session_options(threads=1)
+    options = session_options(threads=1)
     session = onnxruntime.InferenceSession(
         artifact.path, options, providers=["CPUExecutionProvider"]
     )

@@ -11,10 +11,8 @@ from statistics import median
 
 import yaml
 
-from edgeopt.browser import open_browser
-from edgeopt.files import REPORTS_VARIABLE
-from edgeopt.manifest import find_run
-from edgeopt.stamps import INDEX
+from edgeopt.reports import INDEX, find_run, open_browser
+from edgeopt.system import REPORTS_VARIABLE
 from tests.browser.synthetic import synthetic_run, synthetic_sweep
 
 DRAWN = "() => document.querySelector('#frontier .main-svg') && performance.now()"
@@ -75,7 +73,7 @@ def _run_seconds(seeds: list[int]) -> float:
     with tempfile.TemporaryDirectory() as scratch:
         params = Path(scratch) / f"seeds-{len(seeds)}.yaml"
         params.write_text(yaml.safe_dump({**SMALL, "seeds": seeds}))
-        command = [sys.executable, "-m", "edgeopt.reports", "--params", str(params)]
+        command = [sys.executable, "-m", "edgeopt.reports.runner", "--params", str(params)]
         start = time.perf_counter()
         subprocess.run(command, check=True, env=os.environ | {REPORTS_VARIABLE: scratch})
         return time.perf_counter() - start

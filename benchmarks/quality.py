@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 
 from edgeopt.config import load_config
-from edgeopt.files import project_root
-from edgeopt.pruning_results import accuracy_table
+from edgeopt.experiments import accuracy_table, pruned_recipes
 from edgeopt.study import open_study
-from edgeopt.trainings import pruned_recipes
+from edgeopt.system import project_root
 
 GOALS = {0.25: 0.5, 0.5: 1.0, 0.7: 2.5}
 

@@ -12,11 +12,11 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from edgeopt._torchvision import transforms
 from edgeopt.data import Split
 from edgeopt.model import SmallCNN, set_deterministic
 from edgeopt.pruning import structured_channel_prune
 from edgeopt.quantization import precision_variant
+from edgeopt.system import transforms
 
 
 class PilImages(Dataset):

@@ -11,16 +11,14 @@ import pandas as pd
 import torch
 from torch import nn
 
-from edgeopt._torchvision import models
-from edgeopt.benchmark import measure_latency
-from edgeopt.candidates import artifact_of
 from edgeopt.data import Split
-from edgeopt.export import export_artifact
-from edgeopt.latency import latency_statistics
+from edgeopt.experiments import artifact_of
+from edgeopt.metrics import latency_statistics, measure_latency
 from edgeopt.model import load_small_cnn, set_deterministic
-from edgeopt.rundir import open_run
-from edgeopt.runtimes import load_session
+from edgeopt.runtimes import export_artifact, load_session
 from edgeopt.schema import INT8_PRECISIONS
+from edgeopt.study import open_run
+from edgeopt.system import models
 
 BACKBONE_TARGETS = (
     ("onnxruntime", "fp32"),

@@ -16,9 +16,8 @@ from benchmarks.reference import (
     usual_study,
 )
 from edgeopt.data import build_loaders, load_splits
-from edgeopt.experiments import run_sweep, train_model
-from edgeopt.model import SmallCNN, set_deterministic
-from edgeopt.training import evaluate
+from edgeopt.experiments import run_sweep
+from edgeopt.model import SmallCNN, evaluate, set_deterministic, train_model
 
 LEVELS = [0.0, 0.25, 0.5, 0.7]
 PRECISIONS = ["fp32", "fp16", "int8"]

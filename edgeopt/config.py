@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from edgeopt.files import project_root
-from edgeopt.host import usable_cores
-from edgeopt.schema import CRITERIA, DATASETS, PRECISIONS, RUNTIMES, require_known
+from edgeopt.runtimes import RUNTIMES, registered
+from edgeopt.schema import CRITERIA, DATASETS, PRECISIONS, require_known
+from edgeopt.system import project_root, usable_cores
 
 Spec = TypeVar("Spec")
 Positive = Annotated[int, Field(ge=1)]
@@ -79,7 +79,7 @@ class ExperimentConfig(BaseModel):
     pruning_criteria: tuple[Literal[CRITERIA], ...] = Field(CRITERIA, min_length=1)
     channel_multiple: Positive | None = None
 
-    precisions: tuple[str, ...] = Field(PRECISIONS, min_length=1)
+    precisions: tuple[str, ...] = Field(tuple(PRECISIONS), min_length=1)
     runtimes: tuple[str, ...] = Field(RUNTIMES, min_length=1)
     calibration_batches: Positive = 10
 
@@ -120,7 +120,11 @@ class ExperimentConfig(BaseModel):
     @field_validator("notebooks", "precisions", "runtimes")
     @classmethod
     def _known_names(cls, values: tuple[str, ...], info: Any) -> tuple[str, ...]:
-        allowed = {"notebooks": NOTEBOOKS, "precisions": PRECISIONS, "runtimes": RUNTIMES}
+        allowed = {
+            "notebooks": NOTEBOOKS,
+            "precisions": PRECISIONS,
+            "runtimes": tuple(registered()),
+        }
         for value in values:
             require_known(value, allowed=allowed[info.field_name], what=info.field_name)
         return values

@@ -43,8 +43,8 @@ from edgeopt.data import shared_images
 from edgeopt.metrics import confusion_table, per_class_table, quality_row
 from edgeopt.schema import file_stem
 from edgeopt.study import open_study
-from edgeopt.training import predict_logits
-from edgeopt.workers import process_pool
+from edgeopt.model import predict_logits
+from edgeopt.system import process_pool
 
 # %% [markdown]
 # The parameters are checked as a whole before anything runs, and the run is opened: its networks, the

@@ -40,11 +40,11 @@ from IPython.display import display
 
 from edgeopt import plots
 from edgeopt.config import ExperimentConfig
-from edgeopt.pruning_results import accuracy_table, filter_norms, size_table, with_intervals
+from edgeopt.experiments import accuracy_table, filter_norms, size_table, with_intervals
 from edgeopt.schema import file_stem
 from edgeopt.study import open_study
-from edgeopt.trainings import pruned_recipes
-from edgeopt.workers import process_pool
+from edgeopt.experiments import pruned_recipes
+from edgeopt.system import process_pool
 
 # %%
 config = ExperimentConfig.from_namespace(globals())

@@ -45,17 +45,17 @@ from functools import partial
 from IPython.display import display
 
 from edgeopt import plots
-from edgeopt.candidates import grid, prepare_candidates
+from edgeopt.experiments import grid, prepare_candidates
 from edgeopt.config import ExperimentConfig
-from edgeopt.diagnosis import diagnose
-from edgeopt.equalization import plant_specimen
+from edgeopt.experiments import diagnose
+from edgeopt.quantization import plant_specimen
 from edgeopt.experiments import candidate_table, recall_table
-from edgeopt.mending import mend
+from edgeopt.experiments import mend
 from edgeopt.quantization import quantization_aware_train
 from edgeopt.schema import file_stem
 from edgeopt.study import open_study
-from edgeopt.training import predict_logits
-from edgeopt.workers import process_pool
+from edgeopt.model import predict_logits
+from edgeopt.system import process_pool
 
 # %%
 config = ExperimentConfig.from_namespace(globals())

@@ -67,23 +67,24 @@ import pandas as pd
 from IPython.display import display
 
 from edgeopt import plots
-from edgeopt.answers import class_shares
-from edgeopt.candidates import grid, prepare_candidates, score, testable_parents
-from edgeopt.conditions import disturbance
+from edgeopt.decision import class_shares
+from edgeopt.hardware import precision_tradeoff_table
+from edgeopt.experiments import grid, prepare_candidates, score, testable_parents
+from edgeopt.metrics import disturbance
 from edgeopt.config import ExperimentConfig
 from edgeopt.decision import decide
-from edgeopt.energy import measured_energy_unavailable
+from edgeopt.metrics import measured_energy_unavailable
 from edgeopt.experiments import accuracy_over_seeds, answers_of, mean_macro_f1, recall_table
 from edgeopt.experiments import sweep_table, with_seeds
-from edgeopt.gates import Constraints, Gates
-from edgeopt.measuring import measure_candidates, measured_energy_table, peak_rss_table
-from edgeopt.mending import repair_fallen
+from edgeopt.decision import Constraints, Gates
+from edgeopt.experiments import measure_candidates, measured_energy_table, peak_rss_table
+from edgeopt.experiments import repair_fallen
 from edgeopt.metrics import confusion_table
-from edgeopt.selection import frontier_twins, pareto_frontier, precision_tradeoff_table
-from edgeopt.statistics import frontier_probability, hypervolume, paired_comparison
+from edgeopt.decision import frontier_twins, pareto_frontier
+from edgeopt.decision import frontier_probability, hypervolume, paired_comparison
 from edgeopt.study import open_study
-from edgeopt.trainings import pruned_recipes
-from edgeopt.workers import process_pool
+from edgeopt.experiments import pruned_recipes
+from edgeopt.system import process_pool
 
 # %%
 config = ExperimentConfig.from_namespace(globals())

@@ -43,13 +43,13 @@ import pandas as pd
 from IPython.display import display
 
 from edgeopt import plots
-from edgeopt.candidates import artifact_of
-from edgeopt.ceilings import configure_ceilings, measure_ceilings
+from edgeopt.experiments import artifact_of
+from edgeopt.hardware import configure_ceilings, measure_ceilings
 from edgeopt.config import ExperimentConfig
-from edgeopt.counters import read_counters
-from edgeopt.devices import estimate_on_devices, load_devices
+from edgeopt.metrics import read_counters
+from edgeopt.hardware import estimate_on_devices, load_devices
 from edgeopt.hardware import count_layers, measure_networks, place_on_roofline, profile_candidates
-from edgeopt.host import host_facts
+from edgeopt.system import host_facts
 from edgeopt.runtimes import load_session
 from edgeopt.schema import file_stem
 from edgeopt.study import open_study

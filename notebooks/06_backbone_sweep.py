@@ -13,10 +13,10 @@ import pandas as pd
 from IPython.display import display
 
 from edgeopt import plots
-from edgeopt.comparison import answer_sections, class_changes, int8_cost, markdown_page
+from edgeopt.experiments import answer_sections, class_changes, int8_cost, markdown_page
 from edgeopt.config import ExperimentConfig
-from edgeopt.rundir import open_run
-from edgeopt.selection import pareto_frontier
+from edgeopt.study import open_run
+from edgeopt.decision import pareto_frontier
 
 # %%
 config = ExperimentConfig.from_namespace(globals())

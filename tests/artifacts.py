@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from edgeopt.export import Artifact, export_artifact
-from edgeopt.export_onnx import DEFAULT_OPTIONS, Int8Options
-from edgeopt.host import host_facts, int8_scheme
-from edgeopt.model import SmallCNN, set_deterministic
-from edgeopt.schema import PRECISIONS_OF_RUNTIME, RUNTIMES
-from edgeopt.training import fit
+from edgeopt.model.networks import SmallCNN, set_deterministic
+from edgeopt.model.training import fit
+from edgeopt.runtimes.contract import DEFAULT_OPTIONS, Artifact, Int8Options
+from edgeopt.runtimes.export import export_artifact
+from edgeopt.runtimes.registry import RUNTIMES, runtime_named
+from edgeopt.system.host import host_facts, int8_scheme
 from tests.conftest import striped_split
 
 CLASSES = 4
 MACS = {"conv1": 28 * 28 * 6 * 9, "conv2": 14 * 14 * 8 * 6 * 9, "classifier": 8 * 49 * CLASSES}
+PRECISIONS_OF_RUNTIME = {name: runtime_named(name).precisions for name in RUNTIMES}
 TARGETS = [(runtime, name) for runtime in RUNTIMES for name in PRECISIONS_OF_RUNTIME[runtime]]
 FOLDER = tempfile.TemporaryDirectory(prefix="edgeopt-tests-")
 EXTRAS = ("executorch", "openvino", "nncf")

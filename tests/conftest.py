@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 import torch
 
-from edgeopt.data import Split
-from edgeopt.model import SmallCNN, set_deterministic
-from edgeopt.training import fit
+from edgeopt.data.splits import Split
+from edgeopt.model.networks import SmallCNN, set_deterministic
+from edgeopt.model.training import fit
 
 # A busy machine is no counterexample.
 hypothesis.settings.register_profile("untimed", deadline=None)

@@ -5,8 +5,8 @@ import functools
 import torch
 from torch import nn
 
-from edgeopt.data import Split
-from edgeopt.model import SmallCNN, build_model, set_deterministic
+from edgeopt.data.splits import Split
+from edgeopt.model.networks import SmallCNN, build_model, set_deterministic
 from tests.conftest import striped_split
 
 CLASSES = 4

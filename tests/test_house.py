@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from edgeopt.config import NOTEBOOKS, ExperimentConfig, load_config
-from edgeopt.gates import Constraints, Gates
-from edgeopt.trainings import Schedule
+from edgeopt.decision.gates import Constraints, Gates
+from edgeopt.experiments.trainings import Schedule
 
 ROOT = Path(__file__).parent.parent
 ROOMS = (

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeopt.browser import find_browser, open_browser
+from edgeopt.reports.browser import find_browser, open_browser
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 

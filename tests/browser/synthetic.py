@@ -7,14 +7,14 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from edgeopt.decision import decide
-from edgeopt.gates import Gates
-from edgeopt.manifest import provenance, write_manifest
-from edgeopt.notebook_page import write_notebook_page
-from edgeopt.pages import write_run_index, write_runs_index
-from edgeopt.rundir import RunFolder, open_run
-from edgeopt.schema import PRECISIONS_OF_RUNTIME
-from edgeopt.selection import apply_budgets
+from edgeopt.decision.choice import decide
+from edgeopt.decision.gates import Gates
+from edgeopt.decision.selection import apply_budgets
+from edgeopt.reports.manifest import provenance, write_manifest
+from edgeopt.reports.notebook_page import write_notebook_page
+from edgeopt.reports.pages import write_run_index, write_runs_index
+from edgeopt.study.folder import RunFolder, open_run
+from tests.artifacts import PRECISIONS_OF_RUNTIME
 
 SPEED = {"torch": 5.0, "onnxruntime": 1.4, "executorch": 1.0, "openvino": 4.2}
 COST = {"fp32": 1.0, "fp16": 4.0, "bf16": 0.9, "int8": 0.8, "int8-dynamic": 1.1}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeopt.pages import write_comparison
-from edgeopt.rundir import RunFolder
+from edgeopt.reports.pages import write_comparison
+from edgeopt.study.folder import RunFolder
 from tests.browser.synthetic import synthetic_run, synthetic_sweep
 
 SIZES = {"phone": (390, 844), "desk": (1280, 900)}

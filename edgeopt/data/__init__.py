@@ -1,0 +1,15 @@
+"""Images in four roles, as each network expects them."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "decoded": ["PixelFile"],
+        "embedded": ["rebuild_embedded"],
+        "folder": ["FOLDER_PREFIX"],
+        "loading": ["build_loaders", "class_count", "load_splits"],
+        "preprocessing": ["Preprocessing"],
+        "splits": ["ROLE_NAMES", "SPLIT_BY_SEED", "Split", "Splits", "in_batches", "shared_images"],
+    },
+)

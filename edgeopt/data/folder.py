@@ -1,0 +1,332 @@
+"""The user's own images: one sub-folder per class, alone or below train/, val/ and test/."""
+
+import hashlib
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgeopt.data.decoded import PixelFile, decode_all, decoding, keep_decoded, open_decoded
+from edgeopt.data.fetch import combined_checksum
+from edgeopt.data.images import read_picture
+from edgeopt.data.listing import (
+    SUFFIXES,
+    Picture,
+    class_folders,
+    known_contents,
+    list_pictures,
+    write_index,
+)
+from edgeopt.data.pool import Pool, split_off, without_duplicates
+from edgeopt.data.preprocessing import Preprocessing
+from edgeopt.data.splits import OWN_ROLES, SPLIT_BY_SEED, Split
+from edgeopt.system import process_pool
+
+logger = logging.getLogger(__name__)
+
+FOLDER_PREFIX = "folder:"
+ROLES = 4
+VALIDATION_SHARE = 0.2
+TEST_SHARE = 0.2
+ROLE_FOLDERS = {
+    "train": ("train",),
+    "validation": ("val", "valid", "validation"),
+    "test": ("test",),
+}
+PARALLEL_BYTES = 16 << 20  # of files: less is decoded before a worker process has started
+SHOWN = 10  # names in a message
+
+
+def load_folder(
+    path: str, *, preprocessing: Preprocessing, split_seed: int, data_dir: str | Path
+) -> Pool:
+    """Return the images of ``<path>/<class>/**``, split 60/20/20 within each class.
+
+    A folder with ``train/``, ``val/`` (or ``valid/``, ``validation/``) and ``test/``, each with
+    the classes below it, keeps these roles. Copies of an image are dropped before a split, and
+    from the training images of given roles. The decoded images are kept below ``data_dir``.
+
+    Raises
+    ------
+    ValueError
+        No such folder, no images, one class, too few different images of a class, a class that a
+        role lacks, images of several sizes without ``image_size``, or an unreadable image; each is
+        named.
+    """
+    root = _root(path)
+    contents = _list_folder(root)
+    checksum, pixels = _decoded(contents, root, preprocessing=preprocessing, data_dir=data_dir)
+    labels = [contents.class_names.index(picture.class_name) for picture in contents.pictures]
+    everything = Split(pixels, torch.tensor(labels))
+    roles = (
+        _given_roles(everything, contents, root=root)
+        if contents.own_roles
+        else _split_by_seed(everything, contents, root=root, seed=split_seed)
+    )
+    return Pool(
+        class_names=tuple(contents.class_names),
+        checksum=checksum,
+        duplicates_dropped=len(everything) - sum(map(len, roles.values())),
+        origin=OWN_ROLES if contents.own_roles else SPLIT_BY_SEED,
+        left_out=tuple(contents.left_out),
+        **roles,
+    )
+
+
+def folder_classes(path: str) -> list[str]:
+    """Names of the classes of an image folder, in alphabetical order, without listing pictures.
+
+    Raises ``ValueError`` when there is no such folder, or only some of the three roles.
+    """
+    root = _root(path)
+    return class_folders(next(iter(_role_folders(root).values()), root))
+
+
+def _root(path: str) -> Path:
+    if not path:
+        raise ValueError(f"{FOLDER_PREFIX} lacks its path; write {FOLDER_PREFIX}<path>")
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise ValueError(
+            f"{FOLDER_PREFIX}{root} is not a directory; allowed: one with a sub-folder per class"
+        )
+    return root
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What is in a folder: classes, pictures, and, with roles of its own, the role of each."""
+
+    class_names: Sequence[str]
+    pictures: Sequence[Picture]
+    left_out: Sequence[str]
+    roles: Sequence[str] = ()
+
+    @property
+    def own_roles(self) -> bool:
+        return bool(self.roles)
+
+
+def _list_folder(root: Path) -> _Contents:
+    folders = _role_folders(root) or {"": root}
+    found = {role: list_pictures(folder, root=root) for role, folder in folders.items()}
+    names = {role: class_folders(folder) for role, folder in folders.items()}
+    pictures = [picture for listed, _ in found.values() for picture in listed]
+    left_out = sorted({name for _, others in found.values() for name in others})
+    _log_left_out(left_out, root=root)
+    _require_classes(names, {role: listed for role, (listed, _) in found.items()}, root=root)
+    roles = [role for role, (listed, _) in found.items() for _ in listed if role]
+    return _Contents(next(iter(names.values())), pictures, left_out, roles)
+
+
+def _role_folders(root: Path) -> dict[str, Path]:
+    """Folders of the three roles; none where there is at most one of these names."""
+    found = {
+        role: [root / name for name in names if (root / name).is_dir()]
+        for role, names in ROLE_FOLDERS.items()
+    }
+    if sum(map(bool, found.values())) < 2:
+        return {}
+    if wrong := [role for role, folders in found.items() if len(folders) != 1]:
+        names = sorted(folder.name for folders in found.values() for folder in folders)
+        raise ValueError(
+            f"{FOLDER_PREFIX}{root} has {', '.join(names)}, and so not one folder for "
+            f"{' and '.join(wrong)}; allowed: train/, val/ (or valid/, validation/) and test/, or "
+            "one sub-folder per class"
+        )
+    return {role: folder for role, (folder,) in found.items()}
+
+
+def _log_left_out(left_out: Sequence[str], *, root: Path) -> None:
+    if not left_out:
+        return
+    kinds = Counter(Path(name).suffix.lower() or "no suffix" for name in left_out)
+    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+    more = ", ..." if len(left_out) > SHOWN else ""
+    logger.warning(
+        "%s: %d files are left out (%s), which are not pictures (%s): %s%s",
+        root,
+        len(left_out),
+        counts,
+        " ".join(SUFFIXES),
+        ", ".join(left_out[:SHOWN]),
+        more,
+    )
+
+
+def _require_classes(
+    names: Mapping[str, Sequence[str]], pictures: Mapping[str, Sequence[Picture]], *, root: Path
+) -> None:
+    """Refuse fewer than two classes, and a class without pictures in any of the roles."""
+    every = sorted(set().union(*names.values()))
+    if not any(pictures.values()):
+        suffixes = " ".join(SUFFIXES)
+        raise ValueError(
+            f"{FOLDER_PREFIX}{root} has no images to offer; allowed: <class>/ with {suffixes}"
+        )
+    if len(every) < 2:
+        raise ValueError(
+            f"{FOLDER_PREFIX}{root} has one class, {every[0]!r}; at least 2 are needed"
+        )
+    for role, listed in pictures.items():
+        if missing := sorted(set(every) - {picture.class_name for picture in listed}):
+            where = f" in its {role} images" if role else ""
+            raise ValueError(
+                f"{FOLDER_PREFIX}{root} has no images to offer{where} of {', '.join(missing)}; "
+                "allowed: every class has some" + (" in every role" if role else "")
+            )
+
+
+def _decoded(
+    contents: _Contents, root: Path, *, preprocessing: Preprocessing, data_dir: str | Path
+) -> tuple[str, PixelFile]:
+    """Return the checksum over names and bytes of all pictures, and their decoded images."""
+    folder, pictures = Path(data_dir) / "decoded", contents.pictures
+    where = hashlib.sha256(str(root.resolve()).encode(errors="surrogateescape")).hexdigest()
+    index = folder / f"index-{where[:16]}.txt"
+    kept = partial(_kept, index, pictures, preprocessing=preprocessing)
+    if found := kept():
+        return found
+    with _workers(pictures) as executor, decoding(folder) as temporary:
+        if found := kept():  # another process was faster
+            return found
+        first = pictures[0].path
+        shape = read_picture(first, preprocessing)[0].shape
+        digests, read = decode_all(
+            [picture.path for picture in pictures],
+            partial(_read_alike, preprocessing=preprocessing, first=first, shape=shape),
+            temporary=temporary,
+            shape=shape,
+            executor=executor,
+            title=root.name,
+        )
+        by_name = {p.name: content for p, content in zip(pictures, read, strict=True)}
+        checksum = combined_checksum(by_name)
+        path = _pixel_path(folder, checksum, preprocessing)
+        pixels = keep_decoded(temporary, path, digests=digests)
+        write_index(index, pictures, by_name)
+    return checksum, pixels
+
+
+def _kept(
+    index: Path, pictures: Sequence[Picture], *, preprocessing: Preprocessing
+) -> tuple[str, PixelFile] | None:
+    """Find what an earlier load of the same pictures left, if anything."""
+    known = known_contents(index, pictures)
+    if not known:
+        return None
+    checksum = combined_checksum(known)
+    found = open_decoded(_pixel_path(index.parent, checksum, preprocessing))
+    return (checksum, found) if found else None
+
+
+def _pixel_path(folder: Path, checksum: str, preprocessing: Preprocessing) -> Path:
+    return folder / f"{checksum[:16]}-{preprocessing.geometry}.npy"
+
+
+@contextmanager
+def _workers(pictures: Sequence[Picture]) -> Iterator[Executor | None]:
+    """Start processes where there is much to decode.
+
+    They import the calling script. One without a guard ends here, before it would wait for a lock
+    that its parent holds.
+    """
+    if sum(picture.stamp[0] for picture in pictures) <= PARALLEL_BYTES:
+        yield None
+        return
+    with process_pool() as pool:
+        try:
+            pool.submit(os.getpid).result()
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "the processes that decode images cannot start; a script that loads images needs "
+                "`if __name__ == '__main__':` around its work, because they import it"
+            ) from error
+        yield pool
+
+
+def _read_alike(
+    path: Path, *, preprocessing: Preprocessing, first: Path, shape: tuple[int, int, int]
+) -> tuple[NDArray[np.uint8], str]:
+    """Read a picture that must be as large as the first one."""
+    image, content = read_picture(path, preprocessing)
+    if image.shape != shape:
+        raise ValueError(
+            f"images differ in size: {first} is {_size(shape)}, {path} is {_size(image.shape)}; "
+            "give image_size to scale them all"
+        )
+    return image, content
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[-1]}x{shape[-2]}"
+
+
+def _given_roles(everything: Split, contents: _Contents, *, root: Path) -> dict[str, Split]:
+    """Keep the folder's roles; an image of two roles stays in the one that judges last."""
+    given = np.array(contents.roles)
+    roles = {role: everything.select(np.flatnonzero(given == role)) for role in ROLE_FOLDERS}
+    roles["validation"] = without_duplicates(roles["validation"], held_out=[roles["test"]])
+    held_out = [roles["validation"], roles["test"]]
+    roles["train"] = without_duplicates(roles["train"], held_out=held_out)
+    for role, split in roles.items():
+        _require_images(split, 2 if role == "train" else 1, contents, root=root, role=role)
+    return roles
+
+
+def _split_by_seed(
+    everything: Split, contents: _Contents, *, root: Path, seed: int
+) -> dict[str, Split]:
+    unique = without_duplicates(everything)
+    _require_images(unique, ROLES, contents, root=root)
+    test, rest = _split_share(unique, TEST_SHARE, of=unique, seed=seed)
+    validation, train = _split_share(rest, VALIDATION_SHARE, of=unique, seed=seed)
+    return {"train": train, "validation": validation, "test": test}
+
+
+def _require_images(
+    source: Split, least: int, contents: _Contents, *, root: Path, role: str = ""
+) -> None:
+    counts = torch.bincount(source.labels, minlength=len(contents.class_names)).tolist()
+    scarce = [
+        f"{name!r} ({count})"
+        for name, count in zip(contents.class_names, counts, strict=True)
+        if count < least
+    ]
+    if scarce:
+        which = f"{role} images that no other role has" if role else "one for each of train, "
+        which += "" if role else "calibration, validation and test"
+        raise ValueError(
+            f"{FOLDER_PREFIX}{root}: each class needs at least {least} different images, {which}; "
+            f"too few in {', '.join(scarce)}"
+        )
+
+
+def _split_share(source: Split, share: float, *, of: Split, seed: int) -> tuple[Split, Split]:
+    """Split this share of each class of ``of``, at least one image, off ``source``."""
+    taken, kept = [], []
+    for label, count in enumerate(torch.bincount(of.labels).tolist()):
+        positions = np.flatnonzero(source.labels.numpy() == label)
+        of_class = source.select(positions)
+        one, other = split_off(of_class, max(1, round(share * count)), seed=seed)
+        taken.append(one)
+        kept.append(other)
+    return _concatenated(taken), _concatenated(kept)
+
+
+def _concatenated(parts: Sequence[Split]) -> Split:
+    """Join splits of the same pixels."""
+    labels, positions = (
+        torch.cat([getattr(part, name) for part in parts]) for name in ("labels", "positions")
+    )
+    return Split(parts[0].pixels, labels, positions)

@@ -1,0 +1,164 @@
+"""Right answers of every candidate, seed and image -> recalls and the intervals of the gates."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import t
+
+from edgeopt.decision.paired import (
+    SeedSpread,
+    correctness,
+    paired_difference,
+    pooled_seed_spread,
+    two_level_spread,
+)
+from edgeopt.metrics import wilson_interval
+from edgeopt.schema import require_known
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Which images [seeds, N] every candidate gets right, and their classes [N]."""
+
+    correct: Mapping[str, NDArray[np.bool_]]
+    labels: NDArray[np.int64]
+    class_names: Sequence[str]
+
+    def __post_init__(self) -> None:
+        images = {rows.shape[1] for rows in correctness(self.correct).values()}
+        if images != {len(self.labels)}:
+            raise ValueError(f"correct is of {images} images; allowed: {len(self.labels)} (labels)")
+
+    def recalls(self) -> pd.DataFrame:
+        """Recall of every class that has images, mean over seeds: candidate, class_name, recall."""
+        rows = [
+            (name, self.class_names[label], right[:, self.labels == label].mean())
+            for name, right in correctness(self.correct).items()
+            for label in np.unique(self.labels)
+        ]
+        return pd.DataFrame(rows, columns=["candidate", "class_name", "recall"])
+
+
+def gate_intervals(answers: Answers, *, baseline: str, confidence: float) -> pd.DataFrame:
+    """Intervals of what the quality gates judge, on the same images and seeds for all.
+
+    Columns: ``candidate, gate, class_name, images, value, low, high``; one row for the gates
+    ``accuracy`` and ``accuracy_drop`` (against the baseline), one a class that has images for
+    ``worst_recall`` and ``worst_recall_drop``. Of the chance ``1 - confidence`` half goes to the
+    fall of accuracy and half to the recalls, shared by classes and gates (Bonferroni), so that a
+    candidate whose every true value lies exactly on its gate is refused at most so often; a limit
+    on accuracy itself, where one is set, adds half of it. A class is taken to vary with the seeds
+    at least as the classes do on average, because two or three seeds that happen to agree would
+    seem too sure (simulated: at most 5 % wrong refusals at 95 %; with two seeds that move all
+    classes alike by six points, 11 %). The baseline falls by 0 from itself, whatever the images.
+
+    Raises
+    ------
+    ValueError
+        When the baseline is not among the answers, or ``confidence`` is not between 0 and 1.
+    """
+    correct = correctness(answers.correct)
+    require_known(baseline, allowed=tuple(correct), what="baseline candidate")
+    labels = np.unique(answers.labels)
+    classes = {answers.class_names[label]: answers.labels == label for label in labels}
+    of_a_class = 1 - (1 - confidence) / (2 * len(classes))
+    of_all = sum(mask.mean() ** 2 for mask in classes.values())  # the mean's share of the spread
+    rows = []
+    for name, right in correct.items():
+        pair, gates = (right, correct[baseline]), ("accuracy", "accuracy_drop")
+        spreads = _seed_spreads(*pair, classes=list(classes.values()))
+        common = [
+            spread and spread._replace(variance=of_all * spread.variance) for spread in spreads
+        ]
+        rows += _rows(name, "", *pair, gates=gates, confidence=confidence, spreads=common)
+        for class_name, mask in classes.items():
+            own, gates = (
+                (rows_of[:, mask] for rows_of in pair),
+                ("worst_recall", "worst_recall_drop"),
+            )
+            rows += _rows(
+                name, class_name, *own, gates=gates, confidence=of_a_class, spreads=spreads
+            )
+    columns = ["candidate", "gate", "class_name", "images", "value", "low", "high"]
+    table = pd.DataFrame(rows, columns=columns)
+    of_itself = table["candidate"].eq(baseline) & table["gate"].str.endswith("_drop")
+    table.loc[of_itself, ["low", "high"]] = 0.0
+    return table
+
+
+def class_shares(
+    correct: Mapping[str, NDArray[np.bool_]],
+    labels: NDArray[np.int64],
+    *,
+    before: str,
+    after: str,
+    names: Sequence[str],
+) -> pd.DataFrame:
+    """Recall of every class of two candidates, the mean over seeds, with the later's interval.
+
+    Columns: ``class_name, before, after, after_low, after_high``; ``before`` or ``after`` is NaN
+    where the candidate has no answers.
+    """
+    rows = []
+    for label in np.unique(labels):
+        own = {n: correct[n][:, labels == label] for n in (before, after) if n in correct}
+        low, high = share_interval(own[after]) if after in own else (np.nan, np.nan)
+        shares = [own[n].mean() if n in own else np.nan for n in (before, after)]
+        rows.append((names[label], *shares, low, high))
+    columns = ["class_name", "before", "after", "after_low", "after_high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def share_interval(
+    right: NDArray[np.bool_], *, confidence: float = 0.95, at_least: SeedSpread | None = None
+) -> tuple[float, float]:
+    """Interval of the share of right answers [seeds, N]; Wilson's for one seed.
+
+    Several seeds: Wilson's of as many images as would vary as much (doi:10.1093/jssam/smy019), with
+    Student's quantile. How much the answers vary is taken from them and two more images, one right
+    and one wrong with every seed: few answers that happen to agree would seem too sure.
+    """
+    seeds, images = right.shape
+    if seeds == 1:
+        return wilson_interval(int(right.sum()), images, confidence=confidence)
+    padded = np.pad(right.astype(float), ((0, 0), (1, 1)), constant_values=((0, 0), (0, 1)))
+    error, freedom = two_level_spread(padded, at_least=at_least)
+    variance = padded.mean() * (1 - padded.mean())
+    effective = variance / error**2 * images / padded.shape[1]
+    limit, mean = t.ppf((1 + confidence) / 2, freedom), right.mean()
+    shrink = 1 + limit**2 / effective
+    centre = (mean + limit**2 / (2 * effective)) / shrink
+    half = np.sqrt(mean * (1 - mean) / effective + (limit / (2 * effective)) ** 2)
+    return float(centre - limit * half / shrink), float(centre + limit * half / shrink)
+
+
+def _seed_spreads(
+    right: NDArray[np.bool_], baseline: NDArray[np.bool_], *, classes: Sequence[NDArray[np.bool_]]
+) -> list[SeedSpread | None]:
+    """How much seeds vary in a class on average: its share of right answers, and its fall."""
+    tables = right.astype(float), right.astype(float) - baseline
+    return [pooled_seed_spread([table[:, mask] for mask in classes]) for table in tables]
+
+
+def _rows(
+    candidate: str,
+    class_name: str,
+    right: NDArray[np.bool_],
+    baseline: NDArray[np.bool_],
+    *,
+    gates: tuple[str, str],
+    confidence: float,
+    spreads: Sequence[SeedSpread | None],
+) -> list[tuple]:
+    """Share of right answers and its fall from the baseline's, each with its interval."""
+    of_share, of_drop = spreads
+    drop = paired_difference(baseline, right, confidence=confidence, at_least=of_drop)
+    share = (right.mean(), *share_interval(right, confidence=confidence, at_least=of_share))
+    found = (share, (drop.difference, drop.low, drop.high))
+    return [
+        (candidate, gate, class_name, right.shape[1], *numbers)
+        for gate, numbers in zip(gates, found, strict=True)
+    ]

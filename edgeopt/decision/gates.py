@@ -1,0 +1,250 @@
+"""Quality gates relative to the baseline and hard limits of the device."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from edgeopt.decision.limits import BROKEN, NOT_SETTLED, Limit, findings, quantity, texts
+from edgeopt.schema import COLUMNS, MIB, require_columns, require_known
+
+MEMORY_COLUMNS = {
+    "weights": "memory_mb",
+    "artifact": "artifact_bytes",
+    "peak_activation": "peak_activation_bytes",
+    "peak_rss": "peak_rss_bytes",
+}
+ENERGY_COLUMNS = {"proxy": "energy_proxy_j", "model": "energy_model_j"}
+NEEDED = ("candidate", "accuracy", "latency_p50_ms", "memory_mb")
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Limits of quality relative to the baseline, all as shares (0.02 is 2 points).
+
+    A candidate is bad when it loses more than ``accuracy_drop_bad``, when a class loses more than
+    ``max_recall_drop`` of recall, or when a class's recall is under ``min_recall``, whatever the
+    baseline's was. It is good when it also stays within ``accuracy_drop_good`` and saves at least
+    ``size_reduction_good`` of the weights and ``latency_reduction_good`` of the median latency.
+    In between it is acceptable.
+
+    What images decide (accuracy and recalls) is judged by intervals at ``gate_confidence``; 0
+    judges by the estimates. ``latency_tie_cap`` is the share by which a latency may be above the
+    fastest and still count as a tie.
+    """
+
+    accuracy_drop_good: float = 0.02
+    accuracy_drop_bad: float = 0.05
+    size_reduction_good: float = 0.5
+    latency_reduction_good: float = 0.3
+    max_recall_drop: float = 0.10
+    min_recall: float = 0.20
+    gate_confidence: float = 0.95
+    latency_tie_cap: float = 0.05
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not 0 <= value <= 1:
+                raise ValueError(f"gate {field.name} is {value}; allowed: a share from 0 to 1")
+        if self.gate_confidence == 1:
+            raise ValueError("gate gate_confidence is 1; allowed: a share from 0 to below 1")
+        if self.accuracy_drop_good > self.accuracy_drop_bad:
+            raise ValueError(
+                f"gate accuracy_drop_good is {self.accuracy_drop_good}; "
+                f"allowed: at most accuracy_drop_bad, {self.accuracy_drop_bad}"
+            )
+
+    def bad(self, *, recalls: bool) -> list[Limit]:
+        """Limits that make a candidate bad when missed; the recall guard only with recalls."""
+        guard = [
+            Limit("worst_recall_drop", self.max_recall_drop, class_column="worst_drop_class"),
+            Limit("worst_recall", self.min_recall, at_least=True, class_column="worst_class"),
+        ]
+        return [Limit("accuracy_drop", self.accuracy_drop_bad), *(guard if recalls else [])]
+
+    def good(self) -> list[Limit]:
+        """Limits that make a candidate acceptable at best when missed."""
+        return [
+            Limit("accuracy_drop", self.accuracy_drop_good),
+            Limit("size_reduction", self.size_reduction_good, at_least=True),
+            Limit("latency_reduction", self.latency_reduction_good, at_least=True),
+        ]
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """Hard limits of the device; ``None`` means no limit.
+
+    ``memory`` says which of the four memory numbers ``max_memory_mb`` (MiB) limits, ``energy``
+    which of the two energy estimates ``max_energy_j`` limits.
+    """
+
+    max_latency_p95_ms: float | None = None
+    max_memory_mb: float | None = None
+    max_energy_j: float | None = None
+    min_accuracy: float | None = None
+    memory: str = "weights"
+    energy: str = "proxy"
+
+    def __post_init__(self) -> None:
+        require_known(self.memory, allowed=tuple(MEMORY_COLUMNS), what="kind of memory")
+        require_known(self.energy, allowed=tuple(ENERGY_COLUMNS), what="kind of energy")
+        for name in ("max_latency_p95_ms", "max_memory_mb", "max_energy_j", "min_accuracy"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"constraint {name} is {value}; allowed: above 0 and finite")
+
+    def limits(self) -> list[Limit]:
+        """Return the constraints that are set, as limits on sweep columns in their own units."""
+        scale = 1 if self.memory == "weights" else MIB
+        limits = [
+            ("latency_p95_ms", self.max_latency_p95_ms),
+            (MEMORY_COLUMNS[self.memory], self.max_memory_mb and self.max_memory_mb * scale),
+            (ENERGY_COLUMNS[self.energy], self.max_energy_j),
+        ]
+        chosen = [Limit(column, bound) for column, bound in limits if bound is not None]
+        if self.min_accuracy is not None:
+            chosen.append(Limit("accuracy", self.min_accuracy, at_least=True))
+        return chosen
+
+
+def rules(
+    gates: Gates, *, constraints: Constraints, active_memory_budget_mb: float
+) -> list[tuple[str, str]]:
+    """Write the budget, the gates and the limits in words: what is judged, and by what rule."""
+    points, share = partial(quantity, "accuracy_drop"), partial(quantity, "accuracy")
+    return [
+        ("weights", f"refused above {quantity('memory_mb', active_memory_budget_mb)}"),
+        (
+            "accuracy drop",
+            f"good up to {points(gates.accuracy_drop_good)}, "
+            f"refused above {points(gates.accuracy_drop_bad)}",
+        ),
+        ("recall of a class", f"refused below {share(gates.min_recall)}"),
+        ("fall of a class's recall", f"refused above {points(gates.max_recall_drop)}"),
+        (
+            "accuracy and recalls",
+            f"judged by paired intervals at {share(gates.gate_confidence)}; what they leave open "
+            "comes after what they settle"
+            if gates.gate_confidence
+            else "judged by the estimates",
+        ),
+        ("as fast within noise", f"at most {share(gates.latency_tie_cap)} above the fastest"),
+        ("weights saved", f"good from {share(gates.size_reduction_good)}"),
+        ("latency saved", f"good from {share(gates.latency_reduction_good)}"),
+        *(
+            (
+                COLUMNS[limit.column].title.lower(),
+                f"refused {'below' if limit.at_least else 'above'} "
+                f"{quantity(limit.column, limit.bound)}",
+            )
+            for limit in constraints.limits()
+        ),
+    ]
+
+
+def gate_table(
+    sweep: pd.DataFrame,
+    *,
+    baseline: str,
+    gates: Gates,
+    recalls: pd.DataFrame | None = None,
+    intervals: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Judge every candidate against the baseline, one row per candidate in the sweep's order.
+
+    Parameters
+    ----------
+    sweep : DataFrame
+        At least ``candidate, accuracy, latency_p50_ms, memory_mb``.
+    baseline : str
+        The candidate that losses and savings are relative to.
+    recalls : DataFrame, optional
+        ``candidate, class_name, recall`` on the same images; without it the per-class guard is
+        left out and its columns are missing.
+    intervals : DataFrame, optional
+        :func:`edgeopt.decision.gate_intervals`; without it the estimates are judged.
+
+    Returns
+    -------
+    DataFrame
+        ``candidate, accuracy_drop, size_reduction, latency_reduction`` (shares), ``verdict``
+        (good, acceptable or bad), ``missed``, the gates that were missed in words, and
+        ``not_settled``, the gates that the images do not decide. With ``intervals`` also
+        ``accuracy_drop_low``, ``accuracy_drop_high``, ``accuracy_drop_confidence``, and
+        ``accuracy_within``: the gate on the fall of accuracy that was shown to be met, the stricter
+        one of the two.
+
+    Raises
+    ------
+    ValueError
+        When a column, the baseline or a candidate's recalls are missing, or a name repeats.
+    """
+    require_columns(sweep, NEEDED, what="gate_table")
+    table = _relative_to(sweep, baseline=baseline)
+    if recalls is not None:
+        measured = sweep.loc[sweep["accuracy"].notna(), "candidate"]
+        guard = _recall_guard(recalls, baseline=baseline, needed=measured)
+        table = table.join(guard, on="candidate")
+    bad, good = gates.bad(recalls=recalls is not None), gates.good()
+    found = findings(table, [*bad, *good], intervals)
+    broken = [{limit for limit, f in own.items() if f.verdict == BROKEN} for own in found]
+    verdict = np.select(
+        [[bool(own & {*bad}) for own in broken], [bool(own) for own in broken]],
+        ["bad", "acceptable"],
+        default="good",
+    )
+    missed, not_settled = ([texts(own, v) for own in found] for v in (BROKEN, NOT_SETTLED))
+    table = table.assign(verdict=verdict, missed=missed, not_settled=not_settled)
+    return table if intervals is None else _with_interval(table, intervals, gates=gates)
+
+
+def _relative_to(sweep: pd.DataFrame, *, baseline: str) -> pd.DataFrame:
+    repeated = sorted(set(sweep.loc[sweep["candidate"].duplicated(), "candidate"]))
+    if repeated:
+        raise ValueError(f"candidate(s) {', '.join(repeated)} repeat; allowed: each name once")
+    require_known(baseline, allowed=tuple(sweep["candidate"]), what="baseline candidate")
+    reference = sweep.loc[sweep["candidate"] == baseline].iloc[0]
+    return pd.DataFrame(
+        {
+            "candidate": sweep["candidate"],
+            "accuracy_drop": reference["accuracy"] - sweep["accuracy"],
+            "size_reduction": 1 - sweep["memory_mb"] / reference["memory_mb"],
+            "latency_reduction": 1 - sweep["latency_p50_ms"] / reference["latency_p50_ms"],
+        }
+    )
+
+
+def _with_interval(table: pd.DataFrame, intervals: pd.DataFrame, *, gates: Gates) -> pd.DataFrame:
+    drops = intervals[intervals["gate"] == "accuracy_drop"].set_index("candidate")
+    low, high = (table["candidate"].map(drops[end]) for end in ("low", "high"))
+    bounds = (gates.accuracy_drop_good, gates.accuracy_drop_bad)
+    within = np.select([high <= bound for bound in bounds], bounds, default=np.nan)
+    return table.assign(
+        accuracy_drop_low=low,
+        accuracy_drop_high=high,
+        accuracy_drop_confidence=gates.gate_confidence,
+        accuracy_within=within,
+    )
+
+
+def _recall_guard(recalls: pd.DataFrame, *, baseline: str, needed: Sequence[str]) -> pd.DataFrame:
+    """Per candidate: the largest fall of a class's recall, the lowest recall, and which class.
+
+    The falls are NaN where the baseline failed and so has no recalls.
+    """
+    require_columns(recalls, ["candidate", "class_name", "recall"], what="the recall guard")
+    # pivot, unlike pivot_table, refuses a class that is given twice
+    wide = recalls.pivot(index="class_name", columns="candidate", values="recall")  # noqa: PD010
+    wide = wide.dropna(axis=1, how="all")
+    if absent := [name for name in needed if name not in wide]:
+        raise ValueError(f"recalls lack the candidate(s) {', '.join(absent)}")
+    guard = pd.DataFrame({"worst_recall": wide.min(), "worst_class": wide.idxmin()})
+    if baseline not in wide:
+        return guard.assign(worst_recall_drop=np.nan, worst_drop_class="")
+    drops = wide.rsub(wide[baseline], axis=0)
+    return guard.assign(worst_recall_drop=drops.max(), worst_drop_class=drops.idxmax())

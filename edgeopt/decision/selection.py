@@ -1,0 +1,74 @@
+"""Budgets and the Pareto frontier: sweep table in, table out."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from edgeopt.schema import require_columns
+
+
+def budget_column(budget_mb: float) -> str:
+    """Name of the column that tells which rows exceed a budget, e.g. ``violates_0.05mb``."""
+    return f"violates_{budget_mb}mb"
+
+
+def accepted_mask(df: pd.DataFrame) -> pd.Series:
+    """Rows whose ``accepted`` is true; a missing value counts as not accepted."""
+    return df["accepted"].eq(True).fillna(False).astype(bool)
+
+
+def apply_budgets(
+    df: pd.DataFrame, *, memory_budgets_mb: Sequence[float], active_memory_budget_mb: float
+) -> pd.DataFrame:
+    """Add ``accepted``, ``active_budget_mb`` and one ``violates_{budget}mb`` per budget.
+
+    A row is accepted when its ``memory_mb`` is at most the active budget. A failed row, or one
+    whose memory is unknown, is never accepted, and violates no budget as far as is known.
+
+    Raises
+    ------
+    ValueError
+        When ``memory_mb`` is missing, or a budget is not a positive number of MiB.
+    """
+    require_columns(df, ["memory_mb"], what="apply_budgets")
+    for budget in (*memory_budgets_mb, active_memory_budget_mb):
+        if not 0 < budget < float("inf"):
+            raise ValueError(f"memory budget is {budget} MiB; allowed: above 0 and finite")
+    memory = pd.to_numeric(df["memory_mb"])
+    succeeded = df["status"].ne("failed") if "status" in df else True
+    return df.assign(
+        accepted=(memory <= active_memory_budget_mb) & succeeded,
+        active_budget_mb=float(active_memory_budget_mb),
+        **{budget_column(budget): memory > budget for budget in memory_budgets_mb},
+    )
+
+
+def pareto_frontier(df: pd.DataFrame, x_col: str) -> pd.DataFrame:
+    """Keep the accepted rows that no other accepted row beats on ``x_col`` and accuracy.
+
+    Rows come in ascending ``x_col`` with strictly rising ``accuracy``; at equal ``x_col`` the most
+    accurate stays. Rows without either number are left out. Columns and index labels are kept.
+
+    Raises
+    ------
+    ValueError
+        When ``accepted``, ``accuracy`` or ``x_col`` is not a column.
+    """
+    require_columns(df, ["accepted", "accuracy", x_col], what="pareto_frontier")
+    rows = df[accepted_mask(df)].dropna(subset=["accuracy", x_col])
+    rows = rows.sort_values([x_col, "accuracy"], ascending=[True, False], kind="stable")
+    best_before = rows["accuracy"].cummax().shift()
+    return rows[best_before.isna() | (rows["accuracy"] > best_before)]
+
+
+def frontier_twins(df: pd.DataFrame, x_col: str) -> pd.DataFrame:
+    """Name the accepted rows that are equal to a frontier row in both numbers, and that row.
+
+    A frontier rises strictly, so that of equal candidates it holds one. Columns: ``candidate,
+    equals``.
+    """
+    frontier = pareto_frontier(df, x_col)
+    keys = [x_col, "accuracy"]
+    others = df[accepted_mask(df)].drop(index=frontier.index)
+    named = frontier[["candidate", *keys]].rename(columns={"candidate": "equals"})
+    return others[["candidate", *keys]].merge(named, on=keys)[["candidate", "equals"]]

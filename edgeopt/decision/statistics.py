@@ -1,0 +1,133 @@
+"""How sure the numbers are: intervals over seeds and images, odds of the frontier."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from edgeopt.decision.paired import (
+    Correct,
+    accuracy_ties,
+    correctness,
+    detectable_difference,
+    paired_comparison,
+)
+from edgeopt.metrics import check_samples, resampled_medians, round_weights
+
+__all__ = [
+    "Interval",
+    "detectable_difference",
+    "frontier_probability",
+    "hypervolume",
+    "paired_comparison",
+]
+
+
+FRONTIER_COLUMNS = (
+    "candidate",
+    "accuracy",
+    "latency_p50_ms",
+    "frontier_probability",
+    "tied_with",
+)
+
+
+class Interval(NamedTuple):
+    """An estimate with the low and high end of its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def frontier_probability(
+    correct: Correct,
+    samples: pd.DataFrame,
+    *,
+    replicates: int = 1000,
+    seed: int = 0,
+    alpha: float = 0.05,
+) -> pd.DataFrame:
+    """How likely each candidate is on the accuracy/median-latency frontier.
+
+    Each bootstrap replicate draws the images anew, the same for all candidates, and the
+    measurement's rounds anew, the same for all, and takes the frontier of that draw. ``correct``
+    says which images each candidate gets right, [images] or [seeds, images]; accuracy is the mean
+    over seeds, which are not drawn anew. One row per candidate: ``accuracy, latency_p50_ms,
+    frontier_probability, tied_with``; the last names, joined by commas, the candidates whose
+    accuracy the Holm-adjusted paired test over all pairs cannot tell from this one's. No candidate
+    in, no row out.
+    """
+    if not len(correct):
+        return pd.DataFrame(columns=list(FRONTIER_COLUMNS))
+    table = correctness(correct)
+    shares = np.column_stack([values.mean(axis=0) for values in table.values()])
+    own_samples = _samples_of(list(table), samples)
+    if replicates < 1:
+        raise ValueError(f"replicates is {replicates}; allowed: 1 or more")
+    rounds = next(iter(own_samples.values()))["round"].nunique()
+    weights = round_weights(rounds, replicates=replicates, seed=seed)
+    latencies = [resampled_medians(own, weights) for own in own_samples.values()]
+    right = _resampled_counts(shares, replicates=replicates, seed=seed)
+    on_frontier = _frontier_masks(np.column_stack(latencies), right)
+    return pd.DataFrame(
+        {
+            "candidate": list(table),
+            "accuracy": shares.mean(axis=0),
+            "latency_p50_ms": [own["latency_ms"].median() for own in own_samples.values()],
+            "frontier_probability": on_frontier.mean(axis=0),
+            "tied_with": accuracy_ties(table, alpha=alpha),
+        }
+    )
+
+
+def hypervolume(df: pd.DataFrame, *, x_col: str, reference: tuple[float, float]) -> float:
+    """Area between the rows' frontier and a reference point (worst ``x_col``, worst accuracy).
+
+    Smaller ``x_col`` and larger ``accuracy`` are better; rows not better than the reference in
+    both add nothing. Unit: that of ``x_col`` times accuracy. Only compare areas with the same
+    reference. Source: Zitzler and Thiele 1998, doi:10.1007/BFb0056872.
+    """
+    if missing := [column for column in (x_col, "accuracy") if column not in df]:
+        raise ValueError(f"hypervolume needs the column(s) {', '.join(missing)}")
+    worst_x, worst_accuracy = reference
+    if not np.isfinite(reference).all():
+        raise ValueError(f"reference is {reference}; allowed: two finite numbers")
+    inside = df[(df[x_col] < worst_x) & (df["accuracy"] > worst_accuracy)].sort_values(x_col)
+    steps = np.diff(inside[x_col], append=worst_x)
+    return float(np.sum(steps * (inside["accuracy"].cummax() - worst_accuracy)))
+
+
+def _samples_of(candidates: Sequence[str], samples: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    check_samples(samples)
+    groups = dict(list(samples.groupby("candidate")))
+    failed = [name for name, own in groups.items() if own["latency_ms"].isna().any()]
+    lacking = [name for name in candidates if name not in groups or name in failed]
+    if lacking:
+        raise ValueError(f"no latency samples of {', '.join(lacking)}: not measured, or failed")
+    own_samples = {name: groups[name] for name in candidates}
+    rounds = {name: own["round"].nunique() for name, own in own_samples.items()}
+    if len(set(rounds.values())) > 1:
+        raise ValueError(f"latency samples have different numbers of rounds: {rounds}")
+    return own_samples
+
+
+def _resampled_counts(right: NDArray[np.float64], *, replicates: int, seed: int) -> NDArray:
+    """Right answers [replicates, candidates] on images drawn anew."""
+    images = len(right)
+    draws = np.random.default_rng((seed, 1)).integers(images, size=(replicates, images))
+    weights = np.stack([np.bincount(draw, minlength=images) for draw in draws])
+    return (weights.astype(float) @ right).round(9)  # thirds of seeds must still tie
+
+
+def _frontier_masks(latencies: NDArray, right: NDArray) -> NDArray[np.bool_]:
+    """Which candidates are on the frontier, row by row of two [replicates, candidates] arrays."""
+    order = np.lexsort((-right, latencies), axis=-1)
+    ranked = np.take_along_axis(right, order, axis=1)
+    best = np.maximum.accumulate(ranked, axis=1)
+    rises = np.hstack([np.ones((len(best), 1), dtype=bool), ranked[:, 1:] > best[:, :-1]])
+    masks = np.empty_like(rises)
+    np.put_along_axis(masks, order, rises, axis=1)
+    return masks

@@ -1,0 +1,44 @@
+"""Trainings, candidates, the sweep, and the recovery of int8."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "candidates": [
+            "Candidate",
+            "artifact_of",
+            "grid",
+            "prepare_candidates",
+            "score",
+            "testable_parents",
+        ],
+        "comparison": ["answer_sections", "class_changes", "int8_cost", "markdown_page"],
+        "diagnosis": ["diagnose"],
+        "measuring": ["measure_candidates", "measured_energy_table", "peak_rss_table"],
+        "prepared": ["Prepared"],
+        "pruning_results": ["accuracy_table", "filter_norms", "size_table", "with_intervals"],
+        "recovery": ["DIAGNOSIS_IMAGES", "mend", "mend_candidate", "repair_fallen"],
+        "sweep": [
+            "accuracy_over_seeds",
+            "answers_of",
+            "candidate_table",
+            "mean_macro_f1",
+            "pareto_frontier",
+            "precision_variant",
+            "recall_table",
+            "run_sweep",
+            "sweep_table",
+            "train_model",
+            "with_seeds",
+        ],
+        "trainings": [
+            "Recipe",
+            "Schedule",
+            "Training",
+            "TrainingPlan",
+            "pruned_recipes",
+            "train_networks",
+        ],
+    },
+)

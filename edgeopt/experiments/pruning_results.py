@@ -1,0 +1,114 @@
+"""What pruning left of each network: channels, multiply-accumulates, accuracy."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+from torch import nn
+
+from edgeopt.data import Split
+from edgeopt.experiments.trainings import Recipe
+from edgeopt.metrics import wilson_interval
+from edgeopt.model import predict_logits
+from edgeopt.pruning import count_macs
+
+# Of a level: a grid of channels that misses it by more says what was reached instead.
+LEVEL_TOLERANCE = 0.25
+
+
+def accuracy_table(
+    networks: Mapping[Recipe, nn.Module], splits: Mapping[str, Split]
+) -> pd.DataFrame:
+    """One row per network: which it is, how large, how accurate on its network's split.
+
+    Columns: ``model, seed, pruning_level, recipe, criterion``; ``channels``, those of each
+    convolution in turn, as in ``8/16``; ``macs`` of one image and ``parameters``; ``accuracy``.
+    """
+    rows = [
+        {
+            "model": recipe.model,
+            "seed": recipe.seed,
+            "pruning_level": recipe.pruning_level,
+            "recipe": recipe.kind,
+            "criterion": recipe.criterion,
+            "channels": "/".join(map(str, channels_of(model))),
+            "macs": count_macs(model, example_input=splits[recipe.model].take(1)),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "accuracy": _accuracy(model, splits[recipe.model]),
+        }
+        for recipe, model in networks.items()
+    ]
+    keys = ["model", "seed", "pruning_level", "recipe", "criterion"]
+    return pd.DataFrame(rows, columns=[*keys, "channels", "macs", "parameters", "accuracy"])
+
+
+def size_table(networks: Mapping[Recipe, nn.Module], splits: Mapping[str, Split]) -> pd.DataFrame:
+    """Set what each level leaves of each network beside what was asked for.
+
+    Columns: ``model, pruning_level``; ``level_reached``, the share of all prunable channels that
+    were removed; ``channels`` of the network's convolutions, ``macs`` and ``parameters``, with the
+    shares that are kept; ``note``, which says so where the grid of channels misses the level by
+    more than a quarter of it.
+    """
+    first = {r.model: model for r, model in networks.items() if not r.pruning_level}
+    rows = [
+        {
+            "model": recipe.model,
+            "pruning_level": recipe.pruning_level,
+            "level_reached": _level_reached(first[recipe.model], model),
+            "channels": sum(channels_of(model)),
+            "macs": count_macs(model, example_input=splits[recipe.model].take(1)),
+            "parameters": sum(p.numel() for p in model.parameters()),
+        }
+        for recipe, model in networks.items()
+    ]
+    table = pd.DataFrame(rows).drop_duplicates(ignore_index=True)
+    whole = table.groupby("model")[["macs", "parameters"]].transform("max")
+    missed = (table["level_reached"] - table["pruning_level"]).abs()
+    off = missed > LEVEL_TOLERANCE * table["pruning_level"]
+    note = "the grid of channels reached " + table["level_reached"].map("{:.0%}".format)
+    return table.assign(
+        macs_kept=table["macs"] / whole["macs"],
+        parameters_kept=table["parameters"] / whole["parameters"],
+        note=note.where(off, ""),
+    )
+
+
+def with_intervals(table: pd.DataFrame, *, images: int) -> pd.DataFrame:
+    """Add Wilson's 95 % interval of each accuracy, for the number of images there were."""
+    ends = [wilson_interval(round(share * images), images) for share in table["accuracy"]]
+    low, high = zip(*ends, strict=True)
+    return table.assign(accuracy_low=low, accuracy_high=high)
+
+
+def filter_norms(model: nn.Module, *, layers: int) -> pd.DataFrame:
+    """L1 norm of every filter of at most ``layers`` convolutions, spread over the network.
+
+    Columns: ``layer, filter, l1_norm``.
+    """
+    convolutions = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Conv2d)]
+    step = -(-len(convolutions) // layers)
+    rows = [
+        (name, index, norm)
+        for name, layer in convolutions[:: max(1, step)]
+        for index, norm in enumerate(layer.weight.detach().abs().sum(dim=(1, 2, 3)).tolist())
+    ]
+    return pd.DataFrame(rows, columns=["layer", "filter", "l1_norm"])
+
+
+def channels_of(model: nn.Module) -> list[int]:
+    """Output channels of every convolution, in the order of the modules."""
+    return [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
+
+
+def _level_reached(whole: nn.Module, pruned: nn.Module) -> float:
+    """Share of the channels that are gone, over the layers that the head is not one of."""
+    pairs = [
+        (before.weight.shape[0], after.weight.shape[0])
+        for before, after in zip(whole.modules(), pruned.modules(), strict=True)
+        if isinstance(before, nn.Conv2d | nn.Linear)
+    ][:-1]
+    return 1 - sum(after for _, after in pairs) / sum(before for before, _ in pairs)
+
+
+def _accuracy(model: nn.Module, split: Split) -> float:
+    return (predict_logits(model, split).argmax(1) == split.labels).float().mean().item()

@@ -1,0 +1,13 @@
+"""Where the time goes, what the machine could do, and what other devices would."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "ceilings": ["configure_ceilings", "measure_ceilings"],
+        "devices": ["estimate_on_devices", "load_devices"],
+        "roofline": ["count_layers", "measure_networks", "place_on_roofline", "profile_candidates"],
+        "tradeoffs": ["precision_tradeoff_table"],
+    },
+)

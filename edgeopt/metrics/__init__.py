@@ -1,0 +1,36 @@
+"""What a candidate is worth and what it costs: quality, latency, memory, energy."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "activations": ["artifact_activation_bytes"],
+        "conditions": ["disturbance"],
+        "counters": ["read_counters"],
+        "energy": [
+            "POWERCAP_ROOT",
+            "energy_model_j",
+            "energy_proxy_j",
+            "measured_energy_j",
+            "measured_energy_unavailable",
+        ],
+        "latency": [
+            "check_samples",
+            "latency_ratios",
+            "latency_statistics",
+            "relative_latency",
+            "resampled_medians",
+            "round_weights",
+        ],
+        "quality": [
+            "agreement",
+            "confusion_table",
+            "per_class_table",
+            "quality_row",
+            "wilson_interval",
+        ],
+        "resident": ["resident_memory"],
+        "rounds": ["Measurement", "measure_latency"],
+    },
+)

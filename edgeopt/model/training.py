@@ -1,0 +1,160 @@
+"""Train, fine-tune and predict."""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from edgeopt.data import Split, in_batches
+from edgeopt.model.networks import deterministic_algorithms
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A trained model and one row per epoch: epoch, train_loss, train_accuracy, val_accuracy."""
+
+    model: nn.Module
+    history: pd.DataFrame
+
+
+def train_model(
+    model: nn.Module,
+    train_loader: DataLoader,
+    epochs: int,
+    learning_rate: float,
+    device: str | torch.device = "cpu",
+) -> nn.Module:
+    """Train a copy of ``model`` with Adam and cross-entropy and return it in eval mode.
+
+    Raises
+    ------
+    ValueError
+        When ``epochs`` is negative, ``learning_rate`` is not positive, or there are no images.
+    """
+    return fit(model, train_loader, epochs=epochs, learning_rate=learning_rate, device=device).model
+
+
+def fit(
+    model: nn.Module,
+    train_loader: DataLoader,
+    *,
+    epochs: int,
+    learning_rate: float,
+    device: str | torch.device = "cpu",
+    val_loader: DataLoader | None = None,
+    progress: bool = True,
+    cosine: bool = False,
+) -> TrainingRun:
+    """Train as :func:`train_model` does and keep the per-epoch history.
+
+    Parameters
+    ----------
+    val_loader : DataLoader, optional
+        Scored after every epoch; ``val_accuracy`` is NaN without it.
+    cosine : bool
+        Anneal the learning rate to zero over all steps (Loshchilov and Hutter, 2017,
+        arXiv:1608.03983). Constant when false.
+    """
+    if epochs < 0:
+        raise ValueError(f"epochs is {epochs}; allowed: 0 or more")
+    if not len(train_loader):
+        raise ValueError("the training loader holds no images; allowed: 1 or more")
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate is {learning_rate}; allowed: above 0")
+    layout = memory_format(model)
+    trained = copy.deepcopy(model).to(device, memory_format=layout)
+    optimizer = torch.optim.Adam(trained.parameters(), lr=learning_rate)
+    steps = max(1, epochs * len(train_loader))
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) if cosine else None
+    rows = []
+    with deterministic_algorithms():
+        for epoch in tqdm(
+            range(1, epochs + 1), desc="epochs", disable=None if progress else True, leave=False
+        ):
+            batches = (
+                (images.to(device, memory_format=layout), labels.to(device))
+                for images, labels in train_loader
+            )
+            loss, accuracy = _train_epoch(trained, batches, optimizer, scheduler)
+            val_accuracy = evaluate(trained, val_loader) if val_loader else float("nan")
+            rows.append((epoch, loss, accuracy, val_accuracy))
+    columns = ["epoch", "train_loss", "train_accuracy", "val_accuracy"]
+    trained = trained.to(memory_format=torch.contiguous_format).eval()
+    return TrainingRun(trained, pd.DataFrame(rows, columns=columns))
+
+
+def memory_format(model: nn.Module) -> torch.memory_format:
+    """Layout that a network is trained in: channels last, which is faster, where it is sound.
+
+    oneDNN's AVX2 kernel for the weights' gradient of a strided 1x1 convolution writes past its
+    buffer in channels last when the convolution reads fewer than 8 channels (torch 2.13 ends with
+    SIGSEGV or a corrupted heap); such networks, common once residual ones are pruned, stay
+    contiguous.
+    """
+    unsound = any(
+        isinstance(layer, nn.Conv2d)
+        and layer.kernel_size == (1, 1)
+        and layer.stride != (1, 1)
+        and layer.in_channels % 8
+        for layer in model.modules()
+    )
+    return torch.contiguous_format if unsound else torch.channels_last
+
+
+def _train_epoch(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None,
+) -> tuple[float, float]:
+    model.train()
+    seen, loss_sum, correct = 0, 0.0, 0
+    for images, labels in batches:
+        optimizer.zero_grad(set_to_none=True)
+        output = model(images)
+        logits = getattr(output, "logits", output)  # Inception's come with auxiliary ones
+        loss = nn.functional.cross_entropy(logits, labels)
+        loss.backward()
+        optimizer.step()
+        if scheduler:
+            scheduler.step()
+        seen += len(labels)
+        loss_sum += loss.item() * len(labels)
+        correct += (logits.argmax(1) == labels).sum().item()
+    return loss_sum / seen, correct / seen
+
+
+@torch.no_grad()
+def predict_logits(
+    model: nn.Module,
+    images: Tensor | Split,
+    *,
+    batch_size: int = 256,
+    device: str | torch.device = "cpu",
+) -> Tensor:
+    """Logits [N, classes] in float32 of images [N, C, H, W]; the model is put in eval mode.
+
+    A split's images are converted batch by batch.
+    """
+    model.eval()
+    floats = (p.dtype for p in model.parameters() if p.is_floating_point())
+    dtype = next(floats, torch.float32)
+    batches = in_batches(images, batch_size)
+    return torch.cat([model(batch.to(device, dtype)).float().cpu() for batch in batches])
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loader: DataLoader) -> float:
+    """Top-1 accuracy of ``model`` over a loader; raises ``ValueError`` when it is empty."""
+    seen, correct = 0, 0
+    for images, labels in loader:
+        correct += (predict_logits(model, images).argmax(1) == labels.cpu()).sum().item()
+        seen += len(labels)
+    if not seen:
+        raise ValueError("the loader holds no images; allowed: 1 or more")
+    return correct / seen

@@ -1,0 +1,26 @@
+"""DataFrame -> Axes."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "compression": [
+            "diagnosis_bars",
+            "filter_norms",
+            "ladder_plot",
+            "pruning_curves",
+            "quantization",
+        ],
+        "hardware": [
+            "device_estimates",
+            "drift",
+            "latency_distribution",
+            "layer_breakdown",
+            "roofline",
+        ],
+        "quality": ["confusion_matrix", "per_class_change", "sample_images", "training_history"],
+        "style": ["INK", "use_style"],
+        "sweep": ["budgets", "energy_tiers", "frontier", "precision_tradeoffs"],
+    },
+)

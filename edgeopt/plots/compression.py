@@ -1,0 +1,209 @@
+"""Figures of pruning, quantization, its collapse and its mending: table in, axes out."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from edgeopt.plots.annotations import FONT_SIZE, beside, bound, label_lines
+from edgeopt.plots.style import (
+    INK,
+    QUIET,
+    SERIES,
+    dot,
+    key_below,
+    log_axis,
+    new_axes,
+    percent_axis,
+    row_height,
+)
+from edgeopt.runtimes import runtime_named
+from edgeopt.schema import CRITERIA, PRECISIONS, PRUNED_RECIPES, label, require_columns
+
+ALONE = "#9DB4C0"
+SERIES_ORDER = {"recipe": PRUNED_RECIPES, "criterion": CRITERIA}
+
+
+def pruning_curves(df: pd.DataFrame, *, hue: str = "recipe", ax: Axes | None = None) -> Axes:
+    """Accuracy over the pruning level, one line per recipe (or criterion), from the baseline on.
+
+    Several rows per point are seeds: the line is their mean and the bar their range. A single row
+    has its Wilson interval, where the table has one.
+    """
+    require_columns(df, ["pruning_level", "accuracy", hue], what="pruning_curves")
+    ax = new_axes(ax)
+    pruned, start = df[df["pruning_level"] > 0], df[df["pruning_level"] == 0]
+    ends = []
+    for index, name in enumerate(SERIES_ORDER[hue]):
+        rows = pruned[pruned[hue] == name]
+        if rows.empty:
+            continue
+        color, marker, line = SERIES[index]
+        points = _points_with_bars(pd.concat([start, rows]))
+        reach = points[["below", "above"]].T
+        style = {"color": color, "marker": marker, "ls": line, "ms": 7, "capsize": 3}
+        ax.errorbar(points.index, points["mean"], reach, **style)
+        ends.append((points.index[-1], points["mean"].iloc[-1], name, color))
+    percent_axis(ax.xaxis)
+    percent_axis(ax.yaxis)
+    ax.set(xlabel=label("pruning_level"), ylabel=label("accuracy"))
+    label_lines(ax, ends)
+    return ax
+
+
+def filter_norms(norms: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """L1 norm of every filter, largest first, a line per layer.
+
+    Columns: ``layer, l1_norm`` and, where known, ``kept``; removed filters are hollow.
+    """
+    require_columns(norms, ["layer", "l1_norm"], what="filter_norms")
+    ax = new_axes(ax, height=3.8)
+    handles = []
+    for index, (layer, rows) in enumerate(norms.groupby("layer", sort=False)):
+        color, marker, line = SERIES[index % len(SERIES)]
+        ranked = rows.astype({"l1_norm": float}).sort_values("l1_norm", ascending=False)
+        rank = np.arange(1, len(ranked) + 1)
+        kept = ranked.get("kept", pd.Series(True, index=ranked.index)).astype(bool)
+        ax.plot(rank, ranked["l1_norm"], ls=line, color=color, lw=1, zorder=1)
+        faces = np.where(kept, color, "white")
+        ax.scatter(rank, ranked["l1_norm"], c=faces, ec=color, marker=marker, s=48, zorder=2)
+        handles.append(Line2D([], [], color=color, marker=marker, ls=line, label=layer))
+    if "kept" in norms:
+        handles.append(dot("removed", "white"))
+    key_below(ax, handles)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set(xlabel="Rank of the filter in its layer", ylabel="L1 norm of the filter", ylim=(0, None))
+    return ax
+
+
+def weight_ranges(ranges: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Largest absolute weight of every output channel, a row per layer, on a log axis.
+
+    Columns: ``layer, channel, max_abs``. A channel above ten times its layer's median is named:
+    one range for the whole tensor would serve that channel only.
+    """
+    require_columns(ranges, ["layer", "channel", "max_abs"], what="weight_ranges")
+    rows = ranges[ranges["max_abs"] > 0]
+    layers = list(dict.fromkeys(rows["layer"]))
+    ax = new_axes(ax, height=row_height(len(layers)), grid="x")
+    heights = rows["layer"].map(layers.index)
+    outlier = rows["max_abs"] > 10 * rows.groupby("layer")["max_abs"].transform("median")
+    colors = np.where(outlier, "#D55E00", "#0072B2")
+    ax.scatter(rows["max_abs"], heights, c=colors, marker="|", s=150, lw=1.8)
+    log_axis(ax.xaxis)
+    for (_, row), height in zip(rows[outlier].iterrows(), heights[outlier], strict=True):
+        place = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center"}
+        ax.annotate(f"channel {row['channel']}", (row["max_abs"], height), **place, fontsize=10)
+    ax.set_yticks(range(len(layers)), layers)
+    ax.margins(x=0.1)
+    ax.set_ylim(len(layers) - 0.4, -0.6)
+    ax.set_xlabel("Largest absolute weight of a channel")
+    return ax
+
+
+def quantization(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Weights of every precision and runtime as bars, with the agreement with fp32 beside them."""
+    needed = ["runtime", "precision", "weight_bytes", "agreement"]
+    require_columns(table, needed, what="the quantization figure")
+    rows = table.dropna(subset=["weight_bytes"]).sort_values("weight_bytes", ignore_index=True)
+    ax = new_axes(ax, height=row_height(len(rows)), grid="x")
+    for y, row in rows.iterrows():
+        kib, precision = row["weight_bytes"] / 1024, row["precision"]
+        hatch = PRECISIONS[precision].hatch
+        ax.barh(y, kib, color=PRECISIONS[precision].color, hatch=hatch, ec="white", lw=0)
+        beside(ax, kib, y, f"{kib:.1f} KiB, {row['agreement']:.1%}")
+    names = [
+        f"{runtime_named(row['runtime']).title} {row['precision']}" for _, row in rows.iterrows()
+    ]
+    ax.set_yticks(rows.index, names)
+    ax.set_xlim(0, 1.6 * rows["weight_bytes"].max() / 1024)
+    ax.invert_yaxis()
+    ax.set(xlabel="Weights (KiB)", title="Weights, top-1 agreement with fp32")
+    return ax
+
+
+def diagnosis_bars(diagnosis: pd.DataFrame, *, rows: int = 12, ax: Axes | None = None) -> Axes:
+    """Signal-to-noise ratio of the worst tensors, rounded alone (filled) and in the int8 network.
+
+    Takes :func:`edgeopt.experiments.diagnose` in its order, worst first. Beside each tensor stand
+    the accuracy with only it quantized and, where one channel is ten times wider than the median
+    one, that channel; such a tensor is dark.
+    """
+    alone, accumulated = "sqnr_alone_db", "sqnr_accumulated_db"
+    needed = ["tensor", "layer", alone, accumulated, "accuracy_alone", "worst_channel"]
+    require_columns(diagnosis, [*needed, "outlier_ratio"], what="the diagnosis figure")
+    worst = diagnosis.head(rows).reset_index(drop=True)
+    ax = new_axes(ax, height=0.5 + row_height(len(worst)), grid="x")
+    outlier = worst["outlier_ratio"] > 10
+    ax.hlines(worst.index, worst[accumulated], worst[alone], color=QUIET, lw=1.2, zorder=1)
+    ax.scatter(worst[alone], worst.index, s=70, c=np.where(outlier, INK, ALONE), ec=INK, zorder=2)
+    ax.scatter(worst[accumulated], worst.index, s=30, c="white", ec=INK, zorder=3)
+    for y, row in worst.iterrows():
+        channel = f", channel {row['worst_channel']}" if outlier[y] else ""
+        _write_in_margin(ax, y, f"{row['accuracy_alone']:.1%}{channel}")
+    _write_in_margin(ax, -0.75, "accuracy, it alone in int8")
+    ax.set_yticks(worst.index, [_tensor_words(row) for _, row in worst.iterrows()])
+    ax.set_ylim(len(worst) - 0.4, -0.6)
+    ax.set_xlabel("Signal-to-quantization-noise ratio (dB)")
+    handles = [dot("rounded alone", ALONE), dot("in the int8 network", "white")]
+    key_below(ax, [*handles, *([dot("one channel far wider", INK)] if outlier.any() else [])])
+    return ax
+
+
+def ladder_plot(
+    ladder: pd.DataFrame, *, target: float | None = None, ax: Axes | None = None
+) -> Axes:
+    """Accuracy after each remedy, in the order tried, with what it costs beside it.
+
+    Columns: ``remedy, accuracy`` (NaN where the remedy failed) and, where known, ``latency_ms``
+    and ``int8_mac_share``, which is written where only a part is int8. Steps that reach
+    ``target``, the accuracy that ends the search, are filled; the first row is fp32.
+    """
+    require_columns(ladder, ["remedy", "accuracy"], what="ladder_plot")
+    steps = ladder.reset_index(drop=True)
+    ax = new_axes(ax, height=0.3 + row_height(len(steps)), grid="x")
+    colors = np.where(steps.index == 0, PRECISIONS["fp32"].color, PRECISIONS["int8"].color)
+    reached = steps["accuracy"] >= (np.inf if target is None else target)
+    faces = np.where(reached, colors, "white")
+    ax.scatter(steps["accuracy"], steps.index, s=70, c=faces, ec=colors, lw=1.6, zorder=2)
+    for y, step in steps.iterrows():
+        _write_in_margin(ax, y, _step_words(step))
+    if target is not None:
+        bound(ax, target, f"wanted: {target:.1%}")
+    ax.set_yticks(steps.index, steps["remedy"])
+    ax.set_ylim(len(steps) - 0.4, -0.6)
+    percent_axis(ax.xaxis)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10]))
+    ax.set_xlabel(label("accuracy"))
+    return ax
+
+
+def _tensor_words(row: pd.Series) -> str:
+    """Short name of a tensor with its layer, e.g. ``Relu_output_0 (conv1)``."""
+    tensor = str(row["tensor"]).rpartition("/")[2]
+    return tensor if tensor == row["layer"] else f"{tensor} ({row['layer']})"
+
+
+def _step_words(step: pd.Series) -> str:
+    if pd.isna(step["accuracy"]):
+        return "failed"
+    latency, share = step.get("latency_ms"), step.get("int8_mac_share", 1)
+    costs = [f"{latency:.3g} ms"] if pd.notna(latency) else []
+    partly = [f"{share:.0%} int8"] if 0 < share < 1 else []
+    return ", ".join([f"{step['accuracy']:.1%}", *costs, *partly])
+
+
+def _write_in_margin(ax: Axes, y: float, text: str) -> None:
+    place = ("axes fraction", "data")
+    ax.annotate(text, (1.02, y), xycoords=place, va="center", fontsize=FONT_SIZE)
+
+
+def _points_with_bars(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean per pruning level, with the reach of the bar below and above it."""
+    groups = rows.groupby("pruning_level")["accuracy"]
+    mean, low, high = groups.mean(), groups.min(), groups.max()
+    if groups.size().max() == 1 and "accuracy_low" in rows:
+        interval = rows.set_index("pruning_level").loc[mean.index]
+        low, high = interval["accuracy_low"], interval["accuracy_high"]
+    return pd.DataFrame({"mean": mean, "below": mean - low, "above": high - mean})

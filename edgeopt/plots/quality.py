@@ -1,0 +1,132 @@
+"""Figures of data, training and quality: table in, axes out."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from edgeopt.data import Split
+from edgeopt.plots.annotations import beside, label_lines
+from edgeopt.plots.style import INK, QUIET, dot, key_below, new_axes, percent_axis, row_height
+from edgeopt.schema import require_columns
+
+FELL, ROSE = "#7B3294", "#009E73"  # of no precision
+
+SHEET_COLUMNS = 20
+
+
+def training_history(history: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Training and validation accuracy after each epoch, one line per ``seed`` if there are any."""
+    require_columns(history, ["epoch", "train_accuracy", "val_accuracy"], what="training_history")
+    ax = new_axes(ax, height=3.6)
+    runs = history.groupby(history.get("seed", pd.Series(0, index=history.index)))
+    ends = []
+    for column, text, color, line in (
+        ("train_accuracy", "training", QUIET, "--"),
+        ("val_accuracy", "validation", INK, "-"),
+    ):
+        for _, run in runs:
+            values = run[["epoch", column]].dropna()
+            ax.plot(values["epoch"], values[column], ls=line, color=color, marker="o", ms=4, lw=1.4)
+        if history[column].notna().any():
+            mean = history.groupby("epoch")[column].mean()
+            ends.append((mean.index[-1], mean.iloc[-1], text, color))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    percent_axis(ax.yaxis)
+    ax.set(xlabel="Epoch", ylabel="Accuracy")
+    label_lines(ax, ends)
+    return ax
+
+
+def confusion_matrix(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> Axes:
+    """Share of each true class (row) that is predicted as each class; zeros are left blank.
+
+    Takes image counts, true classes in the index and predicted classes in the columns.
+    """
+    shares = 100 * table.div(table.sum(axis=1), axis=0)
+    texts = shares.map(lambda share: f"{share:.0f}" if share >= 0.5 else "")
+    ax = new_axes(ax, height=5.6)
+    sns.heatmap(
+        shares,
+        ax=ax,
+        annot=texts,
+        fmt="",
+        cmap="Blues",
+        vmin=0,
+        vmax=100,
+        square=True,
+        linewidths=0.5,
+        linecolor="#EEEEEE",
+        annot_kws={"fontsize": 10},
+        cbar_kws={"label": "Share of the true class (%)", "shrink": 0.7},
+    )
+    ax.set(xlabel="Predicted class", ylabel="True class", title=title)
+    ax.tick_params(axis="x", rotation=45)
+    for text in ax.get_xticklabels():
+        text.set(ha="right", rotation_mode="anchor")
+    return ax
+
+
+def per_class_change(
+    before_after: pd.DataFrame, *, metric: str = "recall", ax: Axes | None = None
+) -> Axes:
+    """Metric of each class before (hollow) and after (filled) compression, largest fall on top.
+
+    Columns: ``class_name, before, after`` and, where known, the interval of the latter,
+    ``after_low, after_high``.
+    """
+    require_columns(before_after, ["class_name", "before", "after"], what="per_class_change")
+    rows = before_after.assign(change=before_after["after"] - before_after["before"])
+    rows = rows.sort_values("change", ignore_index=True)
+    ax = new_axes(ax, height=row_height(len(rows)), grid="x")
+    colors = rows["change"].map(lambda change: FELL if change < 0 else ROSE if change else QUIET)
+    if "after_low" in rows:
+        ax.hlines(rows.index, rows["after_low"], rows["after_high"], color=QUIET, lw=0.9, zorder=1)
+    ax.hlines(rows.index, rows["before"], rows["after"], color=colors, lw=2.5, zorder=2)
+    ax.scatter(rows["before"], rows.index, s=55, fc="white", ec=INK, zorder=3)
+    ax.scatter(rows["after"], rows.index, s=55, c=colors, ec=INK, zorder=4)
+    for y, row in rows.iterrows():
+        right = max(row["before"], row["after"], row.get("after_high", 0))
+        beside(ax, right, y, f"{100 * row['change']:+.1f}")
+    ax.set_yticks(rows.index, rows["class_name"])
+    percent_axis(ax.xaxis)
+    ax.margins(x=0.12)
+    ax.invert_yaxis()
+    ax.set_xlabel(f"{metric.capitalize()} (change in points beside)")
+    faces = {"before": "white", "after: fell": FELL, "after: rose": ROSE, "the same": QUIET}
+    key_below(ax, [dot(text, face) for text, face in faces.items()])
+    return ax
+
+
+def sample_images(
+    split: Split, *, names: Sequence[str], per_class: int = 2, ax: Axes | None = None
+) -> Axes:
+    """Contact sheet: the first images of each class, a column per class, as the network sees them.
+
+    The labels are indices into ``names``, of which the first 20 are shown; a class with fewer
+    images than ``per_class`` leaves places empty. ``mean`` and ``std`` are left out: they move the
+    colours to where a screen cannot show them.
+    """
+    labels, names = split.labels.numpy(), names[:SHEET_COLUMNS]
+    columns = [np.flatnonzero(labels == index)[:per_class] for index in range(len(names))]
+    shown = replace(split.select(np.concatenate(columns)), mean=None, std=None)
+    found = shown.take(len(shown)).numpy().transpose(0, 2, 3, 1)  # [n, H, W, C]
+    chosen = np.ones((len(names) * per_class, *found.shape[1:]), found.dtype)
+    filled = [np.arange(len(column)) + per_class * i for i, column in enumerate(columns)]
+    chosen[np.concatenate(filled)] = found
+    padded = np.pad(chosen, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    _, height, width, channels = padded.shape
+    grid = padded.reshape(len(names), per_class, height, width, channels)
+    sheet = grid.transpose(1, 2, 0, 3, 4).reshape(per_class * height, len(names) * width, channels)
+    ax = new_axes(ax, height=1.0 + 6.0 * per_class / len(names))
+    ax.imshow(sheet.squeeze(), cmap="gray" if channels == 1 else None, vmin=0, vmax=1)
+    ax.set_xticks(width * (np.arange(len(names)) + 0.5), names, rotation=40, ha="right")
+    ax.tick_params(length=0)
+    ax.set_yticks([])
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    return ax

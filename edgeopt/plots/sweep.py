@@ -1,0 +1,226 @@
+"""Figures of the sweep: table in, axes out. All figures of the package are offered from here."""
+
+import re
+from collections.abc import Collection
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from edgeopt.decision import accepted_mask, pareto_frontier
+from edgeopt.plots.annotations import beside, bound, label_points
+from edgeopt.plots.style import (
+    INK,
+    QUIET,
+    describe,
+    key_below,
+    log_axis,
+    new_axes,
+    percent_axis,
+    precision_key,
+    row_height,
+    runtime_key,
+)
+from edgeopt.runtimes import RUNTIMES, registered, runtime_named
+from edgeopt.schema import PRECISIONS, label, require_columns
+
+REFUSED = {"marker": "x", "color": INK, "lw": 1.4}
+ENERGIES = ("energy_proxy_j", "energy_model_j")
+COSTS = {"latency_ms_mean": "Mean latency", "memory_mb_mean": "Weights"}
+
+
+def frontier(
+    df: pd.DataFrame,
+    x_col: str = "latency_p50_ms",
+    *,
+    pick: str | None = None,
+    baseline: str | None = None,
+    refused: Collection[str] = (),
+    limit: float | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Accuracy against ``x_col`` (log), with Wilson bars and the frontier of the accepted.
+
+    Hollow markers are over the memory budget; of the others, those of the ``refused`` candidates,
+    which another limit excludes, are crossed out. With a ``frontier_probability`` column, larger
+    markers are more surely on the frontier. ``pick`` and ``baseline`` name the candidates to point
+    out, ``limit`` draws a bound on ``x_col``.
+    """
+    require_columns(df, ["accepted", "accuracy", x_col, "candidate"], what="the frontier figure")
+    ax = new_axes(ax, height=5.6)
+    rows = df.dropna(subset=[x_col, "accuracy"])
+    front = pareto_frontier(rows, x_col)
+    _draw_candidates(ax, rows, x_col, "accuracy")
+    crossed = rows[rows["candidate"].isin(refused) & accepted_mask(rows)]
+    ax.scatter(crossed[x_col], crossed["accuracy"], s=70, zorder=5, **REFUSED)
+    _draw_wilson_bars(ax, rows, x_col, strong=rows.index.isin(front.index))
+    ax.step(front[x_col], front["accuracy"], where="post", color=INK, lw=1.2, zorder=2)
+    log_axis(ax.xaxis, unit="J" if x_col in ENERGIES else "")
+    percent_axis(ax.yaxis)
+    ax.margins(y=0.1)
+    ax.set(xlabel=label(x_col), ylabel=label("accuracy"))
+    if limit is not None:
+        bound(ax, limit, f"limit {limit:g}")
+    key_below(ax, precision_key(rows), runtime_key(rows), _state_key(refused=len(crossed) > 0))
+    _label_frontier(ax, rows, front, x_col=x_col, pick=pick, baseline=baseline)
+    return ax
+
+
+def budgets(df: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Weights of every pruning level and precision against the memory budgets.
+
+    Runtimes share a marker: their weights are the same. The active budget is the bold line.
+    """
+    needed = ["memory_mb", "pruning_level", "precision", "accepted", "active_budget_mb"]
+    require_columns(df, needed, what="the budgets figure")
+    found = [re.fullmatch(r"violates_(.+)mb", column) for column in df.columns]
+    active = df["active_budget_mb"].iloc[0]
+    levels = sorted(df["pruning_level"].unique())
+    rows = df.dropna(subset=["memory_mb"]).drop(columns="runtime", errors="ignore")
+    rows = rows.drop_duplicates(["pruning_level", "precision", "memory_mb"])
+    rows = rows.assign(height=rows["pruning_level"].map(levels.index) + _dodge(rows["precision"]))
+    ax = new_axes(ax, height=1.6 + 0.6 * len(levels), grid="x")
+    _draw_candidates(ax, rows, "memory_mb", "height")
+    for limit in sorted({active, *(float(match[1]) for match in found if match)}):
+        is_active = limit == active
+        bound(
+            ax, limit, f"{limit:g}{' active' if is_active else ''}", width=2.4 if is_active else 1
+        )
+    ax.hlines(
+        np.arange(len(levels) - 1) + 0.5, 0, 1, QUIET, lw=0.6, transform=ax.get_yaxis_transform()
+    )
+    ax.set_yticks(range(len(levels)), [f"{level:.0%}" for level in levels])
+    ax.set(xlabel=label("memory_mb"), ylabel=label("pruning_level"))
+    ax.set(xlim=(0, None), ylim=(len(levels) - 0.5, -0.5))
+    key_below(ax, precision_key(rows), _state_key())
+    return ax
+
+
+def precision_tradeoffs(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Latency and weights of each precision relative to fp32 in the same runtime, on a log axis.
+
+    Takes :func:`edgeopt.decision.precision_tradeoff_table` by runtime and precision. A runtime
+    without fp32 is left out: against another runtime's, the ratio would mix two changes.
+    """
+    require_columns(table, ["runtime", "precision", *COSTS], what="precision_tradeoffs")
+    ratios = _relative_to_fp32(table)
+    ax = new_axes(ax, height=row_height(len(COSTS) * (len(ratios) + 1)), grid="x")
+    names = []
+    for cost, title in COSTS.items():
+        names.append(title)
+        for (runtime, precision), ratio in ratios[cost].items():
+            style = {"marker": runtime_named(runtime).marker, "color": PRECISIONS[precision].color}
+            ax.scatter(ratio, len(names), s=75, ec=INK, zorder=3, **style)
+            beside(ax, ratio, len(names), f"{ratio:#.3g}x", left=ratio < 1)
+            names.append(f"{runtime_named(runtime).title} {precision}")
+    ax.axvline(1, color=INK, lw=1.2, zorder=1)
+    log_axis(ax.xaxis)
+    if ratios.empty:
+        ax.text(1.1, 0.5, "nothing beside fp32 was measured")
+    low, high = (1, 1) if ratios.empty else (ratios.min(axis=None), ratios.max(axis=None))
+    ax.set(xlim=(low / 2, max(2 * high, 2)), ylim=(len(names) - 0.4, -0.6))
+    ax.set_yticks(range(len(names)), names)
+    for tick in ax.get_yticklabels()[:: len(ratios) + 1]:
+        tick.set_weight("bold")
+    ax.set_xlabel("Ratio to fp32 in the same runtime")
+    return ax
+
+
+def energy_tiers(
+    df: pd.DataFrame, *, unavailable: str | None = None, ax: Axes | None = None
+) -> Axes:
+    """Two estimates of energy against each other; ``unavailable`` says why none is measured."""
+    require_columns(df, ["energy_proxy_j", "energy_model_j"], what="energy_tiers")
+    ax = new_axes(ax, height=5.2)
+    rows = df.dropna(subset=["energy_proxy_j", "energy_model_j"])
+    _draw_candidates(ax, rows, "energy_proxy_j", "energy_model_j")
+    log_axis(ax.xaxis, unit="J")
+    log_axis(ax.yaxis, unit="J")
+    ax.set(xlabel="Energy proxy: latency x assumed power", ylabel="Energy model: 45 nm figures")
+    ax.set_title("Two estimates of one inference's energy", pad=24)
+    # The reason's parenthesis, a path, is for the table; the line has to fit a phone.
+    reason = unavailable.partition(" (")[0] if unavailable else "neither axis is one"
+    ax.text(0, 1.02, f"Measurement: {reason}", transform=ax.transAxes, fontsize=10)
+    key_below(ax, precision_key(rows), runtime_key(rows), _state_key())
+    return ax
+
+
+def _state_key(*, refused: bool = False) -> list[Line2D]:
+    """Legend entries of what a marker's face says about a candidate."""
+    crossed = Line2D([], [], ls="", **REFUSED, label="refused")
+    return [
+        Line2D([], [], marker="o", ls="", color=QUIET, label="in budget"),
+        Line2D([], [], marker="o", ls="", color=QUIET, mfc="none", label="over budget"),
+        *([crossed] if refused else []),
+    ]
+
+
+def _relative_to_fp32(table: pd.DataFrame) -> pd.DataFrame:
+    """Costs of every runtime and precision but fp32 over those of fp32 in the same runtime."""
+    means = table.dropna(subset=list(COSTS))
+    fp32 = means[means["precision"] == "fp32"].set_index("runtime")
+    if fp32.empty:
+        found = ", ".join(means["precision"].unique())
+        raise ValueError(f"no fp32 row to compare with; there are: {found}")
+    others = means[means["runtime"].isin(fp32.index) & (means["precision"] != "fp32")]
+    order = others["runtime"].map(list(registered()).index)
+    others = others.loc[order.sort_values(kind="stable").index].set_index(["runtime", "precision"])
+    runtimes = others.index.get_level_values("runtime")
+    return others[list(COSTS)] / fp32.loc[runtimes, list(COSTS)].to_numpy()
+
+
+def _draw_candidates(ax: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
+    """Markers by precision and runtime, hollow where not accepted, larger where more probable."""
+    if rows.empty:
+        ax.text(0.5, 0.5, "no candidate was measured", transform=ax.transAxes, ha="center")
+    unsure = pd.Series(0.1, index=rows.index)
+    sizes = 36 + 110 * rows.get("frontier_probability", unsure).fillna(0)
+    filled = accepted_mask(rows) if "accepted" in rows else unsure.astype(bool)
+    for (_, row), size, fill in zip(rows.iterrows(), sizes, filled, strict=True):
+        color = PRECISIONS[row["precision"]].color
+        marker = runtime_named(row.get("runtime", RUNTIMES[0])).marker
+        style = {"fc": color, "ec": INK} if fill else {"fc": "none", "ec": color}
+        ax.scatter(row[x], row[y], s=size, marker=marker, lw=1.0, zorder=3, **style)
+
+
+def _draw_wilson_bars(ax: Axes, rows: pd.DataFrame, x: str, *, strong: np.ndarray) -> None:
+    if "accuracy_low" not in rows:
+        return
+    for (_, row), bold in zip(rows.iterrows(), strong, strict=True):
+        style = {"lw": 1.6, "alpha": 0.9} if bold else {"lw": 0.7, "alpha": 0.2}
+        color = PRECISIONS[row["precision"]].color
+        ax.vlines(row[x], row["accuracy_low"], row["accuracy_high"], color=color, **style)
+
+
+def _label_frontier(
+    ax: Axes,
+    rows: pd.DataFrame,
+    front: pd.DataFrame,
+    *,
+    x_col: str,
+    pick: str | None,
+    baseline: str | None,
+) -> None:
+    chosen = rows[rows["candidate"] == pick]
+    if pick is not None and chosen.empty:
+        known = ", ".join(rows["candidate"])
+        raise ValueError(f"pick {pick!r} is not among the measured candidates: {known}")
+    ax.scatter(chosen[x_col], chosen["accuracy"], s=260, fc="none", ec=INK, lw=2, zorder=4)
+    avoid = list(rows[[x_col, "accuracy"]].itertuples(index=False, name=None))
+    start = rows[(rows["candidate"] == baseline) & (rows["candidate"] != pick)]
+    others = front[~front["candidate"].isin([pick, baseline])]
+    for part, prefix, weight in (
+        (chosen, "PICK: ", "bold"),
+        (start, "baseline: ", "normal"),
+        (others, "", "normal"),
+    ):
+        texts = [
+            (row[x_col], row["accuracy"], prefix + describe(row)) for _, row in part.iterrows()
+        ]
+        label_points(ax, texts, avoid=avoid, weight=weight)
+
+
+def _dodge(precisions: pd.Series) -> np.ndarray:
+    """Vertical offset per precision, so that equal numbers do not cover each other."""
+    return 0.15 * precisions.map(list(PRECISIONS).index).to_numpy() - 0.3

@@ -1,0 +1,10 @@
+"""Network -> smaller network: whole channels, and what reads them, are removed."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "channels": ["count_macs", "prune_channels", "structured_channel_prune"],
+    },
+)

@@ -1,0 +1,22 @@
+"""Network -> network in fp16 or int8, or one that quantizes well."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "equalization": ["equalize", "plant_specimen"],
+        "links": ["fold_batch_norm"],
+        "variants": [
+            "QuantizationError",
+            "TORCH_PRECISIONS",
+            "collect_calibration",
+            "precision_variant",
+            "quantization_aware_train",
+            "quantized_engine",
+            "to_fp16",
+            "to_int8",
+            "xnnpack_quantizer",
+        ],
+    },
+)

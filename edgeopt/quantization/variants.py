@@ -1,0 +1,197 @@
+"""fp32 model -> fp16 or int8 torch model, and training under simulated int8."""
+
+import copy
+import itertools
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from edgeopt.schema import require_known
+from edgeopt.system import import_extra, known_noise_silenced
+
+TORCH_PRECISIONS = ("fp32", "fp16", "int8")
+ENGINES = tuple(name for name in torch.backends.quantized.supported_engines if name != "none")
+DEFAULT_ENGINE = "x86" if "x86" in ENGINES else "qnnpack"
+
+
+class QuantizationError(RuntimeError):
+    """A model could not be made what its label says."""
+
+
+def precision_variant(
+    model: nn.Module,
+    precision: str,
+    calibration_loader: Iterable[tuple[Tensor, Tensor]] | None,
+    calibration_batches: int = 10,
+) -> tuple[nn.Module, str]:
+    """Return the torch variant of ``model`` and the precision of the input that it takes.
+
+    Raises ``ValueError`` when torch has no such precision; the known ones are fp32, fp16, int8.
+    """
+    require_known(precision, allowed=TORCH_PRECISIONS, what="precision of the torch runtime")
+    if precision == "fp16":
+        return to_fp16(model), "fp16"
+    if precision == "int8":
+        return to_int8(model, calibration_loader, calibration_batches), "fp32"
+    return copy.deepcopy(model).eval(), "fp32"
+
+
+def to_fp16(model: nn.Module) -> nn.Module:
+    """Return a half-precision copy of ``model``; it takes float16 images."""
+    return copy.deepcopy(model).eval().half()
+
+
+def to_int8(
+    model: nn.Module,
+    calibration_loader: Iterable[tuple[Tensor, Tensor]] | None,
+    calibration_batches: int = 10,
+    backend: str = DEFAULT_ENGINE,
+) -> nn.Module:
+    """Return an int8 copy of ``model``: static post-training quantization of every layer.
+
+    Source: https://docs.pytorch.org/docs/stable/quantization.html (FX graph mode).
+
+    Raises
+    ------
+    ValueError
+        When this build of torch lacks the engine ``backend``, or the calibration set is empty or
+        of one class.
+    QuantizationError
+        When a convolution or linear layer stayed in float.
+    """
+    require_known(backend, allowed=ENGINES, what="quantization backend")
+    batches = collect_calibration(calibration_loader, calibration_batches)
+    with known_noise_silenced(), quantized_engine(backend), torch.no_grad():
+        from torch.ao.quantization import get_default_qconfig_mapping
+        from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+
+        mapping = get_default_qconfig_mapping(backend)
+        prepared = prepare_fx(copy.deepcopy(model).eval(), mapping, (batches[0],))
+        for images in batches:
+            prepared(images)
+        quantized = convert_fx(prepared)
+        _require_quantized(model, quantized)
+    return quantized
+
+
+def collect_calibration(
+    loader: Iterable[tuple[Tensor, Tensor]] | None, count: int
+) -> tuple[Tensor, ...]:
+    """Return the images [B, C, H, W] of the first ``count`` batches of a calibration loader.
+
+    Raises ``ValueError`` when they hold no image, or images of one class only: the ranges seen
+    there would not be those of the task.
+    """
+    if count < 1:
+        raise ValueError(f"calibration_batches is {count}; allowed: 1 or more")
+    batches = [pair for pair in itertools.islice(loader or (), count) if len(pair[0])]
+    if not batches:
+        raise ValueError("the calibration set holds no images; int8 needs some of every class")
+    classes = torch.cat([labels for _, labels in batches]).unique().tolist()
+    if len(classes) == 1:
+        raise ValueError(
+            f"the calibration set holds images of class {classes[0]} only; int8 needs at least "
+            "two classes: shuffle it or draw more batches"
+        )
+    return tuple(images for images, _ in batches)
+
+
+@contextmanager
+def quantized_engine(backend: str | None = None) -> Iterator[None]:
+    """Use an engine and torch's int8 kernels inside the block; both global switches are undone.
+
+    The kernels have no deterministic variant: torch raises on them in deterministic mode.
+    """
+    engine = torch.backends.quantized.engine
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    torch.backends.quantized.engine = backend or engine
+    try:
+        yield
+    finally:
+        torch.backends.quantized.engine = engine
+        torch.use_deterministic_algorithms(deterministic)
+
+
+def quantization_aware_train(
+    model: nn.Module,
+    train_loader: DataLoader,
+    *,
+    epochs: int,
+    learning_rate: float,
+    progress: bool = True,
+) -> nn.Module:
+    """Fine-tune a copy of ``model`` under simulated int8 and return it as an fp32 model.
+
+    PT2E fake quantization as XNNPACK computes (int8, per-channel weights). The weights that come
+    back are the trained fp32 ones: exporting them to int8, to any runtime, is what quantizes.
+    Source: https://docs.pytorch.org/ao/stable/pt2e_quantization/pt2e_quant_qat.html
+
+    Raises
+    ------
+    ValueError
+        When ``epochs`` is below 1 or ``learning_rate`` is not positive.
+    RuntimeUnavailable
+        When ExecuTorch, which owns the quantizer, is not installed.
+    """
+    if epochs < 1:
+        raise ValueError(f"epochs is {epochs}; allowed: 1 or more")
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate is {learning_rate}; allowed: above 0")
+    trained = copy.deepcopy(model).train()
+    with known_noise_silenced():
+        simulated = _simulate_int8(trained, next(iter(train_loader))[0])
+        optimizer = torch.optim.Adam(simulated.parameters(), lr=learning_rate)
+        for _ in tqdm(
+            range(epochs), desc="QAT epochs", disable=None if progress else True, leave=False
+        ):
+            for images, labels in train_loader:
+                optimizer.zero_grad(set_to_none=True)
+                nn.functional.cross_entropy(simulated(images), labels).backward()
+                optimizer.step()
+    state = simulated.state_dict()
+    trained.load_state_dict({name: state[name] for name in trained.state_dict()})
+    return trained.eval()
+
+
+def xnnpack_quantizer(*, qat: bool = False) -> Any:
+    """Return the PT2E quantizer of the XNNPACK backend: int8, per-channel weights."""
+    module = import_extra("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
+    config = module.get_symmetric_quantization_config(is_per_channel=True, is_qat=qat)
+    return module.XNNPACKQuantizer().set_global(config)
+
+
+def _simulate_int8(model: nn.Module, images: Tensor) -> fx.GraphModule:
+    from torchao.quantization.pt2e import move_exported_model_to_train
+    from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
+
+    quantizer = xnnpack_quantizer(qat=True)
+    batch = ({0: torch.export.Dim("batch", min=1)},)
+    exported = torch.export.export(model, (images,), dynamic_shapes=batch).module()
+    return move_exported_model_to_train(prepare_qat_pt2e(exported, quantizer))
+
+
+def _require_quantized(model: nn.Module, quantized: nn.Module) -> None:
+    from torch.ao.nn.quantized.modules.utils import WeightedQuantizedModule
+
+    made = {
+        name
+        for name, module in quantized.named_modules()
+        if isinstance(module, WeightedQuantizedModule)
+    }
+    layers = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    ]
+    left = [name for name in layers if name not in made]
+    if left or not layers:
+        raise QuantizationError(
+            f"{type(model).__name__} is not int8: of {len(layers)} convolution and linear layers "
+            f"these stayed in float: {', '.join(left) or 'none exist'}"
+        )

@@ -1,0 +1,232 @@
+"""A parameter file -> executed notebooks -> pages and manifest; skips what is up to date."""
+
+import fcntl
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import nbformat
+import papermill
+import zmq
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+from traitlets import default
+
+from edgeopt.config import ExperimentConfig
+from edgeopt.reports.manifest import provenance, write_manifest
+from edgeopt.reports.notebook_page import write_notebook_page
+from edgeopt.reports.pages import write_run_index, write_runs_index
+from edgeopt.reports.stamps import (
+    Record,
+    clear,
+    file_times,
+    is_current,
+    last_written,
+    notebook_state,
+    outputs_since,
+    package_digest,
+    publish,
+    read_record,
+    remove_leftovers,
+    stamp_of,
+)
+from edgeopt.study import RunFolder
+from edgeopt.system import environment_facts, project_root, write_atomically
+
+log = logging.getLogger(__name__)
+
+
+class ThisPythonKernel(AsyncKernelManager):
+    """Starts ``python3`` with this very interpreter, whatever kernels are registered elsewhere.
+
+    A kernel has a folder of its own for temporary files, so that one that is killed leaves none.
+    """
+
+    async def start_kernel(self, **options: Any) -> None:
+        """Start the kernel with its own ``TMPDIR``."""
+        self._scratch = TemporaryDirectory(prefix="edgeopt-")
+        await super().start_kernel(env={**os.environ, "TMPDIR": self._scratch.name}, **options)
+
+    async def cleanup_resources(self, restart: bool = False) -> None:
+        """Remove the ended kernel's temporary files too; safe to call twice."""
+        await super().cleanup_resources(restart=restart)
+        self._scratch.cleanup()
+
+    @default("kernel_spec_manager")
+    def _only_the_native_kernel(self) -> KernelSpecManager:
+        return KernelSpecManager(parent=self, kernel_dirs=[])
+
+    @default("transport_encryption")
+    def _encrypted_where_possible(self) -> str:
+        return "auto" if zmq.has("curve") else "disabled"
+
+
+def find_notebooks(names: Sequence[str], *, root: Path) -> list[Path]:
+    """Find the notebooks of a run, in the order of their numbers.
+
+    Raises
+    ------
+    FileNotFoundError
+        Naming the notebook and those that there are.
+    """
+    known = {path.stem: path for path in sorted((root / "notebooks").glob("[0-9]*.ipynb"))}
+    for name in names:
+        if name not in known:
+            raise FileNotFoundError(
+                f"no notebook {name!r} in {root / 'notebooks'}; "
+                f"there are: {', '.join(known) or 'none'}"
+            )
+    return [known[name] for name in sorted(names)]
+
+
+def declared(notebook: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Select the run's parameters that the notebook declares in its ``parameters`` cell."""
+    names = papermill.inspect_notebook(str(notebook))
+    return {key: value for key, value in parameters.items() if key in names}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One notebook of a run, its parameters, and the stamp of all that it is made from."""
+
+    notebook: Path
+    parameters: Mapping[str, Any]
+    stamp: str
+
+
+def plan(notebooks: Sequence[Path], *, parameters: Mapping[str, Any], root: Path) -> Iterator[Step]:
+    """Yield the steps of a run in order, each stamp resting on the one before."""
+    environment = {"code": package_digest(), **environment_facts()}
+    stamp = ""
+    for notebook in notebooks:
+        own = declared(notebook, parameters)
+        stamp = stamp_of(
+            notebook, parameters=own, environment=environment, upstream=stamp, root=root
+        )
+        yield Step(notebook, own, stamp)
+
+
+def execute_notebooks(
+    run: RunFolder, notebooks: Sequence[Path], *, parameters: Mapping[str, Any], root: Path
+) -> bool:
+    """Execute, in order, the notebooks that are not up to date; stop at the first that fails.
+
+    An executed notebook appears in the run's folder whole, with the record that lets the next call
+    skip it. Returns whether all of them ended well.
+    """
+    remove_leftovers(run)
+    steps = list(plan(notebooks, parameters=parameters, root=root))
+    done = count_current(run, steps)
+    for step in steps[:done]:
+        log.info("%s: up to date", step.notebook.stem)
+    records = [read_record(run.path(step.notebook.name)) for step in steps[:done]]
+    clear(run, [step.notebook.stem for step in steps[done:]], keep=last_written(records))
+    return all(execute(run, step, cwd=root) for step in steps[done:])
+
+
+def count_current(run: RunFolder, steps: Sequence[Step]) -> int:
+    """Count the steps, from the first on, that are up to date."""
+    records = [read_record(run.path(step.notebook.name)) for step in steps]
+    expected = last_written(records)
+    for place, (step, record) in enumerate(zip(steps, records, strict=True)):
+        if not is_current(run, record, stamp=step.stamp, expected=expected):
+            return place
+    return len(steps)
+
+
+def execute(run: RunFolder, step: Step, *, cwd: Path) -> bool:
+    """Execute one notebook; failed or not, its last state lands in the run's folder."""
+    name = step.notebook.stem
+    log.info("%s: running", name)
+    before = file_times(run)
+    temporary = run.path(f".{name}.running.ipynb")
+    error = ""
+    try:
+        papermill.execute_notebook(
+            step.notebook,
+            temporary,
+            parameters=dict(step.parameters),
+            kernel_name="python3",
+            kernel_manager_class=ThisPythonKernel,
+            shutdown_kernel="immediate",  # the nice way waits seconds for a fork server
+            progress_bar=sys.stderr.isatty(),
+            cwd=cwd,
+        )
+    except PapermillExecutionError as failure:
+        error = f"{failure.ename}: {failure.evalue}"
+    except DeadKernelError as failure:
+        error = f"the kernel died, perhaps out of memory: {failure}"
+    record = Record("failed" if error else "done", step.stamp, error, outputs_since(run, before))
+    publish(temporary, record, to=run.path(step.notebook.name))
+    if error:
+        log.error("%s: failed: %s", name, error)
+    else:
+        log.info("%s: done", name)
+    return not error
+
+
+@contextmanager
+def only_one(run: RunFolder) -> Iterator[None]:
+    """Hold the run's lock, which the system frees when the process ends, however it ends.
+
+    Raises
+    ------
+    BlockingIOError
+        When another process is making this report.
+    """
+    with run.path(".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(f"another process is making the report in {run.root}") from error
+        yield
+
+
+def write_pages(run: RunFolder, notebooks: Sequence[Path], *, config: ExperimentConfig) -> Path:
+    """Write the notebooks' pages, the run's index, its manifest and the index of all runs."""
+    states = {path.stem: notebook_state(run.path(path.name)) for path in notebooks}
+    for path in notebooks:
+        if run.path(path.name).is_file():
+            write_notebook_page(run, path.stem, others=states)
+    facts = provenance(
+        run, parameters=config.model_dump(mode="json"), notebooks=states, root=project_root()
+    )
+    index = write_run_index(run, facts)
+    write_manifest(run, facts)
+    write_runs_index(run.root.parent)
+    return index
+
+
+def make_report(run: RunFolder, notebooks: Sequence[Path], *, config: ExperimentConfig) -> bool:
+    """Bring a run's folder up to date; returns whether every notebook ended well."""
+    parameters = config.model_dump(mode="json")
+    succeeded = execute_notebooks(run, notebooks, parameters=parameters, root=project_root())
+    log.info("report: %s", write_pages(run, notebooks, config=config))
+    return succeeded
+
+
+def write_back(run: RunFolder, notebooks: Sequence[Path]) -> None:
+    """Put the outputs of a run into the notebooks that it was made from."""
+    for path in notebooks:
+        notebook, executed = nbformat.read(path, 4), nbformat.read(run.path(path.name), 4)
+        pairs = zip(_code_cells(notebook), _code_cells(executed), strict=True)
+        for number, (cell, result) in enumerate(pairs, start=1):
+            cell.outputs, cell.execution_count = result.outputs, number
+            for output in cell.outputs:
+                if output.output_type == "execute_result":
+                    output.execution_count = number
+        write_atomically(path, nbformat.writes(notebook).encode())
+
+
+def _code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """Code cells but for the one that papermill puts in."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    return [c for c in cells if "injected-parameters" not in c.metadata.get("tags", [])]

@@ -1,0 +1,196 @@
+"""When is an executed notebook up to date? A stamp of all that it was made from decides."""
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from edgeopt.reports.manifest import MANIFEST, artifact_paths
+from edgeopt.study import RunFolder
+from edgeopt.system import file_sha256, write_atomically
+
+INDEX = "index.html"
+PACKAGE = Path(__file__).parents[1]
+PAGE_MODULES = {
+    "pages.py",
+    "compare.py",
+    "notebook_page.py",
+    "reports.py",
+    "manifest.py",
+    "stamps.py",
+    "page_parts.py",
+    "explorer.py",
+    "card.py",
+    "browser.py",
+    "readme.py",
+}
+PAGE_SUFFIXES = {".j2", ".css", ".js", ".pyc"}
+
+
+@dataclass(frozen=True)
+class Record:
+    """How one notebook ended, and the SHA-256 of each file that it left; kept in its metadata."""
+
+    status: str
+    stamp: str
+    error: str = ""
+    outputs: Mapping[str, str] = field(default_factory=dict)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value, in hex."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def package_digest(package: Path = PACKAGE) -> str:
+    """SHA-256 over the package's files, but for those that only lay out pages."""
+    files = [
+        path
+        for path in sorted(package.rglob("*"))
+        if path.is_file() and path.suffix not in PAGE_SUFFIXES and path.name not in PAGE_MODULES
+    ]
+    return digest({path.relative_to(package).as_posix(): file_sha256(path) for path in files})
+
+
+def stamp_of(
+    notebook: Path,
+    *,
+    parameters: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    upstream: str,
+    root: Path,
+) -> str:
+    """Stamp of a notebook: its cells, parameters, files they name, code, machine, what came before.
+
+    The files are the user's images, weights and the modules that his networks' factories are in.
+    ``upstream`` is the stamp of the notebook before it, so that a change runs on to all after it.
+    """
+    cells = nbformat.read(notebook, as_version=4).cells
+    named = [value for value in parameters.values() if isinstance(value, str)]
+    weights = parameters.get("weights")
+    factories = [name for name in parameters.get("models", ()) if ":" in name]
+    return digest(
+        {
+            "cells": [(cell.cell_type, cell.source) for cell in cells],
+            "parameters": dict(parameters),
+            "files": {value: _listing(value, root, whole=value == weights) for value in named},
+            "factories": {name: _source_digest(name.partition(":")[0]) for name in factories},
+            "environment": dict(environment),
+            "upstream": upstream,
+        }
+    )
+
+
+def _listing(value: str, root: Path, *, whole: bool) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of the user's files that a parameter names; most name none.
+
+    Of a folder they count where it is one of images, or ``whole``.
+    """
+    path = root / value.removeprefix("folder:")
+    inside = path.is_dir() and (whole or value.startswith("folder:"))
+    files = sorted(path.rglob("*")) if inside else [path]
+    states = [(file.as_posix(), file.stat()) for file in files if file.is_file()]
+    return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
+
+
+def _source_digest(module: str) -> str:
+    """SHA-256 of a module's source file; empty when there is none to be found."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        return ""
+    path = Path(spec.origin) if spec and spec.origin else None
+    return file_sha256(path) if path and path.is_file() else ""
+
+
+def read_record(executed: Path) -> Record | None:
+    """Read the record inside an executed notebook; None when this package did not execute it."""
+    if not executed.is_file():
+        return None
+    stored = nbformat.read(executed, as_version=4).metadata.get("edgeopt")
+    return Record(**stored) if stored else None
+
+
+def notebook_state(executed: Path) -> dict[str, Any]:
+    """Describe a notebook for the manifest: title, status, error, when it ended, seconds taken."""
+    record = read_record(executed)
+    if record is None:
+        return {"status": "not run", "title": executed.stem.replace("_", " "), "error": ""}
+    notebook = nbformat.read(executed, as_version=4)
+    timing = notebook.metadata["papermill"]
+    return {
+        "status": record.status,
+        "title": _title(notebook) or executed.stem.replace("_", " "),
+        "error": record.error,
+        "finished": timing["end_time"],
+        "seconds": timing["duration"],
+    }
+
+
+def _title(notebook: nbformat.NotebookNode) -> str:
+    lines = "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown").splitlines()
+    return next((line.removeprefix("# ").strip() for line in lines if line.startswith("# ")), "")
+
+
+def publish(temporary: Path, record: Record, *, to: Path) -> None:
+    """Give an executed notebook its record and its final name, in one step."""
+    notebook = nbformat.read(temporary, as_version=4)
+    notebook.metadata["edgeopt"] = asdict(record)
+    write_atomically(to, nbformat.writes(notebook).encode())
+    temporary.unlink()
+
+
+def file_times(run: RunFolder) -> dict[str, int]:
+    """When each file of a run was last written, in ns: taken before a notebook runs."""
+    return {name: path.stat().st_mtime_ns for name, path in artifact_paths(run).items()}
+
+
+def outputs_since(run: RunFolder, before: Mapping[str, int]) -> dict[str, str]:
+    """SHA-256 of the files that are new or rewritten since ``before``."""
+    now = file_times(run)
+    changed = [name for name, time in now.items() if before.get(name) != time]
+    return {name: file_sha256(run.path(name)) for name in changed}
+
+
+def last_written(records: Iterable[Record | None]) -> dict[str, str]:
+    """SHA-256 that each file should have: the last of the notebooks that wrote it decides."""
+    merged: dict[str, str] = {}
+    for record in records:
+        merged.update(record.outputs if record else {})
+    return merged
+
+
+def is_current(
+    run: RunFolder, record: Record | None, *, stamp: str, expected: Mapping[str, str]
+) -> bool:
+    """Whether a notebook ended well, from this stamp, and its files are all as ``expected``."""
+    if record is None or record.status != "done" or record.stamp != stamp:
+        return False
+    present = artifact_paths(run)
+    return all(
+        name in present and file_sha256(present[name]) == expected[name] for name in record.outputs
+    )
+
+
+def clear(run: RunFolder, names: Sequence[str], *, keep: Container[str] = ()) -> None:
+    """Remove what the named notebooks left but for ``keep``, and the pages made from it."""
+    for name in names:
+        record = read_record(run.path(f"{name}.ipynb"))
+        outputs = [output for output in (record.outputs if record else ()) if output not in keep]
+        for left in [*outputs, f"{name}.ipynb", f"{name}.html"]:
+            run.path(left).unlink(missing_ok=True)
+    if names:
+        run.path(INDEX).unlink(missing_ok=True)
+        run.path(MANIFEST).unlink(missing_ok=True)
+
+
+def remove_leftovers(run: RunFolder) -> None:
+    """Remove the temporary files of a run that was killed."""
+    for pattern in (".*.tmp", ".*.running.ipynb"):
+        for path in run.root.rglob(pattern):
+            path.unlink()

@@ -1,0 +1,37 @@
+"""One file a runtime, and the contract that all of them keep."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "contract": [
+            "Artifact",
+            "ArtifactError",
+            "CALIBRATIONS",
+            "DEFAULT_OPTIONS",
+            "ExportError",
+            "INPUT",
+            "Int8Options",
+            "OUTPUT",
+            "Operation",
+            "Runtime",
+            "Session",
+        ],
+        "export": ["export_artifact"],
+        "integer_share": ["LabelError", "executed_graph", "verify_label"],
+        "onnxruntime": ["session_options"],
+        "qdq": [
+            "Quantizer",
+            "layer_name",
+            "layer_width",
+            "nodes_around",
+            "prepared_fp32",
+            "quantize_only",
+            "read_quantizers",
+            "source_layer",
+        ],
+        "registry": ["RUNTIMES", "load_session", "registered", "runtime_named", "session_logits"],
+        "torch": ["SCORING_BATCH", "eager_operations"],
+    },
+)

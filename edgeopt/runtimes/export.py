@@ -1,0 +1,110 @@
+"""fp32 model -> artifact file of a runtime, in a precision, checked against its parent."""
+
+import copy
+import itertools
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from edgeopt.quantization import collect_calibration
+from edgeopt.runtimes.contract import (
+    DEFAULT_OPTIONS,
+    Artifact,
+    ExportError,
+    Int8Options,
+    check_shape,
+)
+from edgeopt.runtimes.parity import TOLERANCE
+from edgeopt.runtimes.registry import require_precision, runtime_named
+from edgeopt.system import RuntimeUnavailable, file_sha256, replacing
+
+Calibration = tuple[tuple[Tensor, Tensor], ...]
+
+
+def export_artifact(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    runtime: str,
+    precision: str,
+    input_shape: tuple[int, ...],
+    calibration_loader: Iterable[tuple[Tensor, Tensor]] | None = None,
+    calibration_batches: int = 10,
+    tolerance: float = TOLERANCE,
+    options: Int8Options = DEFAULT_OPTIONS,
+) -> Artifact:
+    """Quantize ``model`` as its runtime wants it and write it, whole or not at all.
+
+    Parameters
+    ----------
+    path : Path
+        The suffix of the runtime is added where it is missing, missing folders are made.
+    input_shape : tuple of int
+        [B, C, H, W] that the artifact will be called with.
+    calibration_loader : iterable of (images, labels)
+        Shuffled training images; int8 only.
+    tolerance : float
+        Largest allowed |logit difference| between the float artifact and torch, over the largest
+        |logit|; fp16 gets at least what its rounding takes. What was found stands in the artifact.
+    options : Int8Options
+        How static int8 ONNX is made; int8 of onnxruntime and openvino only.
+
+    Raises
+    ------
+    ValueError
+        When the runtime has no such precision, or int8 gets a calibration set without images, of
+        one class, or of another shape.
+    ExportError
+        When the exporter or quantizer fails on the model, or the logits differ.
+    RuntimeUnavailable
+        When an optional package is not installed.
+    """
+    require_precision(runtime, precision)
+    check_shape(input_shape)
+    target = runtime_named(runtime)
+    if options != DEFAULT_OPTIONS and not (target.takes_int8_options and precision == "int8"):
+        raise ValueError(f"{runtime} {precision} takes no options; allowed: int8 as ONNX")
+    calibration: Calibration = ()
+    if precision == "int8":
+        calibration = tuple(itertools.islice(calibration_loader or (), calibration_batches))
+        _check_calibration(calibration, calibration_batches, input_shape)
+    file = _with_suffix(Path(path), target.suffix)
+    label = f"{type(model).__name__} to {file.name} ({runtime} {precision})"
+    with _failure_named(label), replacing(file) as temporary:
+        parity = target.write(
+            copy.deepcopy(model).cpu().eval(),
+            temporary,
+            precision=precision,
+            input_shape=tuple(input_shape),
+            calibration=calibration,
+            tolerance=tolerance,
+            options=options,
+        )
+    size, content = file.stat().st_size, file_sha256(file)
+    return Artifact(file, runtime, precision, tuple(input_shape), content, size, *parity)
+
+
+def _check_calibration(calibration: Calibration, count: int, input_shape: tuple[int, ...]) -> None:
+    for images in collect_calibration(calibration, count):
+        if tuple(images.shape[1:]) != tuple(input_shape[1:]):
+            raise ValueError(
+                f"the calibration images are {tuple(images.shape[1:])}, "
+                f"the model's input {tuple(input_shape[1:])}"
+            )
+
+
+def _with_suffix(path: Path, suffix: str) -> Path:
+    # Path.with_suffix would take "-p12.5" for a suffix.
+    return path if path.name.endswith(suffix) else path.with_name(path.name + suffix)
+
+
+@contextmanager
+def _failure_named(label: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeUnavailable:
+        raise
+    except Exception as error:  # exporters and quantizers raise whatever they like
+        raise ExportError(f"cannot export {label}: {type(error).__name__}: {error}") from error

@@ -1,0 +1,80 @@
+"""In which arithmetic an artifact computes, read from the graph that its runtime executes.
+
+Counted are the multiply-accumulates of convolutions and matrix products; everything else in these
+networks is a few per cent of the work.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from edgeopt.runtimes.contract import INTEGER, Artifact, Operation
+from edgeopt.runtimes.registry import runtime_named
+from edgeopt.schema import INT8_PRECISIONS
+
+# Of a float label's MACs; a runtime may leave a small layer in another type.
+LABEL_SHARE = 0.95
+
+
+class LabelError(RuntimeError):
+    """An artifact is not what its precision says."""
+
+
+@lru_cache(maxsize=1)
+def executed_graph(artifact: Artifact) -> tuple[Operation, ...]:
+    """Return the operators that the runtime executes for one batch, input first, output last."""
+    return tuple(runtime_named(artifact.runtime).operations(artifact))
+
+
+@dataclass(frozen=True)
+class MacCount:
+    """Multiply-accumulates of one executed operator and the type of its operands.
+
+    ``precision`` is fp32, fp16, bf16 or int8: the type in which the runtime hands the tensors to
+    its kernel. How the kernel accumulates inside is not told by any of them.
+    """
+
+    operator: str
+    macs: int
+    precision: str
+
+
+def int8_mac_share(artifact: Artifact) -> float:
+    """Share, 0 to 1, of the multiply-accumulates that the runtime executes in 8-bit integers."""
+    return mac_shares(artifact).get(INTEGER, 0.0)
+
+
+def mac_shares(artifact: Artifact) -> dict[str, float]:
+    """Share, 0 to 1, of the multiply-accumulates by the precision that they execute in."""
+    counts = executed_macs(artifact)
+    total = sum(count.macs for count in counts)
+    return {
+        precision: sum(c.macs for c in counts if c.precision == precision) / total
+        for precision in sorted({count.precision for count in counts})
+    }
+
+
+def verify_label(artifact: Artifact) -> float:
+    """Return the int8 share of an artifact that computes in the precision of its label.
+
+    Raises ``LabelError`` when an int8 artifact computes no MAC in integers, or a float one less
+    than 95 % of its MACs in its own type.
+    """
+    shares = mac_shares(artifact)
+    precision = artifact.precision
+    if precision in INT8_PRECISIONS and not shares.get(INTEGER):
+        raise LabelError(f"{artifact.title} computes no MAC in integers: it is not int8")
+    if precision not in INT8_PRECISIONS and shares.get(precision, 0.0) < LABEL_SHARE:
+        found = ", ".join(f"{share:.1%} in {name}" for name, share in shares.items())
+        raise LabelError(
+            f"{artifact.title} computes its MACs {found}: it is not {precision}, which takes "
+            f"at least {LABEL_SHARE:.0%}"
+        )
+    return shares.get(INTEGER, 0.0)
+
+
+def executed_macs(artifact: Artifact) -> list[MacCount]:
+    """Every convolution and matrix product that the runtime executes for one batch."""
+    operations = [operation for operation in executed_graph(artifact) if operation.macs]
+    if not operations:
+        raise LabelError(f"{artifact.title} executes no convolution and no matrix product")
+    return [MacCount(op.name, op.macs, op.precision) for op in operations]

@@ -1,0 +1,225 @@
+"""ONNX Runtime: ONNX files on its CPU provider, operators one after the other."""
+
+import json
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeopt.runtimes.contract import (
+    FLOATS,
+    INPUT,
+    INTEGER,
+    OUTPUT,
+    Artifact,
+    Operation,
+    Runtime,
+    Session,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from onnxruntime import InferenceSession, SessionOptions
+
+    from edgeopt.runtimes.parity import Parity
+
+PROVIDERS = ["CPUExecutionProvider"]
+# Position of the weight among the inputs of the convolutions; the products need none.
+CONVOLUTIONS = {"Conv": 1, "FusedConv": 1, "ConvInteger": 1, "QLinearConv": 3}
+INTEGER_PRODUCTS = (
+    "QGemm",
+    "MatMulInteger",
+    "QLinearMatMul",
+    "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul",
+)
+PRODUCTS = ("Gemm", "FusedGemm", "MatMul", "FusedMatMul", *INTEGER_PRODUCTS)
+INTEGER_OPERATORS = ("ConvInteger", "QLinearConv", *INTEGER_PRODUCTS)
+# What the kernels of the CPU provider declare MayInplace or Alias; QLinearAdd and -Mul do not.
+IN_PLACE = (
+    *("Relu", "LeakyRelu", "Elu", "Selu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh"),
+    *("Gelu", "QuickGelu", "Add", "Sub", "Mul", "Div", "Cast"),
+    *("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"),
+)
+NUMPY_TYPES = {"float": "float32", "double": "float64", "bfloat16": "uint16"}
+
+
+class OnnxRuntime(Runtime):
+    """ONNX Runtime's CPU provider; static int8 is QDQ per channel, dynamic int8 its own."""
+
+    name = "onnxruntime"
+    title = "ONNX Runtime"
+    marker = "s"
+    suffix = ".onnx"
+    precisions = ("fp32", "int8", "int8-dynamic")
+    takes_int8_options = True
+
+    def write(self, model: Any, path: Path, **options: Any) -> "Parity":
+        """Write an ONNX file, quantized by ONNX Runtime's own tool unless told otherwise."""
+        from edgeopt.runtimes.onnx_files import write_onnx
+
+        return write_onnx(model, path, **options)
+
+    def load(self, artifact: Artifact, *, threads: int) -> Session:
+        """Load an ONNX file."""
+        return OnnxRuntimeSession(artifact, threads=threads)
+
+    def operations(self, artifact: Artifact) -> Iterator[Operation]:
+        """Operators of the optimised graph; float MACs are what the integers leave of the total.
+
+        The optimised float convolutions pad their weights to whole vectors, so the total comes
+        from the profile of the graph as it is in the file.
+        """
+        import onnxruntime
+
+        levels = onnxruntime.GraphOptimizationLevel
+        plain, _ = _profile(artifact, level=levels.ORT_DISABLE_ALL)
+        executed, nodes = _profile(artifact, level=levels.ORT_ENABLE_ALL)
+        if [event["op_name"] for event in executed] != [node.op_type for node in nodes]:
+            raise RuntimeError(f"{artifact.title}: ONNX Runtime's profile and graph do not agree")
+        counts = [_macs(event) for event in executed]
+        floats = sorted({kind for macs, kind in counts if macs and kind != INTEGER})
+        left = sum(macs for macs, _ in map(_macs, plain))
+        left -= sum(macs for macs, kind in counts if kind == INTEGER)
+        yield Operation(INPUT, writes=((INPUT, 4 * math.prod(artifact.input_shape)),))
+        for event, node, count in zip(executed, nodes, counts, strict=True):
+            yield _operation(event, node, *(count if count[1] == INTEGER else (0, "")))
+        # Of several float types the widest is named: fp32 sorts behind the narrow ones.
+        yield Operation("float", macs=left, precision=floats[-1] if floats else "")
+        yield Operation("output", reads=(OUTPUT,))
+
+    def weight_bytes(self, artifact: Artifact) -> int:
+        """Bytes of initializers and constant nodes."""
+        from edgeopt.runtimes.onnx_files import onnx_weight_bytes
+
+        return onnx_weight_bytes(artifact.path)
+
+    def layer_times(
+        self, artifact: Artifact, *, threads: int, repeats: int, warmup: int
+    ) -> "pd.DataFrame":
+        """Kernel times of its own profile."""
+        from edgeopt.runtimes.profiling import count_runs, operator_times, profiled_batch
+
+        runs = count_runs(repeats=repeats, warmup=warmup)
+        options = session_options(threads=threads)
+        with _profiling(options):
+            session = open_session(artifact.path, options)
+            feed = {INPUT: profiled_batch(artifact.input_shape)}
+            for _ in range(runs):
+                session.run(None, feed)
+            events = json.loads(Path(session.end_profiling()).read_text())
+        return operator_times(kernel_times(events), warmup=warmup)
+
+
+class OnnxRuntimeSession(Session):
+    """An ONNX file in ONNX Runtime."""
+
+    def __init__(self, artifact: Artifact, *, threads: int) -> None:
+        super().__init__(artifact)
+        self._session = open_session(artifact.path, session_options(threads=threads))
+        self._outputs = [OUTPUT]
+
+    def _run(self, images: np.ndarray) -> np.ndarray:
+        return self._session.run(self._outputs, {INPUT: images})[0]
+
+    @contextmanager
+    def _ready(self, images: np.ndarray) -> Iterator[Callable[[], Any]]:
+        yield partial(self._session.run, self._outputs, {INPUT: images})
+
+    @property
+    def threads(self) -> int:
+        """Threads inside an operator, from the session's own options."""
+        return self._session.get_session_options().intra_op_num_threads
+
+
+def session_options(*, threads: int) -> "SessionOptions":
+    """Options for ``threads`` threads inside an operator and operators one after the other."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3
+    return options
+
+
+def open_session(model: Path | bytes, options: "SessionOptions") -> "InferenceSession":
+    """Load a file, or the bytes of one, with the options given."""
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(model, options, providers=PROVIDERS)
+
+
+@contextmanager
+def _profiling(options: "SessionOptions") -> Iterator[Path]:
+    """Let sessions of these options profile into a temporary folder."""
+    options.enable_profiling = True
+    with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
+        options.profile_file_prefix = str(Path(folder, "profile"))
+        yield Path(folder)
+
+
+def kernel_times(events: list[dict]) -> "pd.DataFrame":
+    """Kernel times in an ONNX Runtime profile: a row per call, columns key, layer, op, ms."""
+    import pandas as pd
+
+    kernels = [
+        {
+            "key": event["args"]["node_index"],
+            "layer": event["name"].removesuffix("_kernel_time"),
+            "op": event["args"]["op_name"],
+            "ms": event["dur"] / 1e3,
+        }
+        for event in events
+        if event["cat"] == "Node" and event["name"].endswith("_kernel_time")
+    ]
+    return pd.DataFrame(kernels, columns=["key", "layer", "op", "ms"])
+
+
+def _profile(artifact: Artifact, *, level: Any) -> tuple[list[dict[str, Any]], Sequence[Any]]:
+    """Run one batch; return the facts of the executed kernels and the nodes of the graph."""
+    import onnx
+
+    options = session_options(threads=1)
+    options.graph_optimization_level = level
+    # Prepacked weights would be missing from the recorded shapes.
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    with _profiling(options) as folder:
+        options.optimized_model_filepath = str(folder / "optimised.onnx")
+        session = open_session(artifact.path, options)
+        session.run(None, {INPUT: np.zeros(artifact.input_shape, np.float32)})
+        events = json.loads(Path(session.end_profiling()).read_text())
+        nodes = onnx.load(options.optimized_model_filepath).graph.node
+    executed = [e["args"] for e in events if "input_type_shape" in e.get("args", {})]
+    return executed, nodes
+
+
+def _macs(event: dict[str, Any]) -> tuple[int, str]:
+    name = event["op_name"]
+    kinds = [next(iter(entry), "") for entry in event["input_type_shape"]]
+    inputs = [next(iter(entry.values()), []) for entry in event["input_type_shape"]]
+    if name in CONVOLUTIONS:
+        depth = math.prod(inputs[CONVOLUTIONS[name]][1:])
+    elif name in PRODUCTS:
+        depth = inputs[0][-1]
+    else:
+        return 0, ""
+    outputs = math.prod(next(iter(event["output_type_shape"][0].values())))
+    return outputs * depth, INTEGER if name in INTEGER_OPERATORS else FLOATS.get(kinds[0], kinds[0])
+
+
+def _operation(event: dict[str, Any], node: Any, macs: int, precision: str) -> Operation:
+    kinds = [next(iter(entry.items())) for entry in event["output_type_shape"]]
+    sizes = [
+        np.dtype(NUMPY_TYPES.get(kind, kind)).itemsize * math.prod(shape) for kind, shape in kinds
+    ]
+    reads = tuple(node.input)
+    writes = tuple(zip(filter(None, node.output), sizes, strict=True))
+    overwrites = reads if node.op_type in IN_PLACE else ()
+    return Operation(node.op_type, reads, writes, overwrites, macs, precision)

@@ -1,0 +1,68 @@
+"""Hold an exported model's logits to those of its torch parent."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgeopt.runtimes.contract import ExportError
+
+TOLERANCE = 1e-4  # of the largest logit
+
+
+class Parity(NamedTuple):
+    """How an exported model's logits compare with torch's, on the images of the check.
+
+    ``difference`` is the largest |logit difference| over the largest |logit|, ``agreement`` the
+    share of images [0, 1] with the same class; NaN where nothing was compared.
+    """
+
+    difference: float
+    agreement: float
+
+
+UNCHECKED = Parity(float("nan"), float("nan"))
+
+
+def parity_images(input_shape: tuple[int, ...], *, at_least: int = 1) -> Tensor:
+    """Return the same random images [max(B, at_least), C, H, W] in [0, 1] on every call."""
+    count = max(input_shape[0], at_least)
+    return torch.rand(count, *input_shape[1:], generator=torch.Generator().manual_seed(0))
+
+
+def check_parity(expected: Tensor, actual: Tensor | np.ndarray, *, tolerance: float) -> Parity:
+    """Compare logits [N, classes] with torch's, in proportion to torch's largest.
+
+    Two classes that torch sets apart by no more than twice the tolerance, one up and one down, are
+    a tie, and either is the same answer: within the tolerance all classes agree.
+
+    Raises
+    ------
+    ExportError
+        When the shapes differ, a logit is not finite, or the largest difference exceeds
+        ``tolerance`` of the largest logit; with the share of images that get the same class.
+    """
+    actual = torch.as_tensor(actual)
+    if expected.shape != actual.shape:
+        raise ExportError(
+            f"the exported model returns {tuple(actual.shape)}, torch {tuple(expected.shape)}"
+        )
+    largest = expected.double().abs().max().item()
+    parity = _compare(expected.double(), actual.double(), largest=largest, tolerance=tolerance)
+    if not parity.difference <= tolerance:
+        raise ExportError(
+            f"the exported logits differ from torch's by up to {parity.difference:.3g} of the "
+            f"largest, {largest:.3g}, and give the same class on {parity.agreement:.1%} of "
+            f"{len(expected)} images; allowed: {tolerance:.3g} and 100%"
+        )
+    return parity
+
+
+def _compare(expected: Tensor, actual: Tensor, *, largest: float, tolerance: float) -> Parity:
+    apart = (expected - actual).abs().max().item()
+    difference = apart / largest if largest else apart
+    answers = actual.flatten(1).argmax(1, keepdim=True)
+    given = expected.flatten(1)
+    behind = given.max(1, keepdim=True).values - given.gather(1, answers)
+    return Parity(difference, (behind <= 2 * tolerance * largest).double().mean().item())

@@ -1,0 +1,246 @@
+"""PyTorch: TorchScript files, in the process's own torch."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from edgeopt.quantization import TORCH_PRECISIONS, precision_variant, quantized_engine
+from edgeopt.runtimes.contract import (
+    FLOATS,
+    INTEGER,
+    Artifact,
+    Int8Options,
+    Operation,
+    Runtime,
+    Session,
+)
+from edgeopt.runtimes.parity import Parity, check_parity, parity_images
+from edgeopt.system import known_noise_silenced, native_stderr_logged
+
+SCORING_BATCH = 64
+# Rounding differs between fp16 kernels by a few units in the last place of the largest logit.
+FP16_TOLERANCE = 16 * torch.finfo(torch.float16).eps
+PRODUCTS = {"addmm": 1, "mm": 0, "bmm": 0, "matmul": 0}
+WEIGHTED = ("_convolution", "convolution", "conv2d", "linear", "mkldnn_convolution")
+# Elementwise, yet without torch's tag for it: batch norm, some activations, the quantized ones.
+ELEMENTWISE = (
+    *("batch_norm", "native_batch_norm", "hardswish", "relu6", "prelu", "_prelu_kernel"),
+    *("selu", "celu", "add", "add_relu", "mul", "sigmoid", "elu", "leaky_relu"),
+)
+
+
+class TorchRuntime(Runtime):
+    """TorchScript, traced and frozen; int8 by FX graph mode quantization."""
+
+    name = "torch"
+    title = "PyTorch"
+    marker = "o"
+    suffix = ".pt"
+    precisions = TORCH_PRECISIONS
+
+    def write(
+        self,
+        model: nn.Module,
+        path: Path,
+        *,
+        precision: str,
+        input_shape: tuple[int, ...],
+        calibration: Sequence[tuple[Tensor, Tensor]],
+        tolerance: float,
+        options: Int8Options,
+    ) -> Parity:
+        """Trace the variant of the precision and hold the file to its logits."""
+        variant, input_precision = precision_variant(
+            model, precision, calibration, len(calibration)
+        )
+        images = parity_images(input_shape)
+        images = images.half() if input_precision == "fp16" else images
+        silence, log = known_noise_silenced(), native_stderr_logged()
+        with silence, log, quantized_engine(), torch.inference_mode():
+            torch.jit.save(torch.jit.freeze(torch.jit.trace(variant, images)), path)
+            if precision == "fp16":
+                tolerance = max(tolerance, FP16_TOLERANCE)
+            loaded = torch.jit.load(path)
+            return check_parity(variant(images), loaded(images), tolerance=tolerance)
+
+    def load(self, artifact: Artifact, *, threads: int) -> Session:
+        """Load a TorchScript file; torch's threads are set while it is called or bound only."""
+        return TorchSession(artifact, threads=threads)
+
+    def operations(self, artifact: Artifact) -> list[Operation]:
+        """Operators that torch's dispatcher calls, packed int8 ones included."""
+        script = _load(artifact.path)
+        images = torch.zeros(artifact.input_shape, dtype=_float_type(script))
+        with quantized_engine():
+            return eager_operations(script, images)
+
+    def weight_bytes(self, artifact: Artifact) -> int:
+        """Bytes of parameters, buffers, graph constants and packed weights."""
+        return module_weight_bytes(_load(artifact.path))
+
+
+class TorchSession(Session):
+    """TorchScript in torch, whose thread count is set while it is called or bound only."""
+
+    def __init__(self, artifact: Artifact, *, threads: int) -> None:
+        super().__init__(artifact)
+        with native_stderr_logged():
+            self._module = _load(artifact.path)
+        self._pinned = _Threads(threads)
+        self._dtype = torch.float16 if artifact.precision == "fp16" else torch.float32
+
+    def _run(self, images: np.ndarray) -> np.ndarray:
+        with self._pinned:
+            return self._infer(torch.tensor(images))
+
+    @contextmanager
+    def _ready(self, images: np.ndarray) -> Iterator[Callable[[], Any]]:
+        tensor = torch.tensor(images).to(self._dtype)
+        with self._pinned, torch.inference_mode():
+            yield partial(self._module, tensor)
+
+    def score(self, images: np.ndarray) -> np.ndarray:
+        """Logits of any number of images, in large batches on all of torch's own threads.
+
+        TorchScript, unlike the other runtimes' files, takes any batch size; what is timed is held
+        to these logits afterwards (:func:`edgeopt.experiments.measure_candidates`).
+        """
+        batches = torch.from_numpy(images).split(SCORING_BATCH)
+        return np.concatenate([self._infer(batch) for batch in batches])
+
+    def _infer(self, images: Tensor) -> np.ndarray:
+        with torch.inference_mode():
+            return self._module(images.to(self._dtype)).float().numpy()
+
+    @property
+    def threads(self) -> int:
+        """Threads that torch computes with inside a call."""
+        with self._pinned:
+            return torch.get_num_threads()
+
+
+class _Threads:
+    """Sets torch's thread count, which is one per process, and puts it back."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._before = threads
+
+    def __enter__(self) -> None:
+        self._before = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+
+    def __exit__(self, *exception: object) -> None:
+        torch.set_num_threads(self._before)
+
+
+def _load(path: Path) -> torch.jit.ScriptModule:
+    with known_noise_silenced():
+        return torch.jit.load(path, map_location="cpu")
+
+
+def _float_type(script: torch.jit.ScriptModule) -> torch.dtype:
+    """Type of the file's float weights, whatever its label; float32 when it has none."""
+    held = (*script.parameters(), *_constants(script))
+    weights = [v for v in held if isinstance(v, Tensor) and v.dim()]
+    return next((w.dtype for w in weights if w.is_floating_point()), torch.float32)
+
+
+def _constants(model: nn.Module) -> list[Any]:
+    # torch.jit.freeze turns parameters and packed weights into constants of the graph
+    if not isinstance(model, torch.jit.ScriptModule):
+        return []
+    graph = model.inlined_graph  # its nodes die with it
+    return [node.output().toIValue() for node in graph.findAllNodes("prim::Constant")]
+
+
+def module_weight_bytes(model: nn.Module) -> int:
+    """Bytes of everything the model holds between two calls, shared tensors counted once.
+
+    Parameters, buffers and the packed weights of quantized torch modules, which no
+    ``state_dict`` shows as tensors: int8 values, float bias, and per-channel scales (8 bytes
+    each) and zero points (8 bytes each). Takes a TorchScript module too, frozen or not.
+    """
+    constants = _constants(model)
+    tensors = [value for value in constants if isinstance(value, Tensor)]
+    held: dict[tuple[int, int], int] = {}
+    for tensor in (*model.parameters(), *model.buffers(), *tensors):
+        held[tensor.data_ptr() or id(tensor), tensor.nbytes] = tensor.nbytes
+    packed = [getattr(module, "_packed_params", None) for module in model.modules()]
+    objects = [v for v in (*packed, *constants) if isinstance(v, torch.ScriptObject)]
+    return sum(held.values()) + sum(map(_packed_bytes, objects))
+
+
+def _packed_bytes(packed: torch.ScriptObject) -> int:
+    weight, bias = packed.unpack()
+    if weight.qscheme() in (torch.per_channel_affine, torch.per_channel_affine_float_qparams):
+        scheme = weight.q_per_channel_scales().nbytes + weight.q_per_channel_zero_points().nbytes
+    else:
+        scheme = 8 + 8  # one double scale, one int64 zero point
+    return weight.numel() * weight.element_size() + scheme + (0 if bias is None else bias.nbytes)
+
+
+def eager_operations(model: nn.Module, images: Tensor) -> list[Operation]:
+    """Return the operators that torch executes for one batch, a module's or a TorchScript's."""
+    recorder = _Recorder()
+    with torch.inference_mode(), recorder:
+        outputs = _storages(model(images))
+    first = Operation("input", writes=tuple(_storages(images).items()))
+    return [first, *recorder.operations, Operation("output", reads=tuple(outputs))]
+
+
+class _Recorder(TorchDispatchMode):
+    """Sees every operator that torch calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[Operation] = []
+        self._held: list[Any] = []  # so that an address stays that of one tensor
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self._held.append(result)
+        reads = tuple(_storages((args, kwargs)))
+        elementwise = torch.Tag.pointwise in func.tags or func._opname in ELEMENTWISE
+        self.operations.append(
+            Operation(
+                func._opname,
+                reads,
+                tuple(_storages(result).items()),
+                reads if elementwise else (),
+                *_macs(func, args, result),
+            )
+        )
+        return result
+
+
+def _storages(values: Any) -> dict[int, int]:
+    tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return {storage.data_ptr(): storage.nbytes() for storage in storages}
+
+
+def _macs(func: Any, args: tuple, result: Any) -> tuple[int, str]:
+    name = func._opname
+    if func.namespace == "quantized" and any(isinstance(a, torch.ScriptObject) for a in args[1:2]):
+        return result.numel() * math.prod(args[1].unpack()[0].shape[1:]), INTEGER
+    if func.namespace == "aten" and name in WEIGHTED:
+        weight, depth = args[1], math.prod(args[1].shape[1:])
+    elif func.namespace == "aten" and name in PRODUCTS:
+        weight = args[PRODUCTS[name]]
+        depth = weight.shape[-1]
+    else:
+        return 0, ""
+    kind = str(weight.dtype).removeprefix("torch.")
+    return result.numel() * depth, FLOATS.get(kind, kind)

@@ -1,0 +1,18 @@
+"""An open run: its parameters, its folder, its networks and their images."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "folder": [
+            "ASSETS",
+            "FIGURE_DPI",
+            "RunFolder",
+            "check_schema",
+            "open_run",
+            "reports_folder",
+        ],
+        "study": ["Study", "open_study"],
+    },
+)

@@ -1,0 +1,176 @@
+"""The folder of one run: files written whole or not at all, and figures that carry their words."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from edgeopt.system import REPORTS_VARIABLE, project_root, write_atomically
+
+if TYPE_CHECKING:
+    from IPython.display import Image
+    from matplotlib.axes import Axes
+
+ASSETS = Path(__file__).parents[1] / "assets"
+FIGURE_DPI = 192
+
+
+def reports_folder() -> Path:
+    """Folder of all runs: ``$EDGEOPT_REPORTS``, else ``reports``, both seen from the project."""
+    folder = Path(os.environ.get(REPORTS_VARIABLE) or "reports")
+    return folder if folder.is_absolute() else project_root() / folder
+
+
+def check_schema(value: Any, *, name: str) -> None:
+    """Check a JSON value against ``assets/<stem>.schema.json``, where there is one.
+
+    Raises
+    ------
+    ValueError
+        Naming the file, the place in it and what is wrong there.
+    """
+    schema = ASSETS / f"{Path(name).stem}.schema.json"
+    if not schema.is_file():
+        return
+    import jsonschema  # takes a second, which notebooks that write no such file do without
+
+    validator = jsonschema.Draft202012Validator(json.loads(schema.read_text(encoding="utf-8")))
+    problem = jsonschema.exceptions.best_match(validator.iter_errors(value))
+    if problem is not None:
+        raise ValueError(f"{name} at {problem.json_path}: {problem.message}")
+
+
+def to_json(value: Any) -> Any:
+    """Replace what JSON has no word for: NumPy scalars and tuples; NaN and infinity by null."""
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if hasattr(value, "tolist"):
+        return to_json(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder that the notebooks of one run hand over through."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        """The run's name, which is its folder's."""
+        return self.root.name
+
+    def path(self, name: str) -> Path:
+        """Where ``name`` lies, e.g. ``artifacts/base.onnx``; never outside of the run's folder."""
+        parts = PurePosixPath(name)
+        if not parts.parts or parts.is_absolute() or ".." in parts.parts:
+            raise ValueError(f"file name is {name!r}; allowed: a relative path inside {self.root}")
+        return self.root / parts
+
+    def folder(self, name: str) -> Path:
+        """Return a sub-folder, made when it is not there."""
+        folder = self.path(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def require(self, name: str, *, made_by: str = "01_baseline_training") -> Path:
+        """Path of a file that an earlier notebook wrote.
+
+        Raises
+        ------
+        FileNotFoundError
+            Naming the notebook that makes the file and the commands that run it.
+        """
+        path = self.path(name)
+        if path.exists():
+            return path
+        raise FileNotFoundError(
+            f"{path} is missing: notebook {made_by} makes it. Run `make report RUN={self.name}`, "
+            f"or that notebook alone: `papermill notebooks/{made_by}.ipynb "
+            f"{self.root / made_by}.ipynb -f params/{self.name}.yaml`"
+        )
+
+    def write_bytes(self, name: str, content: bytes) -> Path:
+        """Write a file whole or not at all."""
+        return write_atomically(self.path(name), content)
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write a JSON file, checked first against the schema of that name if there is one."""
+        value = to_json(value)
+        check_schema(value, name=name)
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+        return self.write_bytes(name, f"{text}\n".encode())
+
+    def read_json(self, name: str, *, made_by: str = "01_baseline_training") -> Any:
+        """Read a JSON file that an earlier notebook wrote."""
+        return json.loads(self.require(name, made_by=made_by).read_text(encoding="utf-8"))
+
+    def write_table(self, name: str, df: pd.DataFrame) -> Path:
+        """Write a table as CSV without its index."""
+        return self.write_bytes(name, df.to_csv(index=False, lineterminator="\n").encode())
+
+    def read_table(self, name: str, *, made_by: str = "01_baseline_training") -> pd.DataFrame:
+        """Read a table that an earlier notebook wrote."""
+        return pd.read_csv(self.require(name, made_by=made_by))
+
+    def save_figure(
+        self, name: str, ax: "Axes", *, alt: str, numbers: pd.DataFrame | None = None
+    ) -> "Image":
+        """Write ``figures/<name>.png`` from the figure of ``ax``, and close it.
+
+        ``numbers``, the values drawn, go to ``figures/<name>.csv``; pages show them beside the
+        figure. Returns the picture for the notebook to display; the alt text stays with it.
+        """
+        from IPython.display import Image
+        from matplotlib import pyplot as plt
+        from PIL import Image as Picture
+
+        if not alt.strip():
+            raise ValueError(f"figure {name!r} has no alt text; say in a sentence what it shows")
+        stem = f"figures/{name.removesuffix('.png')}"
+        buffer = BytesIO()
+        ax.figure.savefig(buffer, format="png", dpi=FIGURE_DPI, metadata={"Description": alt})
+        plt.close(ax.figure)
+        if numbers is not None:
+            self.write_table(f"{stem}.csv", numbers)
+        self.write_bytes(f"{stem}.png", buffer.getvalue())
+        width = Picture.open(buffer).width * 96 // FIGURE_DPI
+        metadata = {"figure": stem.removeprefix("figures/")}
+        return Image(buffer.getvalue(), format="png", width=width, alt=alt, metadata=metadata)
+
+
+def open_run(name: str, *, root: Path | None = None) -> RunFolder:
+    """Open the folder of run ``name``, making it when it is not there.
+
+    ``root`` is the folder of all runs; by default :func:`reports_folder`.
+
+    Raises
+    ------
+    ValueError
+        When ``name`` is not a plain folder name.
+    PermissionError
+        When the folder cannot be written, naming it.
+    """
+    if name in ("", ".", "..") or PurePosixPath(name).name != name:
+        raise ValueError(f"run name is {name!r}; allowed: a folder name without slashes")
+    folder = (root or reports_folder()) / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK | os.X_OK)
+    except OSError as error:
+        raise PermissionError(
+            f"cannot make the report folder {folder}: {error.strerror}"
+        ) from error
+    if not writable:
+        raise PermissionError(f"cannot write in the report folder {folder}: check its permissions")
+    return RunFolder(folder)

@@ -1,0 +1,364 @@
+"""A run that is open: its parameters, its folder, its networks and the images of each."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+from torch import nn
+
+from edgeopt.config import ExperimentConfig
+from edgeopt.data import (
+    FOLDER_PREFIX,
+    ROLE_NAMES,
+    SPLIT_BY_SEED,
+    PixelFile,
+    Preprocessing,
+    Split,
+    Splits,
+    class_count,
+    load_splits,
+)
+from edgeopt.experiments import Prepared, Recipe, Schedule, Training, TrainingPlan, train_networks
+from edgeopt.model import (
+    build_model,
+    check_network,
+    dump_weights,
+    input_channels,
+    load_weights,
+    require_pixels,
+)
+from edgeopt.study.folder import RunFolder, open_run
+from edgeopt.system import Int8Scheme, Store, host_facts, int8_scheme
+
+logger = logging.getLogger(__name__)
+
+SMALL_CNN_SIDE = 28
+ARRAY_SIDE = 28  # of MNIST and Fashion-MNIST
+BACKBONE_MULTIPLE = 8
+CHANCE_LEVEL = 0.01  # of the test that a network is better than chance
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """A run's parameters, its folder, and the images of every network as that network takes them.
+
+    Made by :func:`open_study`.
+    """
+
+    config: ExperimentConfig
+    folder: RunFolder
+    preprocessing: Mapping[str, Preprocessing]
+
+    @cached_property
+    def splits(self) -> dict[str, Splits]:
+        """Images in four roles, by network; networks that take the same images share them."""
+        loaded: dict[Preprocessing, Splits] = {}
+        for model, spec in self.preprocessing.items():
+            if spec not in loaded:
+                first = next(iter(loaded.values()), None)
+                loaded[spec] = _same_images(_load(self.config, spec), first)
+            if _shape(self.config, spec) is None:  # not known before the images were read
+                classes = len(loaded[spec].class_names)
+                network = _network(self.config, model, classes)
+                _check(network, model=model, shape=loaded[spec].train.shape, classes=classes)
+        if warning := _test_warning(self.config, next(iter(loaded.values()))):
+            logger.warning("test images: %s", warning)
+        return {model: loaded[spec] for model, spec in self.preprocessing.items()}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the logits."""
+        return next(iter(self.splits.values())).class_names
+
+    @property
+    def validation_labels(self) -> np.ndarray:
+        """Classes [N] of the validation images, the same for all networks."""
+        return self.labels("validation")
+
+    def labels(self, role: str) -> np.ndarray:
+        """Classes [N] of the images of a role, the same for all networks."""
+        return getattr(next(iter(self.splits.values())), role).labels.numpy()
+
+    def role(self, name: str) -> dict[str, Split]:
+        """Images of one role, by network."""
+        return {model: getattr(splits, name) for model, splits in self.splits.items()}
+
+    def batches(self, size: int) -> dict[str, np.ndarray]:
+        """First ``size`` validation images of every network, which it is timed on."""
+        return {m: split.take(size).numpy() for m, split in self.role("validation").items()}
+
+    @cached_property
+    def int8_scheme(self) -> Int8Scheme:
+        """Integer types of static int8 that suit this machine."""
+        return int8_scheme(host_facts()["isa"])
+
+    def preparation(self, folder: str) -> dict[str, Any]:
+        """Arguments that preparing any candidate of the run takes; artifacts go to ``folder``."""
+        loaders = {
+            model: split.loader(self.config.batch_size)
+            for model, split in self.role("calibration").items()
+        }
+        return {
+            "validation": self.role("validation"),
+            "calibration": loaders,
+            "calibration_batches": self.config.calibration_batches,
+            "batch_size": self.config.benchmark_batch_size,
+            "directory": self.folder.folder(folder),
+            "scheme": self.int8_scheme,
+        }
+
+    @cached_property
+    def prepared(self) -> Store[Prepared]:
+        """Candidates that were prepared before, by this run or another, in the data folder."""
+        return Store(self.config.data_folder / "prepared", Prepared)
+
+    @cached_property
+    def plans(self) -> dict[str, TrainingPlan]:
+        """All that decides how each network is trained."""
+        config = self.config
+        return {
+            model: TrainingPlan(
+                model,
+                splits.train,
+                splits.validation,
+                len(splits.class_names),
+                config.part(Schedule),
+                weights=config.weights,
+                channel_multiple=self.channel_multiple(model),
+                conv1_channels=config.conv1_channels,
+                conv2_channels=config.conv2_channels,
+            )
+            for model, splits in self.splits.items()
+        }
+
+    @property
+    def channel_multiples(self) -> dict[str, int]:
+        """Grid of channels of every network."""
+        return {model: self.channel_multiple(model) for model in self.config.models}
+
+    def channel_multiple(self, model: str) -> int:
+        """Return the grid that pruned layers keep: 1 for ``small_cnn``, else 8, unless set."""
+        return self.config.channel_multiple or (1 if model == "small_cnn" else BACKBONE_MULTIPLE)
+
+    def train(
+        self, recipes: Iterable[Recipe], *, executor: Executor | None = None
+    ) -> dict[Recipe, Training]:
+        """Make the network of every recipe, or read it from the store in the data folder."""
+        store = Store(self.config.data_folder / "trained", Training)
+        return train_networks([*recipes], self.plans, store=store, executor=executor)
+
+    def networks(self, trainings: Mapping[Recipe, Training]) -> dict[Recipe, nn.Module]:
+        """Build the networks of trainings, in eval mode."""
+        return {
+            recipe: self.plans[recipe.model].network(recipe, training.state)
+            for recipe, training in trainings.items()
+        }
+
+    def keep(self, networks: Mapping[Recipe, nn.Module]) -> None:
+        """Write the networks' weights into the run's folder, for the notebooks that follow."""
+        for recipe, network in networks.items():
+            self.folder.write_bytes(recipe.file_name, dump_weights(network))
+
+    def kept(self, recipes: Iterable[Recipe], *, made_by: str) -> dict[Recipe, nn.Module]:
+        """Build networks from the weights that an earlier notebook left in the run's folder.
+
+        Raises
+        ------
+        FileNotFoundError
+            Naming the notebook that makes the missing file, and how to run it.
+        """
+        return {
+            recipe: load_weights(
+                self.plans[recipe.model].architecture(recipe.pruning_level),
+                self.folder.require(recipe.file_name, made_by=made_by),
+            ).eval()
+            for recipe in recipes
+        }
+
+    def baselines(self, *, kind: str = "baseline") -> list[Recipe]:
+        """List the unpruned network of every model and seed."""
+        return [
+            Recipe(model, 0.0, kind, seed)
+            for model in self.config.models
+            for seed in self.config.seeds
+        ]
+
+    def history(self, trainings: Mapping[Recipe, Training]) -> pd.DataFrame:
+        """One row per epoch of every training; the baseline's epochs follow the pretrained one's.
+
+        Columns: ``model, seed, stage`` and those of :func:`edgeopt.model.fit`.
+        """
+        before = {"pretrained": 0, "baseline": self.config.epochs}
+        tables = [
+            training.history.assign(
+                model=recipe.model,
+                seed=recipe.seed,
+                stage=recipe.kind,
+                epoch=training.history["epoch"] + before[recipe.kind],
+            )
+            for recipe, training in trainings.items()
+        ]
+        return pd.concat(tables, ignore_index=True)
+
+    def seen_images(self) -> pd.DataFrame:
+        """Say how each network sees its images: shape, scaling, and the range that arrives.
+
+        Columns: ``model, height, width, channels, resize, interpolation, mean, std, minimum,
+        maximum``, the last two over at most 256 training images.
+        """
+        rows = []
+        for model, spec in self.preprocessing.items():
+            some = self.splits[model].train.take(min(256, len(self.splits[model].train)))
+            channels, height, width = some.shape[1:]
+            size = {"height": height, "width": width, "channels": channels}
+            how = {name: getattr(spec, name) for name in ("resize", "interpolation", "mean", "std")}
+            ends = {"minimum": some.min().item(), "maximum": some.max().item()}
+            rows.append({"model": model, **size, **how, **ends})
+        return pd.DataFrame(rows)
+
+    def image_counts(self) -> pd.DataFrame:
+        """Count the images of each role: one row per role, one column."""
+        splits = next(iter(self.splits.values()))
+        return pd.Series({r: len(getattr(splits, r)) for r in ROLE_NAMES}, name="images").to_frame()
+
+    def data_facts(self) -> dict[str, Any]:
+        """Describe the data: name, checksum, counts, roles, and how networks see the images."""
+        splits = next(iter(self.splits.values()))
+        return {
+            "name": splits.name,
+            "checksum": splits.checksum,
+            "roles": splits.origin,
+            "counts": self.image_counts()["images"].to_dict(),
+            "class_names": list(self.class_names),
+            "preprocessing": {m: spec.to_dict() for m, spec in self.preprocessing.items()},
+            "test_warning": self.test_warning,
+        }
+
+    @property
+    def test_warning(self) -> str:
+        """Say that test images may be ones the given weights were trained on; empty otherwise."""
+        return _test_warning(self.config, next(iter(self.splits.values())))
+
+    def require_better_than_chance(self, hits: Mapping[str, int], *, images: int) -> None:
+        """Stop a run whose given weights answer no better than chance on validation images.
+
+        ``hits`` counts right answers by network. One-sided exact binomial test at 1 % against one
+        in as many as there are classes; only with ``epochs`` 0, and not with ``allow_chance``.
+        """
+        if self.config.epochs or self.config.allow_chance:
+            return
+        classes = len(self.class_names)
+        for model, right in hits.items():
+            if binomtest(right, images, 1 / classes, "greater").pvalue > CHANCE_LEVEL:
+                raise ValueError(
+                    f"{model} is right on {right} of {images} validation images, no better than "
+                    f"chance among {classes} classes: are the order of classes (class_names), mean "
+                    "and std, channels and interpolation those it was trained with? "
+                    "allow_chance: true goes on all the same"
+                )
+
+
+def open_study(config: ExperimentConfig) -> Study:
+    """Open a run: check its networks and how they take images, and make its folder.
+
+    No image is loaded yet: what is wrong with a network, its weights or its classes is said at
+    once.
+
+    Raises
+    ------
+    ValueError
+        For a network that cannot be built or does not take the run's images and classes, weights
+        that do not fit, or numbers of ``mean`` and ``std`` that are not as many as its channels.
+    OSError
+        For weights that are not there.
+    """
+    classes = class_count(config.dataset)
+    preprocessing = {}
+    for model in config.models:
+        network = _network(config, model, classes)
+        preprocessing[model] = _preprocessing(config, model, input_channels(network))
+        if shape := _shape(config, preprocessing[model]):
+            _check(network, model=model, shape=shape, classes=classes)
+    return Study(config, open_run(config.run), preprocessing)
+
+
+def _network(config: ExperimentConfig, model: str, classes: int) -> nn.Module:
+    return build_model(
+        model,
+        num_classes=classes,
+        conv1_channels=config.conv1_channels,
+        conv2_channels=config.conv2_channels,
+        weights=config.weights,
+    )
+
+
+def _check(network: nn.Module, *, model: str, shape: tuple[int, int, int], classes: int) -> None:
+    require_pixels(network, shape, name=model)
+    check_network(network, name=model, input_shape=(1, *shape), num_classes=classes)
+
+
+def _shape(config: ExperimentConfig, spec: Preprocessing) -> tuple[int, int, int] | None:
+    """Channels, height and width of images; None where a folder's pictures decide one of them."""
+    from_folder = config.dataset.startswith(FOLDER_PREFIX)
+    channels = spec.channels or (None if from_folder else 1)
+    side = spec.image_size or (None if from_folder else ARRAY_SIDE)
+    return (channels, side, side) if channels and side else None
+
+
+def _preprocessing(config: ExperimentConfig, model: str, channels: int | None) -> Preprocessing:
+    """Say how a network takes its images: the run's parameters, and what the network fixes."""
+    small = model == "small_cnn"
+    return Preprocessing(
+        image_size=SMALL_CNN_SIDE if small else config.image_size,
+        resize=config.resize,
+        interpolation=config.interpolation,
+        channels=channels if small else config.channels or channels,
+        mean=config.mean,
+        std=config.std,
+        max_image_pixels=config.max_image_pixels,
+    )
+
+
+def _load(config: ExperimentConfig, preprocessing: Preprocessing) -> Splits:
+    return load_splits(
+        config.dataset,
+        train_subset=config.train_subset,
+        calibration_subset=config.calibration_subset,
+        val_subset=config.val_subset,
+        test_subset=config.test_subset,
+        data_dir=config.data_folder,
+        preprocessing=preprocessing,
+        class_names=config.class_names,
+    )
+
+
+def _same_images(splits: Splits, first: Splits | None) -> Splits:
+    """Give every role the pictures that it has in ``first``.
+
+    Pictures that are copies of each other at one size may differ at another, so that a folder that
+    was scaled otherwise could be split otherwise.
+    """
+    if first is None or not all(isinstance(s.train.pixels, PixelFile) for s in (splits, first)):
+        return splits  # arrays are split before they are scaled
+    roles = {}
+    for name in ROLE_NAMES:
+        like = getattr(first, name)
+        given = {"labels": like.labels, "positions": like.positions}
+        roles[name] = replace(getattr(splits, name), **given)
+    return replace(splits, **roles)
+
+
+def _test_warning(config: ExperimentConfig, splits: Splits) -> str:
+    if config.epochs or splits.origin != SPLIT_BY_SEED:
+        return ""
+    return (
+        "the weights were taken as they are (epochs is 0) and the images were split by seed: the "
+        "network may have been trained on some of the test images, and then they say nothing about "
+        "new ones; a folder with train/, val/ and test/ keeps its own roles"
+    )

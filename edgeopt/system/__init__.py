@@ -1,0 +1,36 @@
+"""What everything runs on: files, processes, CPU, packages, kept results."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "files": [
+            "REPORTS_VARIABLE",
+            "file_sha256",
+            "project_root",
+            "replacing",
+            "write_atomically",
+        ],
+        "host": [
+            "HOST_IDENTITY",
+            "Int8Scheme",
+            "U8S8",
+            "environment_facts",
+            "host_facts",
+            "int8_scheme",
+            "package_versions",
+            "usable_cores",
+        ],
+        "store": ["Store", "from_bytes", "to_bytes"],
+        "torchvision": ["datasets", "models", "transforms"],
+        "upstream": [
+            "RuntimeUnavailable",
+            "import_extra",
+            "known_noise_silenced",
+            "native_stderr_logged",
+            "nncf_progress_dropped",
+        ],
+        "workers": ["ByValue", "process_pool", "run_as_completed", "run_in_order"],
+    },
+)

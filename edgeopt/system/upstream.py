@@ -1,0 +1,101 @@
+"""What the libraries underneath say without need, and how the optional ones are asked for."""
+
+import importlib
+import io
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from types import ModuleType
+
+logger = logging.getLogger(__name__)
+
+# Every entry names one deprecation that its library announces on each use and that edgeopt has
+# confined to one module. Any other warning stays what the caller made of it.
+KNOWN_WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
+    (r"torch\.ao\.quantization is deprecated", DeprecationWarning),
+    (r"Please use quant_min and quant_max to specify the range", UserWarning),
+    (r"torch\.quantize_per_tensor, torch\.quantize_per_channel and other", UserWarning),
+    (r"`torch\.jit\.\w+` is deprecated", DeprecationWarning),
+    (r"You are using the legacy TorchScript-based ONNX export", DeprecationWarning),
+    (r"The feature will be removed\. Please remove usage", DeprecationWarning),
+    (r"(read_text|open_text|read_binary) is deprecated", DeprecationWarning),
+    # The scales of quantized layers, which are constants indeed.
+    (r"Converting a tensor to a Python float might cause the trace", Warning),
+    (r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning),
+)
+# They report libraries for other hardware that do not load here, and each other's deprecations.
+CHATTY_LOGGERS = ("torchao", "torch.utils._pytree", "nncf")
+
+
+# Which extra of pyproject.toml installs a package, where it bears another name.
+EXTRAS = {"nncf": "openvino"}
+
+
+class RuntimeUnavailable(RuntimeError):  # noqa: N818 - a state of the host, not a mistake
+    """A runtime is not installed, or this host cannot do what was asked of it."""
+
+
+@contextmanager
+def known_noise_silenced() -> Iterator[None]:
+    """Silence ``KNOWN_WARNINGS`` and warnings logged by ``CHATTY_LOGGERS`` inside the block."""
+    levels = {name: logging.getLogger(name).level for name in CHATTY_LOGGERS}
+    with warnings.catch_warnings():
+        for message, category in KNOWN_WARNINGS:
+            warnings.filterwarnings("ignore", message=message, category=category)
+        for name in levels:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def native_stderr_logged() -> Iterator[None]:
+    """Send what native code writes to standard error inside the block to the debug log.
+
+    Some of it goes to the descriptor, some through Python's stream, which a notebook replaces.
+    """
+    sys.stderr.flush()
+    saved, words = os.dup(2), io.StringIO()
+    with tempfile.TemporaryFile() as captured:
+        os.dup2(captured.fileno(), 2)
+        try:
+            with redirect_stderr(words):
+                yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            captured.seek(0)
+            native = captured.read().decode(errors="replace")
+            logger.debug("native messages: %s%s", native, words.getvalue())
+
+
+@contextmanager
+def nncf_progress_dropped() -> Iterator[None]:
+    """Keep NNCF's progress bars out of notebooks: it draws them on rich's one global console."""
+    rich = importlib.import_module("rich")
+    rich.reconfigure(quiet=True, force_jupyter=False)
+    try:
+        yield
+    finally:
+        rich.reconfigure()
+
+
+def import_extra(module: str) -> ModuleType:
+    """Import a module of an optional dependency, or raise ``RuntimeUnavailable`` naming it."""
+    try:
+        with known_noise_silenced():
+            return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = module.partition(".")[0]
+        if (error.name or "").partition(".")[0] != package:
+            raise
+        raise RuntimeUnavailable(
+            f"{package} is not installed: pip install edgeopt[{EXTRAS.get(package, package)}]"
+        ) from error

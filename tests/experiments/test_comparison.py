@@ -1,0 +1,91 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from edgeopt.experiments.comparison import (
+    answer_sections,
+    class_changes,
+    int8_cost,
+    markdown_page,
+    markdown_table,
+)
+
+
+@pytest.fixture
+def sweep() -> pd.DataFrame:
+    rows = [
+        ("a", 0.0, "torch", "fp32", 0.90, 0.88, 400, 2.0),
+        ("a", 0.0, "torch", "int8", 0.85, 0.80, 100, 4.0),
+        ("a", 0.5, "torch", "fp32", 0.80, 0.78, 200, 1.0),
+        ("a", 0.5, "torch", "int8", 0.79, 0.78, 50, 0.5),
+        ("a", 0.0, "onnxruntime", "fp32", 0.90, 0.88, 440, 1.0),
+        ("a", 0.0, "onnxruntime", "int8-dynamic", 0.91, 0.89, 110, 0.5),
+        ("b", 0.0, "onnxruntime", "int8", 0.70, 0.60, 50, 0.1),
+        ("b", 0.0, "torch", "fp32", np.nan, np.nan, np.nan, np.nan),
+    ]
+    names = ["model", "pruning_level", "runtime", "precision", "accuracy", "macro_f1"]
+    table = pd.DataFrame(rows, columns=[*names, "artifact_bytes", "latency_p50_ms"])
+    level = table["pruning_level"].map("{:g}".format)
+    named = table["model"] + level + "-" + table["runtime"] + "-" + table["precision"]
+    return table.assign(candidate=named)
+
+
+def test_int8_cost_sets_int8_beside_fp32_of_its_own_network_level_and_runtime(sweep):
+    cost = int8_cost(sweep).set_index("candidate")
+    assert list(cost.index) == ["a0-torch-int8", "a0.5-torch-int8", "a0-onnxruntime-int8-dynamic"]
+    plain = cost.loc["a0-torch-int8"]
+    assert plain["parent"] == "a0-torch-fp32"
+    assert plain["accuracy_change"] == pytest.approx(-0.05)
+    assert plain["macro_f1_change"] == pytest.approx(-0.08)
+    assert (plain["file_ratio"], plain["speedup"]) == (4.0, 0.5)
+    pruned = cost.loc["a0.5-torch-int8"]
+    assert pruned["accuracy_change"] == pytest.approx(-0.01)
+    assert (pruned["file_ratio"], pruned["speedup"]) == (4.0, 2.0)
+
+
+def test_class_changes_are_those_of_each_network(sweep):
+    names = {"a0-torch-fp32": (0.9, 0.8), "a0-torch-int8": (0.7, 0.85)}
+    recalls = pd.DataFrame(
+        [(c, k, r) for c, pair in names.items() for k, r in zip("xy", pair, strict=True)],
+        columns=["candidate", "class_name", "recall"],
+    )
+    changes = class_changes(recalls, int8_cost(sweep).iloc[:1])
+    assert list(changes.columns) == ["a"]
+    assert changes.loc["x", "a"] == pytest.approx(-0.2)
+    assert changes.loc["y", "a"] == pytest.approx(0.05)
+
+
+def test_answer_sections_say_the_numbers_of_their_tables(sweep):
+    frontier = sweep[sweep["candidate"] == "a0.5-torch-int8"].assign(memory_mb=0.25)
+    held = int8_cost(sweep).iloc[:1]
+    paid = pd.DataFrame({"a": [-0.2, 0.05]}, index=["x", "y"])
+    decision = {"reason": "R.", "what_it_would_take": "W."}
+    first, second, *rest = answer_sections(frontier, held=held, paid=paid, decision=decision)
+    assert "a0.5-torch-int8 (79.0%, 0.5 ms, 0.25 MiB of weights)" in first
+    assert "changes by -5.00 points of accuracy and -8.00 of macro-F1" in second
+    assert "4.00 times smaller, at 0.50 times the speed; x pays most, with -20.00 points" in second
+    assert rest == ["R.", "Runner-up: W."]
+
+
+def test_answer_sections_of_an_empty_frontier_say_so(sweep):
+    empty = sweep.iloc[:0].assign(memory_mb=[])
+    decision = {"reason": "R.", "what_it_would_take": "W."}
+    held = int8_cost(sweep.iloc[:0])
+    words = answer_sections(empty, held=held, paid=pd.DataFrame(), decision=decision)
+    assert words[0].endswith("nothing fits the budget.")
+
+
+def test_markdown_table_has_a_line_per_row_and_four_digits():
+    table = pd.DataFrame({"name": ["a", "b"], "ms": [1.23456, np.nan], "bytes": [1234567, 8]})
+    assert markdown_table(table).splitlines() == [
+        "|name|ms|bytes|",
+        "|---|---|---|",
+        "|a|1.235|1234567|",
+        "|b||8|",
+    ]
+
+
+def test_markdown_page_leaves_out_columns_that_a_table_lacks():
+    table = pd.DataFrame({"name": ["a"], "ms": [1.0]})
+    page = markdown_page("T", ["Words."], {"Rows": table}, columns=["name", "absent"])
+    assert page == "# T\n\nWords.\n\n## Rows\n\n|name|\n|---|\n|a|\n"

@@ -1,0 +1,64 @@
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edgeopt.metrics.resident import ResidentMemory, resident_memory
+from edgeopt.model.networks import SmallCNN
+from edgeopt.runtimes.contract import Artifact
+from edgeopt.runtimes.export import export_artifact
+
+IMAGE = (1, 1, 28, 28)
+
+
+@pytest.fixture
+def fake_runtime(tmp_path, monkeypatch):
+    """A runtime for the child process alone: it holds a MiB per byte of the file."""
+    source = """
+        import sys, types
+
+        def load_session(artifact, *, threads):
+            if threads == 99:
+                raise ValueError("threads is 99; allowed: fewer")
+            held = bytearray(b"1") * (artifact.path.stat().st_size * 2**20)
+            print("a runtime that talks")
+            return lambda batch: (held, batch.shape == artifact.input_shape or 1 / 0)
+
+        sys.modules["edgeopt.runtimes.registry"] = types.ModuleType("edgeopt.runtimes.registry")
+        sys.modules["edgeopt.runtimes.registry"].load_session = load_session
+    """
+    (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(source))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[2]}")
+    path = tmp_path / "artifact.bin"
+    path.write_bytes(bytes(64))
+    return Artifact(path, "torch", "fp32", IMAGE, "", 64)
+
+
+def test_memory_is_that_of_the_fresh_process(fake_runtime):
+    ballast = np.ones(2**26)  # 512 MiB here must not show in the child
+    memory = resident_memory(fake_runtime)
+    assert 64 * 2**20 <= memory.peak_bytes - memory.baseline_bytes < 80 * 2**20
+    assert memory.peak_bytes < ballast.nbytes
+
+
+@pytest.mark.parametrize(("runtime", "holds_torch"), [("torch", True), ("onnxruntime", False)])
+def test_a_process_holds_the_runtime_that_it_runs_and_no_other(tmp_path, runtime, holds_torch):
+    options = {"runtime": runtime, "precision": "fp32", "input_shape": IMAGE}
+    memory = resident_memory(export_artifact(SmallCNN().eval(), tmp_path / "m", **options))
+    torch_library = sum(
+        path.stat().st_size for path in Path(torch.__path__[0], "lib").glob("*cpu*")
+    )
+    assert memory.peak_bytes > memory.baseline_bytes
+    assert (memory.peak_bytes > torch_library / 3) == holds_torch
+
+
+def test_a_failure_names_the_artifact_and_the_cause(fake_runtime):
+    with pytest.raises(RuntimeError, match=r"artifact.bin failed: ValueError: threads is 99"):
+        resident_memory(fake_runtime, threads=99)
+
+
+def test_a_peak_below_the_baseline_is_refused():
+    with pytest.raises(ValueError, match="baseline_bytes is 2 and peak_bytes 1"):
+        ResidentMemory(baseline_bytes=2, peak_bytes=1)

@@ -1,0 +1,126 @@
+import copy
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from edgeopt.model.networks import SmallCNN
+from edgeopt.model.training import evaluate, fit, memory_format, predict_logits, train_model
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_training_learns_and_leaves_its_input_alone(small_cnn, striped):
+    before = copy.deepcopy(small_cnn.state_dict())
+    trained = train_model(small_cnn, striped.loader(32, shuffle=True, seed=0), 3, 0.01, "cpu")
+    assert evaluate(small_cnn, striped.loader(64)) < 0.5
+    assert evaluate(trained, striped.loader(64)) > 0.95
+    assert all(torch.equal(before[key], value) for key, value in small_cnn.state_dict().items())
+    assert not trained.training
+
+
+def test_same_seed_same_trained_weights(small_cnn, striped):
+    runs = [
+        train_model(small_cnn, striped.loader(32, shuffle=True, seed=5), 1, 0.01) for _ in range(2)
+    ]
+    assert torch.equal(runs[0].classifier.weight, runs[1].classifier.weight)
+
+
+def test_one_step_is_adam_on_cross_entropy(small_cnn, striped):
+    by_hand = copy.deepcopy(small_cnn).train()
+    optimizer = torch.optim.Adam(by_hand.parameters(), lr=0.01)
+    nn.functional.cross_entropy(by_hand(striped.take(len(striped))), striped.labels).backward()
+    optimizer.step()
+    trained = train_model(small_cnn, striped.loader(len(striped)), 1, 0.01)
+    torch.testing.assert_close(trained.conv1.weight, by_hand.conv1.weight, atol=2e-4, rtol=1e-3)
+
+
+def test_history_has_one_row_per_epoch(small_cnn, striped):
+    options = {"epochs": 2, "learning_rate": 0.01, "progress": False}
+    history = fit(small_cnn, striped.loader(64), val_loader=striped.loader(64), **options).history
+    assert list(history["epoch"]) == [1, 2]
+    assert history["val_accuracy"].between(0, 1).all()
+    unscored = fit(small_cnn, striped.loader(64), **options).history
+    assert unscored["val_accuracy"].isna().all()
+
+
+def test_cosine_schedule_ends_slower_than_constant(small_cnn, striped):
+    options = {"epochs": 1, "learning_rate": 0.01, "progress": False}
+    loader = striped.loader(len(striped))
+    constant = fit(small_cnn, loader, **options).model
+    annealed = fit(small_cnn, loader, cosine=True, **options).model
+    # A single step is taken before the first annealing: the two must agree exactly.
+    assert torch.equal(constant.conv1.weight, annealed.conv1.weight)
+    loader = striped.loader(16)
+    moved = [
+        (
+            fit(small_cnn, loader, cosine=cosine, **options).model.conv1.weight
+            - small_cnn.conv1.weight
+        )
+        for cosine in (False, True)
+    ]
+    assert moved[1].norm() < moved[0].norm()
+
+
+def test_no_epochs_is_the_same_network(small_cnn, striped):
+    same = train_model(small_cnn, striped.loader(64), 0, 0.01)
+    assert torch.equal(same.conv1.weight, small_cnn.conv1.weight)
+
+
+def test_predict_logits_takes_half_precision(small_cnn, striped):
+    half = copy.deepcopy(small_cnn).half()
+    logits = predict_logits(half, striped.take(5), batch_size=2)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(
+        logits, predict_logits(small_cnn, striped.take(5)), atol=5e-3, rtol=5e-2
+    )
+
+
+def test_bad_options_are_named(small_cnn, striped):
+    loader = striped.loader(64)
+    with pytest.raises(ValueError, match="epochs is -1; allowed: 0 or more"):
+        train_model(small_cnn, loader, -1, 0.1)
+    for rate in (0.0, math.nan):
+        with pytest.raises(ValueError, match=f"learning_rate is {rate}; allowed: above 0"):
+            train_model(small_cnn, loader, 1, rate)
+    with pytest.raises(ValueError, match="the training loader holds no images"):
+        train_model(small_cnn, [], 1, 0.1)
+    with pytest.raises(ValueError, match="holds no images"):
+        evaluate(small_cnn, [])
+
+
+NARROW = nn.Sequential(nn.Conv2d(6, 12, 1, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+@pytest.mark.parametrize(
+    ("model", "layout"),
+    [
+        (NARROW, torch.contiguous_format),
+        (nn.Conv2d(6, 12, 3, stride=2), torch.channels_last),
+        (nn.Conv2d(8, 12, 1, stride=2), torch.channels_last),
+        (SmallCNN(), torch.channels_last),
+    ],
+)
+def test_layout_is_channels_last_where_it_is_sound(model, layout):
+    assert memory_format(model) == layout
+
+
+def test_a_narrow_residual_network_trains_on_one_thread():
+    """Seen from outside: where channels last is unsound, the process dies."""
+    script = """
+import torch
+from torch import nn
+from edgeopt.splits import Split
+from edgeopt.training import fit
+
+torch.set_num_threads(1)
+split = Split(torch.rand(60, 6, 12, 12), torch.arange(60) % 12)
+model = nn.Sequential(nn.Conv2d(6, 12, 1, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+fit(model, split.loader(60), epochs=100, learning_rate=0.01, progress=False)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

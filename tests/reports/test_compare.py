@@ -1,0 +1,211 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from edgeopt.reports import compare
+from edgeopt.reports.compare import changed_facts, compare_tables
+from edgeopt.study.folder import RunFolder
+
+FAILED = (np.nan, np.nan)
+
+
+def table(**rows):
+    """Sweep of (accuracy, latency) pairs with intervals of 0.01 and 0.1 ms to each side."""
+    return pd.DataFrame(
+        {
+            "candidate": name,
+            "accuracy": accuracy,
+            "accuracy_low": accuracy - 0.01,
+            "accuracy_high": accuracy + 0.01,
+            "latency_p50_ms": latency,
+            "latency_p50_low_ms": latency - 0.1,
+            "latency_p50_high_ms": latency + 0.1,
+            "memory_mb": 1.0,
+            "status": "failed" if np.isnan(accuracy) else "ok",
+        }
+        for name, (accuracy, latency) in rows.items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("second", "accuracy", "latency", "verdict"),
+    [
+        ((0.89, 1.15), "within noise", "within noise", "no change beyond noise"),
+        ((0.87, 1.00), "worse", "within noise", "regression"),
+        ((0.93, 1.00), "better", "within noise", "improvement"),
+        ((0.90, 1.30), "within noise", "worse", "regression"),
+        ((0.90, 0.70), "within noise", "better", "improvement"),
+        ((0.87, 0.70), "worse", "better", "mixed"),
+    ],
+)
+def test_a_change_counts_only_where_intervals_do_not_overlap(second, accuracy, latency, verdict):
+    row = compare_tables(table(a=(0.90, 1.0)), table(a=second)).iloc[0]
+    assert (row["accuracy_verdict"], row["latency_verdict"]) == (accuracy, latency)
+    assert row["verdict"] == verdict
+
+
+def test_a_latency_change_that_two_runs_of_the_same_code_show_is_noise():
+    first, second = table(a=(0.9, 10.0), b=(0.9, 10.0)), table(a=(0.9, 9.6), b=(0.9, 10.6))
+    judged = compare_tables(first, second).set_index("candidate")["latency_verdict"]
+    # intervals of 0.1 to each side are apart; 4 % is within the 5 % of repeated runs, 6 % is not
+    assert judged.to_dict() == {"a": "within noise", "b": "worse"}
+
+
+def test_touching_intervals_are_noise():
+    first, second = table(a=(0.5, 1.0)), table(a=(0.5, 1.0))
+    second[["accuracy_low", "accuracy_high"]] = [[0.4, first["accuracy_low"].iloc[0]]]
+    assert compare_tables(first, second)["accuracy_verdict"].item() == "within noise"
+
+
+def test_candidates_of_one_run_only_and_failures_are_said():
+    first = table(gone=(0.9, 1.0), breaks=(0.9, 1.0), works=FAILED, never=FAILED)
+    second = table(new=(0.9, 1.0), breaks=FAILED, works=(0.9, 1.0), never=FAILED)
+    both = compare_tables(first, second).set_index("candidate")["verdict"]
+    assert both.to_dict() == {
+        "gone": "only in the first run",
+        "new": "only in the second run",
+        "breaks": "now fails",
+        "works": "now works",
+        "never": "fails in both",
+    }
+
+
+def test_the_regressions_come_first():
+    first = table(a=(0.9, 1.0), b=(0.9, 1.0), c=(0.9, 1.0))
+    second = table(a=(0.9, 1.0), b=(0.95, 1.0), c=(0.8, 1.0))
+    assert compare_tables(first, second)["candidate"].to_list() == ["c", "b", "a"]
+
+
+def test_accuracy_on_other_data_is_not_judged():
+    row = compare_tables(table(a=(0.9, 1.0)), table(a=(0.5, 1.0)), accuracy=False).iloc[0]
+    assert (row["accuracy_verdict"], row["verdict"]) == ("not judged", "no change beyond noise")
+
+
+def test_nothing_judged_gives_no_verdict():
+    first, second = table(a=(0.9, 1.0)), table(a=(0.5, 9.0))
+    row = compare_tables(first, second, accuracy=False, latency=False).iloc[0]
+    assert row["verdict"] == "not judged"
+
+
+def test_without_median_intervals_the_standard_deviation_is_the_noise():
+    def measured(mean, std):
+        sweep = table(a=(0.9, mean)).drop(columns=["latency_p50_low_ms", "latency_p50_high_ms"])
+        return sweep.assign(latency_ms=mean, latency_std_ms=std)
+
+    noisy = compare_tables(measured(1.0, 0.2), measured(1.3, 0.2))
+    steady = compare_tables(measured(1.0, 0.1), measured(1.3, 0.1))
+    assert noisy["latency_verdict"].item() == "within noise"
+    assert steady["latency_verdict"].item() == "worse"
+
+
+def test_a_repeated_candidate_is_named():
+    twice = pd.concat([table(a=(0.9, 1.0))] * 2)
+    with pytest.raises(ValueError, match=r"second run: candidate\(s\) \['a'\] repeat"):
+        compare_tables(table(a=(0.9, 1.0)), twice)
+
+
+def test_only_what_differs_is_listed():
+    first = {
+        "data": {"name": "mnist", "checksum": "1"},
+        "parameters": {"run": "a", "epochs": 3, "levels": [0.0, 0.5]},
+        "git": {"commit": "c1"},
+        "packages": {"torch": "2.13.0"},
+        "host": {"cpu": "A"},
+        "threads": 1,
+    }
+    second = first | {
+        "parameters": {"run": "b", "epochs": 3, "levels": [0.0], "new": 1},
+        "threads": 2,
+    }
+    assert changed_facts(first, second) == [
+        {"fact": "parameters: levels", "first": "0.0, 0.5", "second": "0.0"},
+        {"fact": "parameters: new", "first": "\N{EN DASH}", "second": "1"},
+        {"fact": "threads", "first": "1", "second": "2"},
+    ]
+
+
+def test_latencies_of_other_batch_sizes_are_not_judged(tmp_path, monkeypatch):
+    facts = {"data": {}, "git": {}, "packages": {}, "host": {"cpu": "A"}, "threads": 1}
+    sizes = {"one": 1, "eight": 8}
+    for name, batch in sizes.items():
+        run = RunFolder(tmp_path / name)
+        run.write_table("sweep_results.csv", table(a=(0.9, float(batch))))
+        run.write_table("conditions.csv", pd.DataFrame({"reference_ms": [1.0]}))
+    monkeypatch.setattr(
+        compare,
+        "read_manifest",
+        lambda run: facts | {"parameters": {"benchmark_batch_size": sizes[run.name]}},
+    )
+    compared = compare.compare_runs(*(RunFolder(tmp_path / name) for name in sizes))
+    assert compared["warnings"] == [
+        "The two runs differ in benchmark_batch_size: 1 and 8. "
+        "Their latencies are shown but not judged."
+    ]
+    assert compared["rows"][0]["latency_verdict"] == "not judged"
+
+
+EPYC = {"cpu": "AMD EPYC", "cpu_family": "25", "cpu_model": "1", "isa": ["avx2"]}
+
+
+def compared_on(tmp_path, monkeypatch, *hosts, references=(1.0, 1.0), ceilings=(40.0, 40.0)):
+    """Compare two runs of one candidate, the second 1.4 times slower, on the given hosts."""
+    runs = [RunFolder(tmp_path / name) for name in ("first", "second")]
+    for run, latency, reference, ceiling in zip(
+        runs, (1.0, 1.4), references, ceilings, strict=True
+    ):
+        sweep = table(a=(0.9, latency)).assign(latency_relative=latency / reference)
+        run.write_table("sweep_results.csv", sweep)
+        run.write_table("conditions.csv", pd.DataFrame({"reference_ms": [reference]}))
+        row = ("compute", "fp32", ceiling, "GMAC/s", "measured")
+        names = ["name", "precision", "value", "unit", "kind"]
+        run.write_table("ceilings.csv", pd.DataFrame([row], columns=names))
+    manifests = {
+        run.name: {"data": {}, "parameters": {}, "git": {}, "packages": {}, "threads": 1, "host": h}
+        for run, h in zip(runs, hosts, strict=True)
+    }
+    monkeypatch.setattr(compare, "read_manifest", lambda run: manifests[run.name])
+    return compare.compare_runs(*runs)
+
+
+def test_compare_runs_judges_latency_on_the_same_host(tmp_path, monkeypatch):
+    compared = compared_on(tmp_path, monkeypatch, EPYC, EPYC, ceilings=(40.0, 36.0))
+    assert compared["rows"][0]["latency_verdict"] == "worse"
+    assert compared["warnings"] == []
+    assert not compared["relative"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"cpu_model": "17"}, "cpu model 1 and 17"),
+        ({"cpu_family": "26"}, "cpu family 25 and 26"),
+        ({"isa": ["avx2", "avx512_vnni"]}, "isa avx2 and avx2, avx512_vnni"),
+        ({"l3_bytes": 32}, "l3 bytes not recorded and 32"),
+    ],
+)
+def test_compare_runs_takes_one_name_of_two_designs_for_two_hosts(
+    tmp_path, monkeypatch, changes, said
+):
+    compared = compared_on(tmp_path, monkeypatch, EPYC, EPYC | changes)
+    assert compared["rows"][0]["latency_verdict"] == "not judged"
+    assert f"measured on different hosts: {said}." in compared["warnings"][0]
+    assert compared["relative"]
+
+
+@pytest.mark.parametrize(
+    ("speeds", "said"),
+    [
+        ({"ceilings": (40.0, 40.0 / 1.42)}, "compute ceiling fp32 (GMAC/s)"),
+        ({"references": (1.0, 1.42)}, "reference kernel (ms)"),
+    ],
+)
+def test_compare_runs_takes_two_speeds_for_two_hosts(tmp_path, monkeypatch, speeds, said):
+    compared = compared_on(tmp_path, monkeypatch, EPYC, EPYC, **speeds)
+    assert compared["rows"][0]["latency_verdict"] == "not judged"
+    assert f"different hosts: {said}, as the runs measured it" in compared["warnings"][0]
+
+
+def test_compare_runs_shows_latencies_relative_to_the_reference_kernel(tmp_path, monkeypatch):
+    compared = compared_on(tmp_path, monkeypatch, EPYC, EPYC, references=(1.0, 2.0))
+    row = compared["rows"][0]
+    assert (row["relative_first"], row["relative_second"]) == (1.0, 0.7)

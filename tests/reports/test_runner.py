@@ -1,0 +1,229 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from edgeopt.reports import runner as reports
+from edgeopt.reports.manifest import read_manifest, verify
+from edgeopt.reports.runner import ThisPythonKernel, find_notebooks, only_one
+from edgeopt.study.folder import RunFolder, open_run
+
+ROOT = Path(__file__).parents[2]
+FIRST, SECOND, THIRD = "01_baseline_training", "02_pruning", "03_quantization"
+LOG = "open('executed.log', 'a').write('{name}\\n')"
+
+
+class Project:
+    """A project of tiny notebooks, each of which logs that it ran and writes one file."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.run = RunFolder(root / "reports" / "tiny")
+        (root / "pyproject.toml").touch()
+        (root / "notebooks").mkdir()
+        (root / "params").mkdir()
+
+    def notebook(self, name, parameters, *code):
+        v4 = nbformat.v4
+        lines = ["from edgeopt.study.folder import open_run", "folder = open_run(run)"]
+        cells = [
+            v4.new_markdown_cell(f"# About {name}"),
+            v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+            v4.new_code_cell("\n".join([*lines, LOG.format(name=name), *code])),
+            v4.new_code_cell(f"folder.write_bytes('{name}.txt', b'x').name"),
+        ]
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        notebook = v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+        nbformat.write(notebook, self.root / "notebooks" / f"{name}.ipynb")
+
+    def params(self, *names, **values):
+        text = yaml.safe_dump({"notebooks": list(names), **values})
+        (self.root / "params/tiny.yaml").write_text(text)
+
+    def report(self, *options):
+        return reports.main(["--params", str(self.root / "params/tiny.yaml"), *options])
+
+    def executed(self):
+        """Names of the notebooks that ran since the last call."""
+        log = self.root / "executed.log"
+        names = log.read_text().split() if log.exists() else []
+        log.unlink(missing_ok=True)
+        return names
+
+    def page(self, name):
+        return self.run.path(name).read_text()
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("EDGEOPT_REPORTS", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(reports, "package_digest", lambda: "as it is")
+    return Project(tmp_path)
+
+
+def test_a_run_is_published_and_only_what_changed_runs_again(project):
+    project.notebook(FIRST, "run = ''\nbatch_size = 1")
+    project.notebook(SECOND, "run = ''\nepochs = 1", "print('epochs', epochs)")
+    project.params(FIRST, SECOND, epochs=3, batch_size=2)
+    assert project.report("--write-back") == 0
+    assert project.executed() == [FIRST, SECOND]
+    assert "epochs 3" in project.page(f"{SECOND}.html")
+    assert "learning_rate" not in project.page(f"{SECOND}.ipynb")
+    assert 'href="02_pruning.html"' in project.page("index.html")
+    assert 'href="tiny/index.html"' in (project.root / "reports/index.html").read_text()
+    manifest = read_manifest(project.run)
+    assert manifest["parameters"]["epochs"] == 3
+    assert f"{FIRST}.txt" in manifest["artifacts"]
+    assert verify(project.run).empty
+    written = nbformat.read(project.root / "notebooks" / f"{SECOND}.ipynb", 4)
+    assert [cell.cell_type for cell in written.cells] == ["markdown", "code", "code", "code"]
+    assert written.cells[2].outputs[0].text == "epochs 3\n"
+    assert written.cells[3].outputs[0].execution_count == 3
+
+    assert project.report() == 0
+    assert project.executed() == []
+
+    project.params(FIRST, SECOND, epochs=4, batch_size=2)
+    assert project.report() == 0
+    assert project.executed() == [SECOND]
+    assert "epochs 4" in project.page(f"{SECOND}.html")
+
+    project.run.path(f"{FIRST}.txt").write_text("tampered with")
+    assert project.report() == 0
+    assert project.executed() == [FIRST, SECOND]
+    assert project.run.path(f"{FIRST}.txt").read_text() == "x"
+    assert [p.name for p in project.run.root.glob(".*")] == [".lock"]
+
+
+def test_a_failed_notebook_leaves_its_traceback_and_stops_the_run(project):
+    project.notebook(FIRST, "run = ''")
+    project.notebook(SECOND, "run = ''", "raise ValueError('no <b>channel</b> left')")
+    project.notebook(THIRD, "run = ''")
+    project.params(FIRST, SECOND, THIRD)
+    assert project.report() == 1
+    assert project.executed() == [FIRST, SECOND]
+    page = project.page(f"{SECOND}.html")
+    assert "ValueError: no &lt;b&gt;channel&lt;/b&gt; left" in page
+    assert "Traceback (most recent call last)" in page
+    index = project.page("index.html")
+    assert f"Notebook {SECOND} failed" in index
+    assert "not run" in index
+    states = read_manifest(project.run)["notebooks"]
+    assert [state["status"] for state in states.values()] == ["done", "failed", "not run"]
+
+    project.notebook(SECOND, "run = ''")
+    assert project.report() == 0
+    assert project.executed() == [SECOND, THIRD]
+    assert "failed" not in project.page(f"{SECOND}.html")
+
+
+@pytest.mark.parametrize(
+    ("last_words", "code"), [("pass", 0), ("os.kill(os.getpid(), signal.SIGKILL)", 1)]
+)
+def test_a_kernel_leaves_no_temporary_files_however_it_ends(project, last_words, code):
+    make = "import os, signal, tempfile; open('where', 'w').write(tempfile.mkdtemp())"
+    project.notebook(FIRST, "run = ''", make, last_words)
+    project.params(FIRST)
+    assert project.report() == code
+    made = Path((project.root / "where").read_text())
+    assert made.parent.name.startswith("edgeopt-")
+    assert not made.parent.exists()
+    assert ("the kernel died" in project.page("index.html")) == bool(code)
+
+
+def test_a_killed_run_resumes_after_its_last_finished_notebook(project):
+    slow = "import pathlib, time\nwhile pathlib.Path('slow').exists(): time.sleep(0.1)"
+    project.notebook(FIRST, "run = ''")
+    project.notebook(SECOND, "run = ''", slow)
+    project.params(FIRST, SECOND)
+    (project.root / "slow").touch()
+    command = [sys.executable, "-m", "edgeopt.reports.runner", "--params", "params/tiny.yaml"]
+    with subprocess.Popen(command, cwd=project.root, stderr=subprocess.DEVNULL) as process:
+        wait_for(lambda: SECOND in (project.root / "executed.log").read_text())
+        os.kill(process.pid, signal.SIGKILL)
+    names = {path.name for path in project.run.root.iterdir() if not path.name.startswith(".")}
+    assert names == {f"{FIRST}.ipynb", f"{FIRST}.txt"}
+    nbformat.validate(nbformat.read(project.run.path(f"{FIRST}.ipynb"), 4))
+    (project.root / "slow").unlink()
+    assert project.executed() == [FIRST, SECOND]
+    subprocess.run(command, cwd=project.root, check=True, capture_output=True)
+    assert project.executed() == [SECOND]
+    assert read_manifest(project.run)["notebooks"][SECOND]["status"] == "done"
+
+
+def wait_for(condition):
+    for _ in range(600):
+        try:
+            if condition():
+                return
+        except FileNotFoundError:
+            pass
+        time.sleep(0.05)
+    raise TimeoutError("the run did not get there in 30 s")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epoch": 3}, "unknown parameter 'epoch'"),
+        ({"epochs": "three"}, "parameter epochs is 'three'"),
+        ({"pruning_levels": [1.0]}, "pruning_levels"),
+        ({"dataset": "cifar"}, "unknown dataset 'cifar'"),
+    ],
+)
+def test_bad_parameters_stop_before_anything_is_made(project, caplog, values, message):
+    project.notebook(FIRST, "run = ''")
+    project.params(FIRST, **values)
+    assert project.report() == 2
+    assert message in caplog.text
+    assert not (project.root / "reports").exists()
+
+
+def test_a_notebook_that_is_not_there_is_named_with_those_that_are(project, caplog):
+    project.notebook(FIRST, "run = ''")
+    project.params(FIRST, SECOND)
+    assert project.report() == 2
+    assert f"no notebook '{SECOND}'" in caplog.text
+    assert f"there are: {FIRST}" in caplog.text
+
+
+def test_an_unwritable_report_folder_is_one_clear_error(project, caplog):
+    project.notebook(FIRST, "run = ''")
+    project.params(FIRST)
+    (project.root / "reports").write_text("a file in the way")
+    assert project.report() == 2
+    assert "cannot make the report folder" in caplog.text
+
+
+def test_two_processes_cannot_make_the_same_report(project, caplog):
+    project.notebook(FIRST, "run = ''")
+    project.params(FIRST)
+    with only_one(open_run("tiny")):
+        assert project.report() == 2
+    assert "another process is making the report" in caplog.text
+
+
+def test_notebooks_run_in_the_order_of_their_numbers(project):
+    for name in (SECOND, FIRST):
+        project.notebook(name, "run = ''")
+    found = find_notebooks([SECOND, FIRST], root=project.root)
+    assert [path.stem for path in found] == [FIRST, SECOND]
+
+
+def test_the_kernel_is_this_interpreter_whatever_is_registered(tmp_path, monkeypatch):
+    fake = tmp_path / "kernels/python3"
+    fake.mkdir(parents=True)
+    spec = {"argv": ["/no/such/python"], "display_name": "fake", "language": "python"}
+    (fake / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    manager = ThisPythonKernel(kernel_name="python3")
+    assert manager.kernel_spec.argv[0] == sys.executable

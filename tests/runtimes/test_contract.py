@@ -1,0 +1,176 @@
+"""What every registered runtime promises, asserted on each: edgeopt's own and a fifth one."""
+
+import ast
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import edgeopt
+from edgeopt.config import ConfigError, ExperimentConfig
+from edgeopt.experiments import run_sweep
+from edgeopt.metrics.activations import artifact_activation_bytes
+from edgeopt.model import set_deterministic
+from edgeopt.plots import frontier
+from edgeopt.runtimes import registry
+from edgeopt.runtimes.contract import Int8Options, ProfilerUnavailableError
+from edgeopt.runtimes.export import export_artifact
+from edgeopt.runtimes.integer_share import executed_macs, verify_label
+from edgeopt.runtimes.registry import RUNTIMES, load_session, registered, runtime_named
+from edgeopt.schema import PRECISIONS
+from tests.artifacts import require_runtime
+from tests.conftest import striped_split
+
+FIFTH = "numpy-linear"
+EVERY = (*RUNTIMES, FIFTH)
+SHAPE = (1, 1, 28, 28)
+HIDDEN, CLASSES = 8, 4
+
+
+@pytest.fixture(autouse=True)
+def fifth_runtime(tmp_path, monkeypatch):
+    """Install a package that registers a runtime, as ``pip install`` would."""
+    info = tmp_path / "site" / "edgeopt_linear-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: edgeopt-linear\nVersion: 1.0\n")
+    entry = f"[{registry.GROUP}]\n{FIFTH} = tests.linear_runtime:LinearRuntime\n"
+    (info / "entry_points.txt").write_text(entry)
+    monkeypatch.syspath_prepend(info.parent)
+    registered.cache_clear()
+    yield
+    monkeypatch.undo()
+    registered.cache_clear()
+
+
+@pytest.fixture
+def network():
+    set_deterministic(0)
+    layers = (nn.Flatten(), nn.Linear(28 * 28, HIDDEN), nn.Linear(HIDDEN, CLASSES))
+    return nn.Sequential(*layers).eval()
+
+
+@pytest.fixture
+def exported(network, tmp_path):
+    def export(name):
+        require_runtime(name)
+        target = {"runtime": name, "precision": "fp32", "input_shape": SHAPE}
+        return export_artifact(network, tmp_path / "exported", **target)
+
+    return export
+
+
+def test_runtimes_are_told_apart():
+    assert tuple(registered()) == EVERY
+    found = [runtime_named(name) for name in EVERY]
+    for fact in ("name", "title", "marker"):
+        assert len({getattr(one, fact) for one in found}) == len(EVERY)
+    assert [one.name for one in found] == list(EVERY)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_runtime_says_what_it_runs(name):
+    require_runtime(name)
+    target = runtime_named(name)
+    assert target.unavailable() == ""
+    assert "fp32" in target.precisions
+    assert set(target.precisions) <= set(PRECISIONS)
+    assert target.suffix.startswith(".")
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_an_exported_file_gives_torchs_logits(name, network, exported):
+    artifact = exported(name)
+    assert artifact.path.suffix == runtime_named(name).suffix
+    images = striped_split(3, seed=2).take(1)
+    with torch.no_grad():
+        expected = network(images).numpy()
+    session = load_session(artifact)
+    np.testing.assert_allclose(session(images.numpy()), expected, rtol=1e-4, atol=1e-5)
+    assert session.threads == 1
+    with session.bound(images.numpy()) as call:
+        call()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_executed_macs_prove_the_label(name, exported):
+    artifact = exported(name)
+    counts = [count.macs for count in executed_macs(artifact)]
+    assert sum(counts) == 28 * 28 * HIDDEN + HIDDEN * CLASSES
+    assert verify_label(artifact) == 0.0
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_weights_and_activations_are_counted(name, network, exported):
+    artifact = exported(name)
+    parameters = 28 * 28 * HIDDEN + HIDDEN + HIDDEN * CLASSES + CLASSES
+    # Exporters may keep the shape of a flattening beside the weights.
+    assert 4 * parameters <= runtime_named(name).weight_bytes(artifact) <= 4 * parameters + 64
+    assert artifact_activation_bytes(artifact, model=network) == 4 * (28 * 28 + HIDDEN)
+
+
+@pytest.mark.filterwarnings("ignore")  # of a profiler that says it is experimental
+@pytest.mark.parametrize("name", EVERY)
+def test_layer_times_are_a_table_or_say_why_not(name, exported):
+    artifact, target = exported(name), runtime_named(name)
+    try:
+        table = target.layer_times(artifact, threads=1, repeats=3, warmup=1)
+    except ProfilerUnavailableError as error:
+        assert str(error).startswith("unavailable: ")
+    else:
+        assert list(table) == ["layer", "op", "measured_ms", "share"]
+        assert table["share"].sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_options_are_refused_where_a_runtime_takes_none(name, network, tmp_path):
+    options = {"options": Int8Options("percentile"), "input_shape": SHAPE}
+    with pytest.raises(ValueError, match=f"{name} fp32 takes no options"):
+        export_artifact(network, tmp_path / "m", runtime=name, precision="fp32", **options)
+
+
+def test_a_fifth_runtime_goes_through_a_sweep_into_the_table(network):
+    loaders = [striped_split(64, seed=seed).loader(32) for seed in (3, 4)]
+    counts = {"calibration_batches": 1, "benchmark_repeats": 2, "calls_per_round": 3}
+    budgets = {"memory_budgets_mb": [1.0], "active_memory_budget_mb": 1.0}
+    sweep = run_sweep(
+        network,
+        *loaders,
+        device="cpu",
+        pruning_levels=[0.0],
+        precisions=["fp32", "int8"],
+        power_watts=5.0,
+        latency_multiplier=1.0,
+        runtimes=["torch", FIFTH],
+        model="linear",
+        **counts,
+        **budgets,
+    ).set_index(["runtime", "precision"])
+    fifth, torchs = sweep.loc[(FIFTH, "fp32")], sweep.loc[("torch", "fp32")]
+    assert (fifth["status"], fifth["candidate"]) == ("ok", f"linear-p0-{FIFTH}-fp32")
+    assert fifth["accuracy"] == torchs["accuracy"]
+    assert fifth["macs"] == torchs["macs"] == 28 * 28 * HIDDEN + HIDDEN * CLASSES
+    assert fifth["latency_p50_ms"] > 0
+    assert fifth["accepted"]
+    assert (FIFTH, "int8") not in sweep.index
+    axes = frontier(sweep.reset_index())
+    assert "NumPy" in [text.get_text() for text in axes.figure.legends[0].get_texts()]
+
+
+def test_a_fifth_runtime_is_a_parameter_like_the_others():
+    assert ExperimentConfig(runtimes=["torch", FIFTH]).runtimes == ("torch", FIFTH)
+    with pytest.raises(ConfigError, match=f"'tvm'; allowed: torch, .*{FIFTH}"):
+        ExperimentConfig(runtimes=["tvm"])
+
+
+def test_no_room_but_the_runtimes_own_says_a_runtimes_name():
+    package = Path(edgeopt.__file__).parent
+    said = [
+        f"{path.relative_to(package)}:{node.lineno}"
+        for path in package.rglob("*.py")
+        if path.parent.name not in ("runtimes", "system")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and node.value in RUNTIMES
+    ]
+    assert said == []

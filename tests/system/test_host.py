@@ -1,0 +1,126 @@
+import pytest
+
+from edgeopt.system import host
+from edgeopt.system.host import (
+    HOST_IDENTITY,
+    NOT_TOLD,
+    Int8Scheme,
+    host_facts,
+    int8_scheme,
+    package_versions,
+)
+
+XEON = """\
+processor\t: 0
+model name\t: Intel(R) Xeon(R) Platinum 8480+
+physical id\t: 0
+core id\t\t: 0
+flags\t\t: fpu sse4_2 avx2 avx512f avx512_bf16 avx512_vnni amx_bf16 amx_tile amx_int8
+
+processor\t: 1
+model name\t: Intel(R) Xeon(R) Platinum 8480+
+physical id\t: 0
+core id\t\t: 0
+flags\t\t: fpu sse4_2 avx2 avx512f avx512_bf16 avx512_vnni amx_bf16 amx_tile amx_int8
+"""
+PI_5 = """\
+processor\t: 0
+Features\t: fp asimd evtstrm aes crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp
+CPU part\t: 0xd0b
+
+processor\t: 1
+Features\t: fp asimd evtstrm aes crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp
+CPU part\t: 0xd0b
+"""
+
+
+EPYC = """\
+processor\t: 0
+vendor_id\t: AuthenticAMD
+cpu family\t: 25
+model\t\t: 17
+model name\t: AMD EPYC
+stepping\t: 1
+flags\t\t: fpu avx2 avx512f avx512_vnni
+"""
+
+
+def test_host_facts_tell_designs_of_one_name_apart():
+    facts = host_facts(cpuinfo=EPYC)
+    assert facts["cpu"] == "AMD EPYC"
+    assert [facts[name] for name in ("cpu_family", "cpu_model", "cpu_stepping")] == [
+        "25", "17", "1"
+    ]  # fmt: skip
+    assert facts["cpu_part"] == NOT_TOLD
+    assert host_facts(cpuinfo=PI_5)["cpu_part"] == "0xd0b"
+
+
+def test_host_facts_hold_all_that_makes_a_host():
+    assert set(HOST_IDENTITY) <= set(host_facts(cpuinfo=EPYC))
+    other = host_facts(cpuinfo=EPYC.replace(": 17", ": 1"))
+    assert [n for n in HOST_IDENTITY if other[n] != host_facts(cpuinfo=EPYC)[n]] == ["cpu_model"]
+
+
+def test_an_x86_server_is_described_from_its_cpuinfo():
+    facts = host_facts(cpuinfo=XEON, meminfo="MemTotal:       2048 kB\nMemFree: 1 kB\n")
+    assert facts["cpu"] == "Intel(R) Xeon(R) Platinum 8480+"
+    assert facts["isa"] == (
+        "avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8"
+    )  # fmt: skip
+    assert (facts["logical_cores"], facts["physical_cores"]) == (2, 1)
+    assert facts["memory_bytes"] == 2 * 2**20
+
+
+def test_an_arm_board_is_described_from_its_cpuinfo():
+    facts = host_facts(cpuinfo=PI_5, meminfo="")
+    assert facts["cpu"] == "Cortex-A76"
+    assert facts["isa"] == ("neon", "asimdhp", "asimddp")
+    assert facts["logical_cores"] == 2
+    assert facts["physical_cores"].startswith("unavailable:")
+    assert facts["memory_bytes"].startswith("unavailable:")
+
+
+def test_an_unlisted_arm_part_keeps_its_number():
+    assert host_facts(cpuinfo="CPU part\t: 0xabc\n")["cpu"] == "Arm CPU part 0xabc"
+
+
+def test_this_host_says_a_value_or_why_not():
+    for name, value in host_facts().items():
+        assert value is not None, name
+        assert value != "", name
+    assert host_facts()["usable_cores"] <= host_facts()["logical_cores"]
+
+
+@pytest.mark.parametrize(
+    ("isa", "name"),
+    [
+        (("avx2", "avx512f", "avx512_vnni"), "U8S8"),
+        (("avx2", "avx_vnni"), "U8S8"),
+        (("neon", "asimddp", "i8mm"), "U8S8"),
+        (("avx2", "avx512f"), "U8S8 reduced range"),
+        (("avx2",), "U8S8 reduced range"),
+        (("neon", "asimddp"), "U8U8"),
+        ((), "U8U8"),
+    ],
+)
+def test_the_scheme_follows_the_instruction_sets(isa, name):
+    scheme = int8_scheme(isa)
+    assert scheme.name == name
+    assert scheme.reason
+    assert scheme.note
+
+
+def test_only_the_full_range_signed_scheme_warns_of_saturation_elsewhere():
+    assert "saturates on x86 CPUs without VNNI" in int8_scheme(("avx_vnni",)).note
+    assert "saturates" not in int8_scheme(("avx2",)).note
+    assert "saturates" not in int8_scheme(("neon",)).note
+
+
+def test_an_unknown_integer_type_is_refused():
+    with pytest.raises(ValueError, match="unknown integer type 'int4'; allowed: uint8, int8"):
+        Int8Scheme(activations="uint8", weights="int4", reduce_range=False, reason="", note="")
+
+
+def test_a_package_that_is_not_there_is_said_so(monkeypatch):
+    monkeypatch.setattr(host, "PACKAGES", ("numpy", "no-such-package"))
+    assert package_versions()["no-such-package"] == "not installed"
