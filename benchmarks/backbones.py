@@ -1,4 +1,4 @@
-"""What the backbones reach over three seeds: int8 against fp32, pruning, diagnosis and ladder.
+"""What the backbones reach over three seeds: int8 against fp32, pruning, diagnosis and recovery.
 
 Trained weights come from the data folder where `make report RUN=backbones` or an earlier call left
 them; the seeds that are missing are trained first.
@@ -26,10 +26,10 @@ from edgeopt.experiments import (
     diagnose,
     grid,
     mean_macro_f1,
-    mend,
-    mend_candidate,
     prepare_candidates,
     pruned_recipes,
+    recover_candidate,
+    recover_int8,
     score,
 )
 from edgeopt.runtimes import RUNTIMES, export_artifact, load_session
@@ -39,7 +39,7 @@ from edgeopt.system import process_pool, project_root
 SEEDS = (0, 1, 2)
 LEVEL = 0.25  # leaves more than half of the MACs
 INT8_DROP = 0.005
-BUDGETS_S = {"diagnosis": 120, "ladder": 360}
+BUDGETS_S = {"diagnosis": 120, "recovery": 360}
 
 
 def backbones() -> Iterator[str]:
@@ -65,8 +65,8 @@ def int8_quality(
         fp32 = {c.spec.runtime: c for c in candidates if c.spec.precision == "fp32"}
         best = max(int8, key=lambda candidate: candidate.facts["macro_f1"])
         if best.facts["macro_f1"] < fp32[best.spec.runtime].facts["macro_f1"] - INT8_DROP:
-            options = {"directory": scratch, **mending(splits)}
-            best, _ = mend_candidate(best, network, splits.validation, **options)
+            options = {"directory": scratch, **recovery_options(splits)}
+            best = recover_candidate(best.spec, network, splits.validation, **options).candidate
         parent = fp32[best.spec.runtime]
         answers = score([best, parent], study.role("test"))
         f1 = mean_macro_f1(answers, study.labels("test"), class_names=study.class_names)
@@ -82,9 +82,9 @@ def int8_quality(
         )
 
 
-def mending(splits: Splits) -> dict[str, Any]:
+def recovery_options(splits: Splits) -> dict[str, Any]:
     loader = splits.calibration.loader(64)
-    return {"max_accuracy_drop": INT8_DROP, "calibration_loader": loader}
+    return {"max_accuracy_drop": INT8_DROP, "calibration": loader}
 
 
 def prepared(recipe: Recipe, network: nn.Module, study: Study, scratch: Path) -> list[Candidate]:
@@ -101,7 +101,7 @@ def prepared(recipe: Recipe, network: nn.Module, study: Study, scratch: Path) ->
 
 
 def durations(networks: Mapping[Recipe, nn.Module], study: Study, scratch: Path) -> Iterator[str]:
-    """Diagnosis and the whole ladder without QAT, as shares of what they may take."""
+    """Diagnosis and all remedies but QAT, as shares of what they may take."""
     for recipe, network in networks.items():
         if recipe.seed != SEEDS[0]:
             continue
@@ -113,15 +113,19 @@ def durations(networks: Mapping[Recipe, nn.Module], study: Study, scratch: Path)
             runtime="onnxruntime",
             precision="int8",
             input_shape=(1, *some.shape),
-            calibration_loader=splits.calibration.loader(64),
+            calibration=splits.calibration.loader(64),
         )
         start = time.perf_counter()
         diagnose(network, artifact, some)
         yield share_of_budget(name, "diagnosis", start)
         start = time.perf_counter()
-        options = {"folder": scratch / f"{name}-ladder", "exhaustive": True, **mending(splits)}
-        mend(network, validation=splits.validation, **options)
-        yield share_of_budget(name, "ladder", start)
+        options = {
+            "folder": scratch / f"{name}-recovery",
+            "exhaustive": True,
+            **recovery_options(splits),
+        }
+        recover_int8(network, validation=splits.validation, **options)
+        yield share_of_budget(name, "recovery", start)
 
 
 def share_of_budget(name: str, what: str, start: float) -> str:

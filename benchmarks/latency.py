@@ -66,14 +66,14 @@ class Nothing:
 def repeated_measurement() -> Iterator[str]:
     """The default run's files measured twice: how far latencies, order and pick move."""
     folder, config = open_run("default"), load_config("params/default.yaml")
-    sweep = folder.read_table("sweep_results.csv", made_by="04_sweep")
+    sweep = folder.read_table("sweep_results.csv")
     rows = sweep[sweep["status"] == "ok"]
     store = folder.path("artifacts/sweep")
     loaders = {
         row.candidate: partial(load_session, artifact_of(row, store, input_shape=SHAPE))
         for row in rows.itertuples()
     }
-    counts = {"rounds": config.benchmark_repeats, "calls_per_round": config.calls_per_round}
+    counts = {"rounds": config.rounds, "calls_per_round": config.calls_per_round}
     twice = [measure_latency(loaders, _image(), seed=seed, **counts) for seed in (0, 1)]
     tables = [latency_statistics(measured.samples).set_index("candidate") for measured in twice]
     order = tables[0].index  # that of the first round, which is random
@@ -251,7 +251,7 @@ def _export(folder: Path, runtime: str, precision: str) -> Artifact:
         runtime=runtime,
         precision=precision,
         input_shape=SHAPE,
-        calibration_loader=Split(images, torch.arange(64) % 10).loader(8),
+        calibration=Split(images, torch.arange(64) % 10).loader(8),
     )
 
 

@@ -27,7 +27,7 @@ FILTERS = ("input[value=fp32]", "input[value=torch]", "#only-accepted", "#log-x"
 SMALL = {
     "notebooks": ["01_baseline_training", "02_pruning", "04_sweep"],
     "pruning_levels": [0.0, 0.5],
-    "benchmark_repeats": 3,
+    "rounds": 3,
 }
 
 
@@ -73,7 +73,7 @@ def _run_seconds(seeds: list[int]) -> float:
     with tempfile.TemporaryDirectory() as scratch:
         params = Path(scratch) / f"seeds-{len(seeds)}.yaml"
         params.write_text(yaml.safe_dump({**SMALL, "seeds": seeds}))
-        command = [sys.executable, "-m", "edgeopt.reports.runner", "--params", str(params)]
+        command = [sys.executable, "-m", "edgeopt", "report", "--params", str(params)]
         start = time.perf_counter()
         subprocess.run(command, check=True, env=os.environ | {REPORTS_VARIABLE: scratch})
         return time.perf_counter() - start

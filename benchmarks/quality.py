@@ -16,8 +16,8 @@ def default_run() -> Iterator[str]:
     config, folder = study.config, study.folder
     recipes = pruned_recipes(config.models, GOALS, config.seeds)
     kinds = dict.fromkeys(recipe.kind for recipe in recipes)
-    networks = study.kept(study.baselines(), made_by="01_baseline_training")
-    networks |= study.kept(recipes, made_by="02_pruning")
+    networks = study.kept(study.baselines())
+    networks |= study.kept(recipes)
     accuracies = accuracy_table(networks, study.role("test"))
     means = accuracies.groupby(["pruning_level", "recipe"])["accuracy"].mean()
     base = means[0.0, "baseline"]
@@ -26,8 +26,8 @@ def default_run() -> Iterator[str]:
         drop = {kind: 100 * (base - means[level, kind]) for kind in kinds}
         words = ", ".join(f"{kind} {points:.2f}" for kind, points in drop.items())
         yield f"level {level:g}, points lost: {words} (goal for fine-tuned: {goal})"
-    paired = folder.read_table("paired_comparison.csv", made_by="04_sweep").set_index("candidate")
-    sweep = folder.read_table("sweep_results.csv", made_by="04_sweep").set_index("candidate")
+    paired = folder.read_table("paired_comparison.csv").set_index("candidate")
+    sweep = folder.read_table("sweep_results.csv").set_index("candidate")
     int8 = [name for name in paired.index if "int8" in name]
     change = sweep["test_accuracy"][int8] - sweep["test_accuracy"].loc[paired["parent"][int8]].array
     yield (

@@ -50,7 +50,7 @@ def medians(loaders: dict, batch: np.ndarray, *, rounds: int = 20, calls: int = 
 def small_cnn() -> Iterator[str]:
     """The best accepted int8 artifact of the default run against torch eager and ONNX Runtime."""
     folder = open_run("default")
-    sweep = folder.read_table("sweep_results.csv", made_by="04_sweep")
+    sweep = folder.read_table("sweep_results.csv")
     ok = sweep[sweep["status"] == "ok"]
     int8 = ok[ok["accepted"] & ok["precision"].isin(INT8_PRECISIONS)]
     best = int8.loc[int8["latency_p50_ms"].idxmin()]
@@ -85,7 +85,7 @@ def backbone(name: str, *, goal: float) -> Iterator[str]:
                 runtime=runtime,
                 precision=precision,
                 input_shape=(1, 3, 224, 224),
-                calibration_loader=calibration,
+                calibration=calibration,
             )
             loaders[f"{runtime} {precision}"] = partial(load_session, artifact)
         p50 = medians(loaders, images[:1].numpy(), rounds=10, calls=15)

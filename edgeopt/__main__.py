@@ -75,7 +75,7 @@ def rebuild(options: argparse.Namespace) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Build the parser of all commands; each sets ``run``, what it calls."""
+    """Build the parser of all commands; each sets ``action``, what it calls."""
     top = argparse.ArgumentParser(prog="python -m edgeopt", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
     for name, action in COMMANDS.items():

@@ -26,11 +26,15 @@ NOTEBOOKS = (
     "05_hardware_analysis",
     "06_backbone_sweep",
 )
-# Parameters that the half study of backbones had, and what says it for all networks.
+# What parameters of earlier versions are called now.
 RENAMED = {
     "backbones": "models",
     "backbone_weights": "weights",
     "backbone_epochs": "epochs",
+    "calibration_subset": "calibration_images",
+    "calibration_batches": "calibration_images",
+    "benchmark_repeats": "rounds",
+    "exhaustive_ladder": "all_remedies",
 }
 
 
@@ -52,7 +56,7 @@ class ExperimentConfig(BaseModel):
     dataset: str = "fashion-mnist-20k"
     data_dir: str = "data"
     train_subset: Positive | None = 4000
-    calibration_subset: Positive | None = None
+    calibration_images: Positive | None = None
     val_subset: Positive | None = 1000
     test_subset: Positive | None = 1500
     batch_size: Positive = 64
@@ -81,11 +85,10 @@ class ExperimentConfig(BaseModel):
 
     precisions: tuple[str, ...] = Field(tuple(PRECISIONS), min_length=1)
     runtimes: tuple[str, ...] = Field(RUNTIMES, min_length=1)
-    calibration_batches: Positive = 10
 
     threads: Positive = 1
     benchmark_batch_size: Positive = 1
-    benchmark_repeats: Positive = 10
+    rounds: Positive = 10
     calls_per_round: Positive = 30
     latency_multiplier: PositiveFloat = 1.0
     power_watts: PositiveFloat = 5.0
@@ -110,7 +113,7 @@ class ExperimentConfig(BaseModel):
     energy: Literal["proxy", "model"] = "proxy"
     min_accuracy: Share | None = None
     max_int8_drop: Share = 0.01
-    exhaustive_ladder: bool = True
+    all_remedies: bool = True
 
     @field_validator("*", mode="before")
     @classmethod
@@ -252,7 +255,7 @@ def _explain(error: ValidationError) -> str:
             continue  # pydantic counts an item that was refused for its own reason
         key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden" and key in RENAMED:
-            lines.append(f"parameter {key!r} is now {RENAMED[key]!r}, which holds for all networks")
+            lines.append(f"parameter {key!r} is now {RENAMED[key]!r}")
         elif problem["type"] == "extra_forbidden":
             known = ", ".join(ExperimentConfig.model_fields)
             lines.append(f"unknown parameter {key!r}; allowed: {known}")

@@ -10,7 +10,7 @@ run = "quick"
 dataset = "fashion-mnist-20k"
 data_dir = "data"
 train_subset = 4000
-calibration_subset = None
+calibration_images = None
 val_subset = 1000
 test_subset = 1500
 batch_size = 64
@@ -41,9 +41,9 @@ from edgeopt import plots
 from edgeopt.config import ExperimentConfig
 from edgeopt.data import shared_images
 from edgeopt.metrics import confusion_table, per_class_table, quality_row
+from edgeopt.model import predict_logits
 from edgeopt.schema import file_stem
 from edgeopt.study import open_study
-from edgeopt.model import predict_logits
 from edgeopt.system import process_pool
 
 # %% [markdown]
@@ -83,14 +83,11 @@ leaks
 # answers nonsense and nothing warns. The range is what arrives at the first layer.
 
 # %%
-seen = study.seen_images()
-folder.write_table("seen_images.csv", seen)
-seen
+folder.write_table("seen_images.csv", study.seen_images())
 
 # %% tags=["nbval-ignore-output"]
 for model in config.models:
-    split = study.splits[model].train
-    ax = plots.sample_images(split, names=study.class_names)
+    ax = plots.sample_images(study.splits[model].train, names=study.class_names)
     alt = f"Training images as {model} sees them, two of each class."
     display(folder.save_figure(f"samples-{file_stem(model)}", ax, alt=alt))
 
@@ -119,15 +116,13 @@ parameters = {
 pd.Series(parameters, name="parameters").to_frame()
 
 # %% tags=["nbval-ignore-output"]
-history = study.history(trainings)
-folder.write_table("training_history.csv", history)
+history = folder.write_table("training_history.csv", study.history(trainings))
 history.drop(columns="seed").groupby(["model", "stage", "epoch"], sort=False).mean().round(3)
 
 # %% tags=["nbval-ignore-output"]
 for model, rows in history.groupby("model", sort=False):
-    ax = plots.training_history(rows)
+    name, ax = f"training_history-{file_stem(model)}", plots.training_history(rows)
     alt = f"Training and validation accuracy of {model} by epoch, one line per seed."
-    name = f"training_history-{file_stem(model)}"
     display(folder.save_figure(name, ax, alt=alt, numbers=rows))
 
 # %% [markdown]
@@ -154,8 +149,7 @@ quality = pd.DataFrame(
     {"model": r.model, "seed": r.seed, **quality_row(labels, found, num_classes=classes)}
     for r, found in predictions.items()
 )
-folder.write_table("baseline_quality.csv", quality)
-quality.round(4)
+folder.write_table("baseline_quality.csv", quality).round(4)
 
 # %% [markdown]
 # A network with given weights that does no better than guessing is being shown the wrong images. The run

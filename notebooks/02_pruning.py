@@ -10,7 +10,7 @@ run = "quick"
 dataset = "fashion-mnist-20k"
 data_dir = "data"
 train_subset = 4000
-calibration_subset = None
+calibration_images = None
 val_subset = 1000
 test_subset = 1500
 batch_size = 64
@@ -40,10 +40,15 @@ from IPython.display import display
 
 from edgeopt import plots
 from edgeopt.config import ExperimentConfig
-from edgeopt.experiments import accuracy_table, filter_norms, size_table, with_intervals
+from edgeopt.experiments import (
+    accuracy_table,
+    filter_norms,
+    pruned_recipes,
+    size_table,
+    with_intervals,
+)
 from edgeopt.schema import file_stem
 from edgeopt.study import open_study
-from edgeopt.experiments import pruned_recipes
 from edgeopt.system import process_pool
 
 # %%
@@ -53,7 +58,7 @@ folder = study.folder
 plots.use_style()
 
 # %%
-baselines = study.kept(study.baselines(), made_by="01_baseline_training")
+baselines = study.kept(study.baselines())
 validation = {model: splits.validation for model, splits in study.splits.items()}
 grid = (config.models, config.pruning_levels, config.seeds)
 print(f"{len(baselines)} unpruned network(s), grid of channels:", study.channel_multiples)
@@ -73,6 +78,8 @@ recipes = pruned_recipes(*grid)
 with process_pool() as pool:
     trainings = study.train(recipes, executor=pool)
 networks = baselines | study.networks(trainings)
+
+# %%
 print(f"{len(recipes)} networks pruned or trained anew, beside {len(baselines)} baseline(s)")
 if config.epochs == 0:
     print("The weights were given, so that scratch has fewer epochs behind it than they have.")
@@ -85,8 +92,7 @@ if config.epochs == 0:
 # of what is kept. Where the grid of channels cannot honour a level, `note` says what was reached.
 
 # %%
-sizes = size_table(networks, validation)
-folder.write_table("pruning_sizes.csv", sizes)
+sizes = folder.write_table("pruning_sizes.csv", size_table(networks, validation))
 sizes.round(3)
 
 # %% [markdown]
@@ -96,9 +102,8 @@ sizes.round(3)
 # %% tags=["nbval-ignore-output"]
 for recipe in study.baselines()[:: len(config.seeds)]:
     norms = filter_norms(baselines[recipe], layers=6)
-    ax = plots.filter_norms(norms)
+    name, ax = f"filter_norms-{file_stem(recipe.model)}", plots.filter_norms(norms)
     alt = f"L1 norm of every filter of {recipe.model}, sorted; the lowest are pruned first."
-    name = f"filter_norms-{file_stem(recipe.model)}"
     display(folder.save_figure(name, ax, alt=alt, numbers=norms))
 
 # %% [markdown]
@@ -110,19 +115,18 @@ for recipe in study.baselines()[:: len(config.seeds)]:
 
 # %% tags=["nbval-ignore-output"]
 images = len(study.validation_labels)
-accuracies = with_intervals(accuracy_table(networks, validation), images=images)
-folder.write_table("pruning_accuracy.csv", accuracies)
+table = with_intervals(accuracy_table(networks, validation), images=images)
+accuracies = folder.write_table("pruning_accuracy.csv", table)
+
+# %% tags=["nbval-ignore-output"]
 levels = ["model", "pruning_level"]
 by_recipe = accuracies.pivot_table("accuracy", levels, "recipe", sort=False)
 by_recipe.round(3)
 
 # %% tags=["nbval-ignore-output"]
 for model, rows in accuracies.groupby("model", sort=False):
-    ax = plots.pruning_curves(rows)
-    alt = (
-        f"Validation accuracy of {model} against pruning level: one-shot, fine-tuned, from scratch."
-    )
-    name = f"pruning_curves-{file_stem(model)}"
+    name, ax = f"pruning_curves-{file_stem(model)}", plots.pruning_curves(rows)
+    alt = f"Validation accuracy of {model} against pruning level, by how it was pruned."
     display(folder.save_figure(name, ax, alt=alt, numbers=rows))
 
 # %% [markdown]
@@ -140,8 +144,7 @@ with process_pool() as pool:
 print(f"{len(contest)} networks by {len(criteria)} criteria")
 
 # %% tags=["nbval-ignore-output"]
-compared = accuracy_table(contest, validation)
-folder.write_table("pruning_criteria.csv", compared)
+compared = folder.write_table("pruning_criteria.csv", accuracy_table(contest, validation))
 compared.pivot_table("accuracy", [*levels, "macs"], ["recipe", "criterion"], sort=False).round(3)
 
 # %% [markdown]
@@ -173,6 +176,8 @@ if "fine-tuned" in by_recipe:
     apart = ends["accuracy_low", "fine-tuned"] > ends["accuracy_high", "scratch"]
     clear = [f"{model} at {level:g}" for model, level in apart[apart].index]
     print("Fine-tuning beats scratch beyond the images' noise:", ", ".join(clear) or "nowhere")
+
+# %% tags=["nbval-ignore-output"]
 tuned = compared[compared["recipe"] == "fine-tuned"].groupby("criterion")["accuracy"].mean()
 words = [f"{name} {share:.1%}" for name, share in tuned.sort_values(ascending=False).items()]
 print("Mean accuracy after fine-tuning, by criterion:", ", ".join(words) or "none")

@@ -10,7 +10,7 @@ run = "quick"
 dataset = "fashion-mnist-20k"
 data_dir = "data"
 train_subset = 4000
-calibration_subset = None
+calibration_images = None
 val_subset = 1000
 test_subset = 1500
 batch_size = 64
@@ -34,10 +34,9 @@ learning_rate = 0.003
 channel_multiple = None
 precisions = ["fp32", "fp16", "bf16", "int8", "int8-dynamic"]
 runtimes = ["torch", "onnxruntime", "executorch", "openvino"]
-calibration_batches = 10
 benchmark_batch_size = 1
 max_int8_drop = 0.01
-exhaustive_ladder = True
+all_remedies = True
 
 # %%
 from functools import partial
@@ -45,16 +44,19 @@ from functools import partial
 from IPython.display import display
 
 from edgeopt import plots
-from edgeopt.experiments import grid, prepare_candidates
 from edgeopt.config import ExperimentConfig
-from edgeopt.experiments import diagnose
-from edgeopt.quantization import plant_specimen
-from edgeopt.experiments import candidate_table, recall_table
-from edgeopt.experiments import mend
-from edgeopt.quantization import quantization_aware_train
+from edgeopt.experiments import (
+    candidate_table,
+    diagnose,
+    grid,
+    prepare_candidates,
+    recall_table,
+    recover_int8,
+)
+from edgeopt.model import predict_logits
+from edgeopt.quantization import plant_specimen, quantization_aware_train
 from edgeopt.schema import file_stem
 from edgeopt.study import open_study
-from edgeopt.model import predict_logits
 from edgeopt.system import process_pool
 
 # %%
@@ -64,7 +66,7 @@ folder = study.folder
 plots.use_style()
 
 # %%
-baselines = study.kept(study.baselines(), made_by="01_baseline_training")
+baselines = study.kept(study.baselines())
 networks = {r.model: net for r, net in baselines.items() if r.seed == config.seeds[0]}
 labels = study.validation_labels
 
@@ -83,10 +85,8 @@ models = {(model, seed, 0.0): network for model, network in networks.items()}
 
 # %% tags=["nbval-ignore-output"]
 with process_pool() as pool:
-    candidates = prepare_candidates(
-        specs, executor=pool, store=study.prepared, models=models, **options
-    )
-table = candidate_table(candidates)
+    kept = {"executor": pool, "store": study.prepared}
+    candidates = prepare_candidates(specs, models=models, **kept, **options)
 
 # %% [markdown]
 # `int8_mac_share` is read from the graph that the runtime executes: the share of multiply-accumulates
@@ -95,18 +95,17 @@ table = candidate_table(candidates)
 # largest one.
 
 # %%
+table = candidate_table(candidates)
 table[["model", "runtime", "precision", "weight_bytes", "int8_mac_share", "status"]]
 
 # %% tags=["nbval-ignore-output"]
-folder.write_table("quantization.csv", table)
 shown = ["model", "runtime", "precision", "accuracy", "agreement", "macro_f1", "artifact_bytes"]
-table[[*shown, "parity_difference", "error"]].round(6)
+folder.write_table("quantization.csv", table)[[*shown, "parity_difference", "error"]].round(6)
 
 # %% tags=["nbval-ignore-output"]
 for model, rows in table.groupby("model", sort=False):
-    ax = plots.quantization(rows)
+    name, ax = f"quantization-{file_stem(model)}", plots.quantization(rows)
     alt = f"Weight bytes of each precision and runtime of {model}, and agreement with fp32."
-    name = f"quantization-{file_stem(model)}"
     display(folder.save_figure(name, ax, alt=alt, numbers=rows[["candidate", *shown]]))
 
 # %% [markdown]
@@ -153,6 +152,8 @@ planted = {(model, seed, 0.0): specimen.model for model, specimen in specimens.i
 specs = [s for m in specimens for s in grid([0.0], ["int8"], ["onnxruntime"], model=m, seed=seed)]
 options = study.preparation("artifacts/specimen")
 tried = prepare_candidates(specs, models=planted, **options) if specs else []
+
+# %% tags=["nbval-ignore-output"]
 broken = {c.spec.model: c for c in tried if not c.error}
 candidate_table(tried)[["candidate", "accuracy", "agreement", "int8_mac_share", "error"]]
 
@@ -188,48 +189,40 @@ for model, diagnosis in diagnoses.items():
     print(f"{model}: worst is {found}; planted: channel {specimen.channel} of {specimen.layer}")
 
 # %% [markdown]
-# ## The ladder
+# ## Recovery
 #
 # Remedies in order of what they cost: other calibration methods, equalization, bias correction,
 # leaving the most sensitive layers in float, dynamic ranges, one epoch of training under simulated
-# int8. Where `exhaustive_ladder` is set all are tried, also after the first that reaches the goal. From
+# int8. Where `all_remedies` is set all are tried, also after the first that reaches the goal. From
 # bias correction on, each builds on the best one so far, named in `based_on`: compare it with that one,
 # not with plain int8.
 
-# %%
-climb = {
-    "max_accuracy_drop": config.max_int8_drop,
-    "scheme": study.int8_scheme,
-    "exhaustive": config.exhaustive_ladder,
-}
+# %% tags=["nbval-ignore-output"]
+rules = {"max_accuracy_drop": config.max_int8_drop, "exhaustive": config.all_remedies}
 train = partial(quantization_aware_train, epochs=1, learning_rate=config.learning_rate / 30)
 
 # %% tags=["nbval-ignore-output"]
-repaired = {}
+recovered = {}
 for model in broken:
-    specimen, splits = specimens[model], study.splits[model]
+    splits, files = study.splits[model], folder.folder(f"artifacts/recovery-{file_stem(model)}")
     training = splits.train.loader(config.batch_size, shuffle=True)
-    repaired[model] = mend(
-        specimen.model,
-        calibration_loader=splits.calibration.loader(config.batch_size),
-        validation=splits.validation,
-        train_quantized=partial(train, train_loader=training),
-        folder=folder.folder(f"artifacts/ladder-{file_stem(model)}"),
-        **climb,
-    )
+    images = {"calibration": options["calibration"][model], "validation": splits.validation}
+    how = {"train_quantized": partial(train, train_loader=training), "scheme": study.int8_scheme}
+    recovered[model] = recover_int8(specimens[model].model, folder=files, **images, **how, **rules)
 
 # %% tags=["nbval-ignore-output"]
 columns = ["remedy", "accuracy", "reached", "latency_ms", "int8_mac_share", "based_on", "error"]
-for model, found in repaired.items():
-    folder.write_table(f"ladder-{file_stem(model)}.csv", found.ladder)
-    display(found.ladder[columns].round(4))
+for model, found in recovered.items():
+    folder.write_table(f"recovery-{file_stem(model)}.csv", found.attempts)
+    display(found.attempts[columns].round(4))
 
 # %% tags=["nbval-ignore-output"]
-for model, found in repaired.items():
-    goal = found.ladder["accuracy"].iloc[0] - config.max_int8_drop
-    ax = plots.ladder_plot(found.ladder, target=goal)
+for model, found in recovered.items():
+    goal = found.attempts["accuracy"].iloc[0] - config.max_int8_drop
+    ax = plots.recovery(found.attempts, target=goal)
     alt = f"Accuracy of the collapsed {model} after each remedy, beside fp32 and the goal."
-    display(folder.save_figure(f"ladder-{file_stem(model)}", ax, alt=alt, numbers=found.ladder))
+    name = f"recovery-{file_stem(model)}"
+    display(folder.save_figure(name, ax, alt=alt, numbers=found.attempts))
 
 # %% [markdown]
 # ## Conclusion
@@ -237,20 +230,16 @@ for model, found in repaired.items():
 # %% tags=["nbval-ignore-output"]
 for model, rows in table.groupby("model", sort=False):
     int8, fp32 = (rows[rows["precision"] == precision] for precision in ("int8", "fp32"))
-    print(
-        f"{model}: int8 weights take {int8['weight_bytes'].mean() / rows['weight_bytes'].max():.0%} "
-        f"of fp32's; the worst of {len(int8)} runtimes loses "
-        f"{100 * (fp32['accuracy'].max() - int8['accuracy'].min()):.2f} points."
-    )
+    share = int8["weight_bytes"].mean() / rows["weight_bytes"].max()
+    loss = 100 * (fp32["accuracy"].max() - int8["accuracy"].min())
+    print(f"{model}: int8 weights take {share:.0%} of fp32's; the worst of {len(int8)} runtimes")
+    print(f"loses {loss:.2f} points.")
 
 # %% tags=["nbval-ignore-output"]
-for model, found in repaired.items():
-    tried = found.ladder.iloc[1:]
-    best = tried.loc[tried["reached" if found.reached else "accuracy"].idxmax()]
+for model, found in recovered.items():
+    fell, best = broken[model].facts["accuracy"], found.selected
     verdict = "was repaired to" if found.reached else "came no nearer than"
-    fell = broken[model].facts.get("accuracy", float("nan"))
-    print(
-        f"{model} fell to {fell:.1%} in int8 and {verdict} {best['accuracy']:.1%}: {best['remedy']}."
-    )
+    remedy = f"{best.accuracy:.1%}: {best.remedy.name}"
+    print(f"{model} fell to {fell:.1%} in int8 and {verdict} {remedy}.")
 for model, reason in without.items():
     print(f"{model}: no specimen: {reason}")

@@ -10,7 +10,7 @@ run = "quick"
 dataset = "fashion-mnist-20k"
 data_dir = "data"
 train_subset = 4000
-calibration_subset = None
+calibration_images = None
 val_subset = 1000
 test_subset = 1500
 batch_size = 64
@@ -35,10 +35,9 @@ channel_multiple = None
 pruning_levels = [0.0, 0.5, 0.7]
 precisions = ["fp32", "fp16", "bf16", "int8", "int8-dynamic"]
 runtimes = ["torch", "onnxruntime", "executorch", "openvino"]
-calibration_batches = 10
 threads = 1
 benchmark_batch_size = 1
-benchmark_repeats = 10
+rounds = 10
 calls_per_round = 30
 latency_multiplier = 1.0
 power_watts = 5.0
@@ -63,27 +62,40 @@ max_int8_drop = 0.01
 # %%
 from concurrent.futures import ThreadPoolExecutor
 
-import pandas as pd
 from IPython.display import display
 
 from edgeopt import plots
-from edgeopt.decision import class_shares
-from edgeopt.hardware import precision_tradeoff_table
-from edgeopt.experiments import grid, prepare_candidates, score, testable_parents
-from edgeopt.metrics import disturbance
 from edgeopt.config import ExperimentConfig
-from edgeopt.decision import decide
-from edgeopt.metrics import measured_energy_unavailable
-from edgeopt.experiments import accuracy_over_seeds, answers_of, mean_macro_f1, recall_table
-from edgeopt.experiments import sweep_table, with_seeds
-from edgeopt.decision import Constraints, Gates
-from edgeopt.experiments import measure_candidates, measured_energy_table, peak_rss_table
-from edgeopt.experiments import repair_fallen
-from edgeopt.metrics import confusion_table
-from edgeopt.decision import frontier_twins, pareto_frontier
-from edgeopt.decision import frontier_probability, hypervolume, paired_comparison
+from edgeopt.decision import (
+    Constraints,
+    Gates,
+    class_shares,
+    decide,
+    frontier_probability,
+    frontier_twins,
+    hypervolume,
+    pareto_frontier,
+)
+from edgeopt.experiments import (
+    Target,
+    answers_of,
+    compare_on_test,
+    grid,
+    measure_candidates,
+    measured_energy_table,
+    peak_rss_table,
+    prepare_candidates,
+    pruned_recipes,
+    recall_table,
+    recover_collapsed,
+    score,
+    sweep_table,
+    with_seeds,
+    with_test,
+)
+from edgeopt.hardware import precision_tradeoff_table
+from edgeopt.metrics import confusion_table, disturbance, measured_energy_unavailable
 from edgeopt.study import open_study
-from edgeopt.experiments import pruned_recipes
 from edgeopt.system import process_pool
 
 # %%
@@ -91,17 +103,14 @@ config = ExperimentConfig.from_namespace(globals())
 study = open_study(config)
 folder = study.folder
 plots.use_style()
-pd.set_option("display.max_colwidth", None)
 
 # %% [markdown]
 # The networks come from the two notebooks before: the baselines, and their fine-tuned pruned versions.
 
 # %%
 pruned = pruned_recipes(config.models, config.pruning_levels, config.seeds, kinds=["fine-tuned"])
-networks = study.kept(study.baselines(), made_by="01_baseline_training")
-networks |= study.kept(pruned, made_by="02_pruning")
+networks = study.kept(study.baselines()) | study.kept(pruned)
 models = {recipe.network: network for recipe, network in networks.items()}
-labels, validation = study.validation_labels, study.role("validation")
 print(f"{len(models)} networks, {len(config.pruning_levels)} levels of {len(config.seeds)} seed(s)")
 
 # %% [markdown]
@@ -109,117 +118,82 @@ print(f"{len(models)} networks, {len(config.pruning_levels)} levels of {len(conf
 #
 # A candidate is a network, a runtime and a precision. Preparing one makes its file and the logits it
 # gives on the validation images; many are prepared at once. One that fails stays in the table, with
-# its error. The first seed's candidates are the ones that would ship.
+# its error.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 axes = (config.pruning_levels, config.precisions, config.runtimes)
 pairs = [(model, seed) for model in config.models for seed in config.seeds]
 specs = [s for m, seed in pairs for s in grid(*axes, recipe="fine-tuned", model=m, seed=seed)]
-print(f"{len(specs)} candidates to prepare")
-
-# %%
 options = study.preparation("artifacts/sweep")
-
-# %% tags=["nbval-ignore-output"]
 with process_pool() as pool:
-    prepared = prepare_candidates(
-        specs, executor=pool, store=study.prepared, models=models, **options
-    )
+    kept = {"executor": pool, "store": study.prepared}
+    prepared = prepare_candidates(specs, models=models, **kept, **options)
 
 # %% [markdown]
-# An int8 that falls further below fp32 than allowed is repaired, not only reported: ONNX Runtime's goes
-# up the ladder of remedies of notebook 3, and what comes out joins the others, called *repaired*.
+# An int8 that falls further below fp32 than allowed is repaired, not only reported: ONNX Runtime's gets
+# the remedies of notebook 3 in turn, and what comes out joins the others, called *repaired*.
 
 # %%
-repairs = repair_fallen(prepared, models, max_accuracy_drop=config.max_int8_drop, **options)
+repairs = recover_collapsed(prepared, models, max_accuracy_drop=config.max_int8_drop, **options)
 for repair in repairs:
-    folder.write_table(f"ladder-{repair.file_stem}.csv", repair.ladder)
-prepared += [repair.candidate for repair in repairs]
+    folder.write_table(f"recovery-{repair.file_stem}.csv", repair.attempts)
 print("int8 that fell and was repaired:", ", ".join(r.candidate.name for r in repairs) or "none")
-
-# %%
-candidates = [c for c in prepared if c.spec.seed == config.seeds[0]]
-print(f"{len(candidates)} candidates to measure, on {len(config.runtimes)} runtimes")
 
 # %% [markdown]
 # ## Measure
 #
-# Timing has the machine to itself. Every round visits all candidates in a new random order, so that
-# a machine that slows down slows all of them alike, and loads each of them anew, because where its
-# memory falls moves a latency by a per cent or two. The clock runs around the runtime's own call and
-# nothing else. Each single call is kept on disk.
+# The candidates of the first seed are the ones that would ship, and the ones that are timed. Timing has
+# the machine to itself. Every round visits all candidates in a new random order, so that a machine that
+# slows down slows all of them alike, and loads each of them anew, because where its memory falls moves a
+# latency by a per cent or two. The clock runs around the runtime's own call and nothing else. Each
+# single call is kept on disk.
 
 # %%
+prepared += [repair.candidate for repair in repairs]
+candidates = [c for c in prepared if c.spec.seed == config.seeds[0]]
 batches = study.batches(config.benchmark_batch_size)
-measured = measure_candidates(
-    candidates,
-    batches,
-    threads=config.threads,
-    rounds=config.benchmark_repeats,
-    calls_per_round=config.calls_per_round,
-)
-samples, conditions = measured.samples, measured.conditions
-folder.write_table("latency_samples.csv", samples)
-folder.write_table("conditions.csv", conditions)
-print(f"{len(samples):,} timed calls")
+counts = {"rounds": config.rounds, "calls_per_round": config.calls_per_round}
+measured = measure_candidates(candidates, batches, threads=config.threads, **counts)
+samples = folder.write_table("latency_samples.csv", measured.samples)
+conditions = folder.write_table("conditions.csv", measured.conditions)
+print(f"{len(samples):,} timed calls of {len(candidates)} candidates")
 
 # %% [markdown]
 # Was the machine quiet? Every round also times a reference kernel, the same small matrix product on any
-# machine, and reads how much of the processor other programs used or the hypervisor took.
+# machine, and reads how much of the processor other programs used or the hypervisor took. In the figure
+# each thin line is a candidate, relative to its own median. A step that all lines take together is the
+# machine's, and cancels in every comparison; a line that moves alone is its own noise.
 
 # %% tags=["nbval-ignore-output"]
 print(disturbance(conditions) or "The machine was quiet while latency was measured.")
-conditions.drop(columns="round").describe().loc[["min", "50%", "max"]].round(3)
-
-# %% [markdown]
-# Each thin line is a candidate, relative to its own median. A step that all lines take together is
-# the machine's, and cancels in every comparison; a line that moves alone is its own noise.
-
-# %% tags=["nbval-ignore-output"]
-ax = plots.drift(samples)
+display(conditions.drop(columns="round").describe().loc[["min", "50%", "max"]].round(3))
 alt = "Median latency of each round relative to the candidate's own median."
-folder.save_figure("drift", ax, alt=alt)
-
-# %% [markdown]
-# Memory is four numbers that are never mixed. Weights are what the budget below means; peak resident
-# memory is that of a fresh process that loads the file and runs it, its runtime library included.
-
-# %%
-with ThreadPoolExecutor(2) as pool:
-    resident = peak_rss_table(candidates, executor=pool)
+folder.save_figure("drift", plots.drift(samples), alt=alt)
 
 # %% [markdown]
 # ## One table
 #
 # With several seeds, accuracy is their mean, with an interval over trainings and images; agreement and
 # macro-F1 are means over the seeds too. Latency does not depend on the weights' values: it is measured
-# once per architecture.
+# once per architecture. Memory is four numbers that are never mixed. Weights are what the budget below
+# means; peak resident memory is that of a fresh process that loads the file and runs it, its runtime
+# library included.
 
 # %%
-sweep = sweep_table(
-    candidates,
-    measured,
-    batch_size=config.benchmark_batch_size,
-    power_watts=config.power_watts,
-    latency_multiplier=config.latency_multiplier,
-    memory_budgets_mb=config.memory_budgets_mb,
-    active_memory_budget_mb=config.active_memory_budget_mb,
-)
-sweep = with_seeds(sweep, prepared, labels=labels).merge(resident, "left", "candidate")
-columns = ["candidate", "weight_bytes", "macs", "int8_mac_share", "accepted", "status"]
-sweep[columns]
+with ThreadPoolExecutor(2) as pool:
+    resident = peak_rss_table(candidates, executor=pool)
+size = config.benchmark_batch_size
+table = sweep_table(candidates, measured, target=config.part(Target), batch_size=size)
+sweep = with_seeds(table, prepared, labels=study.validation_labels)
+sweep = sweep.merge(resident, "left", "candidate")
+sweep[["candidate", "weight_bytes", "macs", "int8_mac_share", "accepted", "status"]]
 
 # %% tags=["nbval-ignore-output"]
 shown = ["candidate", "accuracy", "agreement", "latency_p50_ms", "latency_p95_ms", "error"]
-sweep[shown].round(4)
-
-# %% tags=["nbval-ignore-output"]
 memories = ["artifact_bytes", "weight_bytes", "peak_activation_bytes", "peak_rss_bytes"]
-sweep.loc[sweep["pruning_level"] == 0, ["candidate", *memories]]
-
-# %% tags=["nbval-ignore-output"]
-ax = plots.latency_distribution(samples, sweep)
+display(sweep[shown].round(4), sweep.loc[sweep["pruning_level"] == 0, ["candidate", *memories]])
 alt = "Every latency sample and its box per candidate, fastest on top."
+ax = plots.latency_distribution(samples, sweep)
 folder.save_figure("latency_distribution", ax, alt=alt, numbers=sweep[shown])
 
 # %% [markdown]
@@ -228,53 +202,45 @@ folder.save_figure("latency_distribution", ax, alt=alt, numbers=sweep[shown])
 # Budgets come before the frontier: a point that does not fit is not a point one can choose. The
 # budget here is on weights, in MiB; the others show what a smaller or larger device would take.
 
-# %%
-violations = [name for name in sweep if name.startswith("violates_")]
-sweep.groupby("precision", sort=False)[["accepted", *violations]].sum()
-
 # %% tags=["nbval-ignore-output"]
-ax = plots.budgets(sweep)
-alt = "Weight memory of each pruning level and precision against the budgets."
-numbers = sweep[["candidate", "memory_mb", "accepted", *violations]]
-folder.save_figure("budgets", ax, alt=alt, numbers=numbers)
+fits = ["accepted", *sweep.filter(like="violates_")]
+display(sweep.groupby("precision", sort=False)[fits].sum())
+alt, numbers = "Weights of each candidate against the budgets.", sweep[["candidate", *fits]]
+folder.save_figure("budgets", plots.budgets(sweep), alt=alt, numbers=numbers)
 
 # %% [markdown]
 # ## The frontier, and how sure it is
 #
-# A candidate is on the frontier when no accepted one is both faster and at least as accurate. Other
-# images and another minute on the machine could have moved it: resampling both gives the probability
-# that each candidate belongs there. `accuracy_ties` counts the candidates whose accuracy no paired
-# test can tell from its own on these images; the table on disk names them.
+# A candidate is on the frontier when no accepted one is both faster and at least as accurate.
 
 # %% tags=["nbval-ignore-output"]
 frontier = pareto_frontier(sweep, "latency_p50_ms")
-folder.write_table("pareto_frontier_latency.csv", frontier)
-twins = frontier_twins(sweep, "latency_p50_ms")
-print("equal to one on the frontier in both numbers:", ", ".join(twins["candidate"]) or "none")
-frontier[shown[:-1]].round(4)
+twins = frontier_twins(sweep, "latency_p50_ms")["candidate"]
+print("equal to one on the frontier in both numbers:", ", ".join(twins) or "none")
+folder.write_table("pareto_frontier_latency.csv", frontier)[shown[:-1]].round(4)
+
+# %% [markdown]
+# Other images and another minute on the machine could have moved it: resampling both gives the
+# probability that each candidate belongs there. `accuracy_ties` counts the candidates whose accuracy no
+# paired test can tell from its own on these images; the table on disk names them.
 
 # %% tags=["nbval-ignore-output"]
-answers = answers_of(prepared, labels=labels, class_names=study.class_names)
-accepted = [name for name in sweep.loc[sweep["accepted"], "candidate"] if name in answers.correct]
-certainty = frontier_probability(
-    {name: answers.correct[name] for name in accepted}, samples[samples["candidate"].isin(accepted)]
-)
-folder.write_table("frontier_probability.csv", certainty)
+answers = answers_of(prepared, labels=study.validation_labels, class_names=study.class_names)
+accepted = {*sweep.loc[sweep["accepted"], "candidate"]}
+correct = {name: right for name, right in answers.correct.items() if name in accepted}
+certainty = frontier_probability(correct, samples[samples["candidate"].isin(accepted)])
 sweep = sweep.merge(certainty[["candidate", "frontier_probability"]], "left", "candidate")
-ties = certainty["tied_with"].str.count("[^, ]+")
-likely = certainty.drop(columns="tied_with").assign(accuracy_ties=ties)
+likely = folder.write_table("frontier_probability.csv", certainty).drop(columns="tied_with")
 likely.sort_values("frontier_probability", ascending=False).head(8).round(4)
 
 # %% [markdown]
 # The hypervolume is the area between the frontier and a point that anything should beat: the slowest
-# accepted candidate at the accuracy of guessing. Only areas against the same point can be compared.
+# candidate that fits the budget, at the accuracy of guessing. Only areas against the same point can be
+# compared.
 
 # %% tags=["nbval-ignore-output"]
-if frontier.empty:
-    print("no candidate fits the budget: there is no frontier and no hypervolume")
-else:
-    slowest = sweep.loc[sweep["accepted"], "latency_p50_ms"].max()
-    reference = (slowest, 1 / len(study.class_names))
+if len(frontier):
+    reference = (sweep["latency_p50_ms"][sweep["accepted"]].max(), 1 / len(study.class_names))
     area = hypervolume(frontier, x_col="latency_p50_ms", reference=reference)
     print(f"hypervolume {area:.4f} against ({reference[0]:.3f} ms, {reference[1]:.0%})")
 
@@ -286,12 +252,11 @@ else:
 # (Horowitz, 2014). Measured energy is what the CPU's own counter (RAPL) adds up, where it can be read.
 
 # %% tags=["nbval-ignore-output"]
-by_proxy = pareto_frontier(sweep, "energy_proxy_j")
+by_proxy = folder.write_table(
+    "pareto_frontier_energy.csv", pareto_frontier(sweep, "energy_proxy_j")
+)
 by_latency = pareto_frontier(sweep, "latency_ms")
-folder.write_table("pareto_frontier_energy.csv", by_proxy)
 print("proxy and mean latency give the same frontier:", by_proxy.index.equals(by_latency.index))
-
-# %% tags=["nbval-ignore-output"]
 joules = measured_energy_table(candidates, batches, threads=config.threads)
 sweep = sweep.merge(joules, "left", "candidate")
 print("measured energy:", measured_energy_unavailable() or "by RAPL, in energy_measured_j")
@@ -309,11 +274,8 @@ folder.save_figure("energy", ax, alt=alt, numbers=numbers)
 # them apart: each is set against fp32 in the same runtime.
 
 # %% tags=["nbval-ignore-output"]
-tradeoffs = precision_tradeoff_table(sweep)
-folder.write_table("precision_tradeoffs.csv", tradeoffs)
-tradeoffs.drop(columns="energy_proxy_j_mean").round(4)
-
-# %% tags=["nbval-ignore-output"]
+means = folder.write_table("precision_tradeoffs.csv", precision_tradeoff_table(sweep))
+display(means.drop(columns="energy_proxy_j_mean").round(4))
 by_runtime = precision_tradeoff_table(sweep, by=("runtime", "precision"))
 folder.write_table("runtime_tradeoffs.csv", by_runtime)
 ax = plots.precision_tradeoffs(by_runtime)
@@ -331,27 +293,16 @@ folder.save_figure("precision_tradeoffs", ax, alt=alt, numbers=by_runtime)
 # interval lies on one side of it. What is *not settled* is not refused, and comes behind what is settled.
 
 # %% tags=["nbval-ignore-output"]
-recalls = recall_table(prepared, labels, class_names=study.class_names)
-folder.write_table("per_class.csv", recalls)
-decision = decide(
-    sweep,
-    gates=config.part(Gates),
-    constraints=config.part(Constraints),
-    recalls=recalls,
-    answers=answers,
-    samples=samples,
-)
-folder.write_table("rejected.csv", decision.rejected)
-decision.rejected.head(10)
+table = recall_table(prepared, study.validation_labels, class_names=study.class_names)
+recalls = folder.write_table("per_class.csv", table)
+rules = {"gates": config.part(Gates), "constraints": config.part(Constraints)}
+decision = decide(sweep, recalls=recalls, answers=answers, samples=samples, **rules)
+pick, parent = decision.pick and decision.pick["candidate"], decision.baseline["candidate"]
+refused = folder.write_table("rejected.csv", decision.rejected)
+refused.head(10)
 
 # %% tags=["nbval-ignore-output"]
-pick = decision.pick and decision.pick["candidate"]
-ax = plots.frontier(
-    sweep,
-    pick=pick,
-    baseline=decision.baseline["candidate"],
-    refused=decision.rejected["candidate"],
-)
+ax = plots.frontier(sweep, pick=pick, baseline=parent, refused=refused["candidate"])
 alt = f"Validation accuracy against median latency of all candidates. {decision.reason}"
 folder.save_figure("frontier", ax, alt=alt, numbers=sweep[shown])
 
@@ -363,41 +314,27 @@ folder.save_figure("frontier", ax, alt=alt, numbers=sweep[shown])
 # over all seeds, with their interval (one seed: exact McNemar test and Tango's interval; several: images
 # and seeds as two levels), corrected for how many variants can differ at all (Holm).
 
-# %%
+# %% tags=["nbval-ignore-output"]
 with process_pool() as pool:
     predicted = score(prepared, study.role("test"), executor=pool)
-test_labels = study.labels("test")
-right = {name: classes == test_labels for name, classes in predicted.items()}
-
-# %% tags=["nbval-ignore-output"]
-paired = {name: rows for name, rows in right.items() if len(rows) == len(config.seeds)}
-parents = testable_parents([c for c in candidates if c.name in paired])
-comparison = paired_comparison(paired, parent=parents)
-folder.write_table("paired_comparison.csv", comparison)
+labels = study.labels("test")
+right = {name: classes == labels for name, classes in predicted.items()}
+comparison, against_pick = compare_on_test(right, candidates, decision=decision)
 brief = ["images", "p_value", "detectable_difference", "method"]
-comparison.drop(columns=brief).round(4)
+folder.write_table("paired_comparison.csv", comparison).drop(columns=brief).round(4)
 
 # %% [markdown]
 # Does the pick differ from what it was chosen over? A positive difference is the lead of the other one
 # (`candidate`) over the pick (`parent`).
 
 # %% tags=["nbval-ignore-output"]
-others = [row["candidate"] for row in (decision.baseline, decision.runner_up) if row]
-rivals = {name: pick for name in others if {name, pick} <= set(paired) and name != pick}
-against_pick = paired_comparison(paired, parent=rivals)
-folder.write_table("pick_comparison.csv", against_pick)
-against_pick.drop(columns=brief).round(4)
+folder.write_table("pick_comparison.csv", against_pick).drop(columns=brief).round(4)
 
 # %% tags=["nbval-ignore-output"]
-over_seeds = accuracy_over_seeds(right).drop(columns="seeds").set_index("candidate")
-over_seeds["macro_f1"] = mean_macro_f1(predicted, test_labels, class_names=study.class_names)
-sweep = sweep.join(over_seeds.add_prefix("test_"), on="candidate")
-sweep["remedy"] = sweep["candidate"].map({r.candidate.name: r.remedy for r in repairs})
+sweep = with_test(sweep, predicted, labels=labels, class_names=study.class_names)
 folder.write_table("sweep_results.csv", sweep)
 tests = {"test": comparison.to_dict("records"), "against_pick": against_pick.to_dict("records")}
 folder.write_json("summary.json", decision.to_dict() | tests | {"busy": disturbance(conditions)})
-tested = ["candidate", "accuracy", "test_accuracy", "test_accuracy_low", "test_accuracy_high"]
-sweep.loc[sweep["candidate"].isin([*others, pick]), tested].round(4)
 
 # %% [markdown]
 # ## Class by class
@@ -407,23 +344,16 @@ sweep.loc[sweep["candidate"].isin([*others, pick]), tested].round(4)
 # 95 % intervals. The confusion matrices are the first seed's.
 
 # %% tags=["nbval-ignore-output"]
-parent = decision.baseline["candidate"]
-chosen = pick or decision.rejected["candidate"].iloc[0]
-before_after = class_shares(
-    right, test_labels, before=parent, after=chosen, names=study.class_names
-)
-
-# %% tags=["nbval-ignore-output"]
-ax = plots.per_class_change(before_after)
+chosen = pick or refused["candidate"].iloc[0]
+change = class_shares(right, labels, before=parent, after=chosen, names=study.class_names)
 alt = f"Recall of each class on the test images, before ({parent}) and after ({chosen})."
-folder.save_figure("per_class_change", ax, alt=alt, numbers=before_after)
+folder.save_figure("per_class_change", plots.per_class_change(change), alt=alt, numbers=change)
 
 # %% tags=["nbval-ignore-output"]
 for when, name in (("before", parent), ("after", chosen)):
     if name in predicted:
-        classes = predicted[name][0]
-        confusion = confusion_table(test_labels, classes, class_names=study.class_names)
-        title = f"{when.capitalize()} compression, {len(test_labels):,} test images"
+        confusion = confusion_table(labels, predicted[name][0], class_names=study.class_names)
+        title = f"{when.capitalize()} compression, {len(labels):,} test images"
         ax = plots.confusion_matrix(confusion, title=title)
         alt = f"Confusion matrix of {name} on the test images."
         numbers = confusion.reset_index()
@@ -435,17 +365,11 @@ for when, name in (("before", parent), ("after", chosen)):
 # %% tags=["nbval-ignore-output"]
 print(decision.reason)
 print("Runner-up:", decision.what_it_would_take)
-if pick:
-    tested = over_seeds.loc[pick, "accuracy"]
-    print(f"On the test images, scored once, {pick} has an accuracy of {tested:.1%}.")
-
-# %% tags=["nbval-ignore-output"]
-full = sweep[(sweep["pruning_level"] == 0) & (sweep["precision"] == "fp32")]
-if pick and full["latency_p50_ms"].notna().any():
-    fastest = full.loc[full["latency_p50_ms"].idxmin(), ["candidate", "latency_p50_ms"]]
-    gain = fastest["latency_p50_ms"] / decision.pick["latency_p50_ms"]
-    print(f"It is {gain:.2f} times as fast as the fastest without compression, {fastest.iloc[0]}.")
-print(
-    f"{sweep['accepted'].sum()} of {len(sweep)} candidates fit the budget of "
-    f"{config.active_memory_budget_mb:g} MiB of weights."
-)
+final = sweep.set_index("candidate")
+full = final[(final["pruning_level"] == 0) & (final["precision"] == "fp32")]["latency_p50_ms"]
+if pick and full.notna().any():
+    gain = full.min() / final.loc[pick, "latency_p50_ms"]
+    print(f"Its accuracy on the test images, scored once: {final.loc[pick, 'test_accuracy']:.1%}.")
+    print(f"Without compression the fastest, {full.idxmin()}, takes {gain:.2f} times as long.")
+share = f"{final['accepted'].sum()} of {len(final)} candidates"
+print(f"{share} fit the budget of {config.active_memory_budget_mb:g} MiB of weights.")

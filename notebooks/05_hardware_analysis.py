@@ -9,7 +9,7 @@ run = "quick"
 dataset = "fashion-mnist-20k"
 data_dir = "data"
 train_subset = 4000
-calibration_subset = None
+calibration_images = None
 val_subset = 1000
 test_subset = 1500
 batch_size = 64
@@ -43,30 +43,38 @@ import pandas as pd
 from IPython.display import display
 
 from edgeopt import plots
-from edgeopt.experiments import artifact_of
-from edgeopt.hardware import configure_ceilings, measure_ceilings
 from edgeopt.config import ExperimentConfig
+from edgeopt.experiments import artifact_of
+from edgeopt.hardware import (
+    configure_ceilings,
+    count_layers,
+    estimate_on_devices,
+    load_devices,
+    measure_ceilings,
+    measure_networks,
+    place_on_roofline,
+    profile_candidates,
+)
 from edgeopt.metrics import read_counters
-from edgeopt.hardware import estimate_on_devices, load_devices
-from edgeopt.hardware import count_layers, measure_networks, place_on_roofline, profile_candidates
-from edgeopt.system import host_facts
 from edgeopt.runtimes import load_session
 from edgeopt.schema import file_stem
 from edgeopt.study import open_study
+from edgeopt.system import host_facts
 
 # %%
 config = ExperimentConfig.from_namespace(globals())
 study = open_study(config)
 folder = study.folder
 plots.use_style()
-pd.set_option("display.max_colwidth", None)
 
 # %%
 first = [recipe for recipe in study.baselines() if recipe.seed == config.seeds[0]]
-networks = study.kept(first, made_by="01_baseline_training")
+networks = study.kept(first)
 networks = {recipe.model: network for recipe, network in networks.items()}
 shapes = {model: batch.shape for model, batch in study.batches(config.benchmark_batch_size).items()}
-sweep = folder.read_table("sweep_results.csv", made_by="04_sweep")
+
+# %%
+sweep = folder.read_table("sweep_results.csv")
 ran, store = sweep[sweep["status"] == "ok"], folder.path("artifacts/sweep")
 unpruned = ran[ran["pruning_level"] == 0]
 
@@ -93,6 +101,8 @@ layers = measure_networks(
     counted["model"].unique(), networks, shapes=shapes, threads=config.threads
 )
 folder.write_table("layerwise_breakdown.csv", layers)
+
+# %% tags=["nbval-ignore-output"]
 for model, rows in layers.groupby("model", sort=False):
     longest = rows.nlargest(20, "measured_ms").sort_index()
     ax = plots.layer_breakdown(longest)
@@ -116,8 +126,9 @@ profile, unavailable = profile_candidates(artifacts, counted, owners=owners, thr
 print(f"profiled: {profile['candidate'].nunique()}; unavailable: {unavailable or 'none'}")
 
 # %% tags=["nbval-ignore-output"]
-folder.write_table("runtime_profiles.csv", profile)
-profile.groupby("candidate", sort=False).head(12).round(4)
+folder.write_table("runtime_profiles.csv", profile).groupby("candidate", sort=False).head(12).round(
+    4
+)
 
 # %% [markdown]
 # What the operators take together need not be what a call takes: the profiler itself costs time inside,
@@ -141,13 +152,14 @@ pd.concat([together, calls], axis=1, join="inner").round(4)
 facts = host_facts()
 cache_bytes = facts["l2_bytes"] if isinstance(facts["l2_bytes"], int) else None
 measured = measure_ceilings(threads=config.threads, cache_bytes=cache_bytes)
+
+# %% tags=["nbval-ignore-output"]
 ceilings = configure_ceilings(
     measured,
     memory_bandwidth_gbps=config.memory_bandwidth_gbps,
     peak_compute_gmacs=config.peak_compute_gmacs,
 )
-folder.write_table("ceilings.csv", ceilings)
-ceilings.round(1)
+folder.write_table("ceilings.csv", ceilings).round(1)
 
 # %% [markdown]
 # ## Under the roofline
@@ -162,9 +174,8 @@ known = timed[timed["model"].isin(counted["model"])]
 summary = place_on_roofline(
     known, networks, shapes=shapes, ceilings=ceilings, cache_bytes=cache_bytes
 )
-folder.write_table("hardware_summary.csv", summary)
 columns = ["candidate", "arithmetic_intensity", "achieved_gmacs", "compute_utilization", "bound"]
-summary[columns].round(3)
+folder.write_table("hardware_summary.csv", summary)[columns].round(3)
 
 # %% tags=["nbval-ignore-output"]
 ax = plots.roofline(summary.assign(runtime=known["runtime"].to_numpy()), ceilings)
@@ -181,10 +192,11 @@ folder.save_figure("roofline", ax, alt=alt, numbers=summary[columns])
 fastest = unpruned.loc[unpruned["latency_p50_ms"].idxmin()]
 shape = shapes[fastest["model"]]
 session = load_session(artifact_of(fastest, store, input_shape=shape), threads=config.threads)
+
+# %% tags=["nbval-ignore-output"]
 with session.bound(np.zeros(shape, np.float32)) as call:
     counters = read_counters(lambda: [call() for _ in range(1000)])
 folder.write_table("counters.csv", counters)
-counters
 
 # %% [markdown]
 # ## Integers on this CPU, and elsewhere
@@ -206,19 +218,18 @@ print(f"Scheme {scheme.name}: {scheme.reason}. {scheme.note}")
 # are a good library's for the device; whether the runtime itself exists there is for you to check.
 
 # %%
-devices = load_devices()
-folder.write_table("devices.csv", devices)
+devices = folder.write_table("devices.csv", load_devices())
 pd.crosstab(devices["device"], devices["kind"])
 
 # %% tags=["nbval-ignore-output"]
-summed = folder.read_json("summary.json", made_by="04_sweep")
+summed = folder.read_json("summary.json")
 roles = [summed[role]["candidate"] for role in ("baseline", "pick", "runner_up") if summed[role]]
 wanted = sweep[sweep["candidate"].isin(roles) & (sweep["status"] == "ok")]
 wanted = wanted.assign(macs=config.benchmark_batch_size * wanted["macs"])
 
 # %% tags=["nbval-ignore-output"]
-estimates = estimate_on_devices(wanted, devices=devices)
-folder.write_table("device_estimates.csv", estimates)
+table = estimate_on_devices(wanted, devices=devices)
+estimates = folder.write_table("device_estimates.csv", table)
 named = wanted[["candidate", "runtime", "pruning_level"]]
 ax = plots.device_estimates(estimates.merge(named, on="candidate"))
 alt = "Estimated, not measured, latency on other devices."

@@ -9,26 +9,24 @@
 run = "quick"
 
 # %%
-import pandas as pd
 from IPython.display import display
 
 from edgeopt import plots
-from edgeopt.experiments import answer_sections, class_changes, int8_cost, markdown_page
 from edgeopt.config import ExperimentConfig
-from edgeopt.study import open_run
 from edgeopt.decision import pareto_frontier
+from edgeopt.experiments import answer_sections, class_changes, int8_cost, markdown_page
+from edgeopt.study import open_run
 
 # %%
 config = ExperimentConfig.from_namespace(globals())
 folder = open_run(config.run)
 plots.use_style()
-pd.set_option("display.max_colwidth", None)
 
 # %%
-sweep = folder.read_table("sweep_results.csv", made_by="04_sweep")
-recalls = folder.read_table("per_class.csv", made_by="04_sweep")
-decision = folder.read_json("summary.json", made_by="04_sweep")
-pruning = folder.read_table("pruning_accuracy.csv", made_by="02_pruning")
+sweep = folder.read_table("sweep_results.csv")
+recalls = folder.read_table("per_class.csv")
+decision = folder.read_json("summary.json")
+pruning = folder.read_table("pruning_accuracy.csv")
 ran = sweep[sweep["status"] == "ok"]
 print(f"{len(ran)} of {len(sweep)} candidates of {sweep['model'].nunique()} network(s) ran")
 
@@ -89,8 +87,7 @@ folder.save_figure("frontier_networks", ax, alt=alt, numbers=sweep[shown])
 # whatever one expects of fewer bits.
 
 # %% tags=["nbval-ignore-output"]
-cost = int8_cost(sweep)
-folder.write_table("int8_cost.csv", cost)
+cost = folder.write_table("int8_cost.csv", int8_cost(sweep))
 numbers = ["accuracy_change", "macro_f1_change", "file_ratio", "speedup"]
 cost.sort_values("accuracy_change").set_index("candidate")[numbers].round(4)
 

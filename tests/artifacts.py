@@ -56,6 +56,6 @@ def artifact_of(runtime: str, precision: str, batch_size: int = 1) -> Artifact:
         runtime=runtime,
         precision=precision,
         input_shape=(batch_size, 1, 28, 28),
-        calibration_loader=calibration_loader(),
+        calibration=calibration_loader(),
         options=Int8Options(scheme=scheme) if suited else DEFAULT_OPTIONS,
     )

@@ -26,7 +26,7 @@ def test_overrides_replace_the_file(tmp_path):
         ({"epochs": "3"}, r"parameter epochs is '3': .*valid integer"),
         ({"epochs": True}, r"parameter epochs is True: .*valid integer"),
         ({"epochs": -1}, r"parameter epochs is -1: .*greater than or equal to 0"),
-        ({"backbones": ["resnet18"]}, "parameter 'backbones' is now 'models', which holds for all"),
+        ({"backbones": ["resnet18"]}, "parameter 'backbones' is now 'models'"),
         ({"backbone_epochs": 3}, "parameter 'backbone_epochs' is now 'epochs'"),
         ({"models": []}, r"parameter models is \[\]|at least 1"),
         ({"models": ["small_cnn", "small_cnn"]}, "repeats a value"),

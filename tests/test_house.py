@@ -1,6 +1,7 @@
 """The house as a whole: imports point upward, environments agree, notebooks keep their form."""
 
 import ast
+import importlib.util
 import re
 import statistics
 import subprocess
@@ -13,83 +14,19 @@ import jupytext
 import nbformat
 import pytest
 import yaml
+from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 
 from edgeopt.config import NOTEBOOKS, ExperimentConfig, load_config
 from edgeopt.decision.gates import Constraints, Gates
+from edgeopt.experiments.sweep import Target
 from edgeopt.experiments.trainings import Schedule
+from edgeopt.system.workers import PRELOADED
 
 ROOT = Path(__file__).parent.parent
-ROOMS = (
-    {"schema", "host", "artifact", "files", "workers", "_upstream", "_torchvision"},
-    {"config"},
-    {
-        "preprocessing",
-        "images",
-        "decoded",
-        "listing",
-        "splits",
-        "pool",
-        "sources",
-        "fetch",
-        "embedded",
-        "folder",
-        "resized",
-        "data",
-        "weights",
-        "model",
-    },
-    {
-        "links",
-        "probing",
-        "training",
-        "pruning",
-        "store",
-        "prepared",
-        "trainings",
-        "quantization",
-        "equalization",
-    },
-    {"parity", "export_onnx", "export_executorch", "export", "qdq", "bias_correction"},
-    {"runtimes", "operations", "executed_onnx", "executed_executorch", "executed"},
-    {
-        "coverage",
-        "activations",
-        "metrics",
-        "footprint",
-        "resident",
-        "energy",
-        "latency",
-        "conditions",
-        "benchmark",
-    },
-    {
-        "selection",
-        "paired",
-        "answers",
-        "limits",
-        "statistics",
-        "gates",
-        "decision",
-        "candidates",
-        "measuring",
-        "experiments",
-    },
-    {"pruning_results", "comparison", "diagnosis", "remedies", "mending"},
-    {"layers", "ceilings", "profilers", "devices", "counters", "hardware"},
-    {"style", "labels", "plots_quality", "plots_compression", "plots_hardware", "plots"},
-    {"rundir", "study", "manifest", "stamps"},
-    {"page_parts", "card", "explorer", "notebook_page", "compare", "pages", "reports"},
-    {"browser", "readme"},
-)
-PARTS = {part.__name__: part for part in (Constraints, Gates, Schedule)}
+ROOMS = sorted(path.parent.name for path in (ROOT / "edgeopt").glob("*/__init__.py"))
+PARTS = {part.__name__: part for part in (Constraints, Gates, Schedule, Target)}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PAIRS = [ROOT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
-
-
-def level_of(module: str) -> int:
-    found = [level for level, room in enumerate(ROOMS) if module in room]
-    assert found, f"edgeopt/{module}.py is in no room of the house"
-    return found[0]
 
 
 def tags_of(source: str, cells: list) -> list[str]:
@@ -102,17 +39,43 @@ def may_be_long(source: str, cells: list) -> bool:
     return imports or "parameters" in tags_of(source, cells)
 
 
-def imported_modules(path: Path) -> set[str]:
-    nodes = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)]
-    names = {n.module.split(".")[1] for n in nodes if (n.module or "").startswith("edgeopt.")}
-    whole = {a.name for n in nodes if n.module == "edgeopt" for a in n.names}
-    return names | whole - {"__version__"}
+def test_a_room_imports_only_from_the_rooms_above_it():
+    assert lint_imports(config_filename=str(ROOT / "pyproject.toml")) == EXIT_STATUS_SUCCESS
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "edgeopt").glob("[!_]*.py")), ids=lambda p: p.stem)
-def test_imports_only_from_own_room_or_above(path):
-    downward = [n for n in imported_modules(path) if level_of(n) > level_of(path.stem)]
-    assert downward == []
+def test_every_room_is_in_the_contract():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    [contract] = settings["contracts"]
+    inside = [p for p in (ROOT / "edgeopt").iterdir() if p.suffix == ".py" or p.is_dir()]
+    rooms = {p.stem for p in inside if p.stem not in ("__init__", "__pycache__", "assets")}
+    assert {layer.removeprefix("edgeopt.") for layer in contract["layers"]} == rooms
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_public_name_of_a_room_is_there(room):
+    module = importlib.import_module(f"edgeopt.{room}")
+    assert [name for name in module.__all__ if not hasattr(module, name)] == []
+
+
+DOCUMENTED = {
+    "data": ["build_loaders", "load_splits"],
+    "model": ["SmallCNN", "set_deterministic", "train_model"],
+    "pruning": ["structured_channel_prune"],
+    "quantization": ["precision_variant", "to_fp16", "to_int8"],
+    "hardware": ["precision_tradeoff_table"],
+    "decision": ["pareto_frontier"],
+    "experiments": ["pareto_frontier", "precision_variant", "run_sweep", "train_model"],
+}
+
+
+@pytest.mark.parametrize("room", DOCUMENTED)
+def test_documented_calls_are_in_their_places(room):
+    public = importlib.import_module(f"edgeopt.{room}").__all__
+    assert set(DOCUMENTED[room]) <= set(public)
+
+
+def test_workers_start_with_modules_that_exist():
+    assert all(importlib.util.find_spec(name) for name in PRELOADED)
 
 
 def test_environment_agrees_with_pyproject():
@@ -162,10 +125,10 @@ def test_notebook_parameters_are_the_quick_run(path):
     assert names == {key: quick[key] for key in names}
     used, of_study = (
         parameters_read(source),
-        parameters_read((ROOT / "edgeopt/study.py").read_text()),
+        parameters_read((ROOT / "edgeopt/study/study.py").read_text()),
     )
     if "study.preparation(" not in source:
-        of_study -= {"calibration_batches", "benchmark_batch_size"}
+        of_study -= {"benchmark_batch_size"}
     needed = used | of_study if "open_study(" in source else used
     assert set(names) == needed & set(quick)
 
@@ -186,8 +149,10 @@ def test_notebook_keeps_the_form(path):
     assert cells[0].cell_type == "markdown"
     assert "?" in cells[0].source
     assert [s for s in code if re.search(r"^(def|class) ", s, re.M)] == []
-    assert [s for s in code if s.count("\n") >= 15 and not may_be_long(s, cells)] == []
-    assert statistics.median(s.count("\n") + 1 for s in code) <= 7
+    assert len(code) <= 25
+    lines = [s.count("\n") + 1 for s in code if not may_be_long(s, cells)]
+    assert max(lines) <= 12
+    assert statistics.median(lines) <= 4
     assert "print" in code[-1]
     assert not any("filterwarnings" in s for s in code)
 

@@ -32,7 +32,7 @@ def load_splits(
     dataset_name: str,
     *,
     train_subset: int | None = None,
-    calibration_subset: int | None = None,
+    calibration_images: int | None = None,
     val_subset: int | None = None,
     test_subset: int | None = None,
     seed: int = 0,
@@ -53,7 +53,7 @@ def load_splits(
         ``fashion-mnist-20k``, ``fashion-mnist``, ``mnist`` or ``folder:<path>``.
     train_subset, val_subset, test_subset : int, optional
         How many images to draw; all of them where None.
-    calibration_subset : int, optional
+    calibration_images : int, optional
         At most half of the training images; where None, 640 or that half if it is less.
     preprocessing : Preprocessing
         How the network takes its images; as the data has them by default.
@@ -72,7 +72,7 @@ def load_splits(
     if class_names is not None:
         pool = pool.with_classes(class_names)
     calibration, train = _draw_training(
-        pool.train, train_subset=train_subset, calibration_subset=calibration_subset, seed=seed
+        pool.train, train_subset=train_subset, calibration_images=calibration_images, seed=seed
     )
     return Splits(
         name=dataset_name,
@@ -172,14 +172,14 @@ def _load_full(dataset_name: str, data_dir: str | Path, split_seed: int) -> Pool
 
 
 def _draw_training(
-    source: Split, *, train_subset: int | None, calibration_subset: int | None, seed: int
+    source: Split, *, train_subset: int | None, calibration_images: int | None, seed: int
 ) -> tuple[Split, Split]:
     """Draw calibration from the training images, and the training images from the rest."""
     half = len(source) // 2
-    if calibration_subset is None:
-        calibration_subset = min(CALIBRATION_IMAGES, half)
-    _require_count(calibration_subset, name="calibration_subset", high=half)
-    calibration, rest = split_off(source, calibration_subset, seed=seed)
+    if calibration_images is None:
+        calibration_images = min(CALIBRATION_IMAGES, half)
+    _require_count(calibration_images, name="calibration_images", high=half)
+    calibration, rest = split_off(source, calibration_images, seed=seed)
     return calibration, _draw(rest, train_subset, name="train_subset", seed=seed)
 
 

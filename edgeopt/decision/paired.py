@@ -236,11 +236,11 @@ def mcnemar_power(difference: float, *, images: int, disagreement: float, alpha:
     return float(binom.pmf(counts, images, share) @ rejects)
 
 
-def accuracy_ties(table: Mapping[str, NDArray[np.bool_]], *, alpha: float) -> list[str]:
+def accuracy_ties(table: Mapping[str, NDArray[np.bool_]], *, alpha: float) -> list[list[str]]:
     """Name per candidate those that the Holm-adjusted test over all pairs cannot tell from it."""
     pairs = list(combinations(table, 2))
     if not pairs:
-        return [""]
+        return [[] for _ in table]
     p_values = [paired_difference(table[a], table[b]).p_value for a, b in pairs]
     different = _holm(p_values, alpha=alpha)[0]
     tied = [pair for pair, differs in zip(pairs, different, strict=True) if not differs]
@@ -248,7 +248,7 @@ def accuracy_ties(table: Mapping[str, NDArray[np.bool_]], *, alpha: float) -> li
     for first, second in tied:
         partners[first].append(second)
         partners[second].append(first)
-    return [", ".join(names) for names in partners.values()]
+    return list(partners.values())
 
 
 def correctness(correct: Correct) -> dict[str, NDArray[np.bool_]]:

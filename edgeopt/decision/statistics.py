@@ -31,6 +31,7 @@ FRONTIER_COLUMNS = (
     "latency_p50_ms",
     "frontier_probability",
     "tied_with",
+    "accuracy_ties",
 )
 
 
@@ -56,9 +57,9 @@ def frontier_probability(
     measurement's rounds anew, the same for all, and takes the frontier of that draw. ``correct``
     says which images each candidate gets right, [images] or [seeds, images]; accuracy is the mean
     over seeds, which are not drawn anew. One row per candidate: ``accuracy, latency_p50_ms,
-    frontier_probability, tied_with``; the last names, joined by commas, the candidates whose
-    accuracy the Holm-adjusted paired test over all pairs cannot tell from this one's. No candidate
-    in, no row out.
+    frontier_probability, tied_with, accuracy_ties``; ``tied_with`` names, joined by commas, the
+    candidates whose accuracy the Holm-adjusted paired test over all pairs cannot tell from this
+    one's, and the last counts them. No candidate in, no row out.
     """
     if not len(correct):
         return pd.DataFrame(columns=list(FRONTIER_COLUMNS))
@@ -72,13 +73,15 @@ def frontier_probability(
     latencies = [resampled_medians(own, weights) for own in own_samples.values()]
     right = _resampled_counts(shares, replicates=replicates, seed=seed)
     on_frontier = _frontier_masks(np.column_stack(latencies), right)
+    tied = accuracy_ties(table, alpha=alpha)
     return pd.DataFrame(
         {
             "candidate": list(table),
             "accuracy": shares.mean(axis=0),
             "latency_p50_ms": [own["latency_ms"].median() for own in own_samples.values()],
             "frontier_probability": on_frontier.mean(axis=0),
-            "tied_with": accuracy_ties(table, alpha=alpha),
+            "tied_with": [", ".join(names) for names in tied],
+            "accuracy_ties": [len(names) for names in tied],
         }
     )
 

@@ -9,7 +9,7 @@ import torch
 from onnx import ModelProto, numpy_helper
 from torch import Tensor, nn
 
-from edgeopt.quantization import collect_calibration, fold_batch_norm
+from edgeopt.quantization import calibration_images, fold_batch_norm
 from edgeopt.runtimes import INPUT, prepared_fp32
 from edgeopt.system import import_extra, known_noise_silenced, nncf_progress_dropped
 
@@ -17,8 +17,7 @@ from edgeopt.system import import_extra, known_noise_silenced, nncf_progress_dro
 def correct_bias(
     model: nn.Module,
     *,
-    calibration_loader: Iterable[tuple[Tensor, Tensor]],
-    calibration_batches: int = 10,
+    calibration: Iterable[tuple[Tensor, Tensor]],
 ) -> nn.Module:
     """Return a copy, BatchNorm folded, with the biases that NNCF's full bias correction finds.
 
@@ -33,7 +32,7 @@ def correct_bias(
     ValueError
         When no bias of the model is found in the corrected graph.
     """
-    batches = collect_calibration(calibration_loader, calibration_batches)
+    batches = calibration_images(calibration)
     corrected = fold_batch_norm(model)
     graph = prepared_fp32(corrected, input_shape=tuple(batches[0].shape))
     found = {c.name: numpy_helper.to_array(c) for c in _quantized(graph, batches).graph.initializer}

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +43,15 @@ from edgeopt.system import ByValue, Int8Scheme, RuntimeUnavailable, Store, run_i
 
 logger = logging.getLogger(__name__)
 
-CALIBRATION_BATCHES = 10
-
 NetworkKey = tuple[str, int, float]  # model, seed, pruning level
 
 
 @dataclass(frozen=True)
 class CandidateSpec:
-    """What a candidate is: its network, how that was made, its runtime and precision."""
+    """What a candidate is: its network, how that was made, its runtime and precision.
+
+    ``remedy`` is what recovered its int8; empty where it was made as it is.
+    """
 
     pruning_level: float
     precision: str
@@ -59,6 +59,7 @@ class CandidateSpec:
     recipe: str = "baseline"
     model: str = "small_cnn"
     seed: int = 0
+    remedy: str = ""
 
     def __post_init__(self) -> None:
         require_known(self.precision, allowed=PRECISIONS, what="precision")
@@ -76,7 +77,8 @@ class CandidateSpec:
     def name(self) -> str:
         """Name in tables and of files, the same for every seed."""
         level = f"p{100 * self.pruning_level:g}"
-        return f"{file_stem(self.model)}-{level}-{self.runtime}-{self.precision}"
+        made = f"{file_stem(self.model)}-{level}-{self.runtime}-{self.precision}"
+        return f"{made}-repaired" if self.remedy else made
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,6 @@ def prepare_candidate(
     *,
     directory: Path,
     batch_size: int = 1,
-    calibration_batches: int = CALIBRATION_BATCHES,
     scheme: Int8Scheme | None = None,
 ) -> Candidate:
     """Quantize, export, prove the label and score one candidate.
@@ -144,7 +145,7 @@ def prepare_candidate(
     validation : Split
         What the candidate is scored on, batch by batch.
     calibration : iterable of (images, labels)
-        Batches that set the ranges of int8.
+        Batches that set the ranges of int8, all of which are used.
     directory : Path
         Gets the artifact file.
     scheme : Int8Scheme, optional
@@ -164,8 +165,7 @@ def prepare_candidate(
             runtime=spec.runtime,
             precision=spec.precision,
             input_shape=shape,
-            calibration_loader=calibration,
-            calibration_batches=calibration_batches,
+            calibration=calibration,
             options=options,
         )
         logits = split_logits(load_session(artifact, threads=1), validation)
@@ -269,16 +269,16 @@ def _digests(
     """Digest all that decides what preparing each candidate gives."""
     networks = {key: network_digest(models[key]) for key in {spec.network for spec in specs}}
     images = {
-        model: (validation[model].digest, _batches_digest(calibration[model], options))
+        model: (validation[model].digest, _batches_digest(calibration[model]))
         for model in {spec.model for spec in specs}
     }
     known = sorted(options.items())
     return [preparation_digest(s, networks[s.network], images[s.model], known) for s in specs]
 
 
-def _batches_digest(calibration: Iterable, options: Mapping[str, Any]) -> str:
+def _batches_digest(calibration: Iterable) -> str:
     seen = hashlib.sha256()
-    for images, _ in islice(calibration, options.get("calibration_batches", CALIBRATION_BATCHES)):
+    for images, _ in calibration:
         seen.update(repr(images.shape).encode())
         seen.update(images.contiguous().numpy())
     return seen.hexdigest()

@@ -1,11 +1,32 @@
-"""Networks set side by side from what the study wrote: what int8 costs, and words for it."""
+"""Candidates set side by side: on test images, int8 beside fp32, networks, and words for it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from edgeopt.decision import Decision, paired_comparison
+from edgeopt.experiments.candidates import Candidate, testable_parents
 from edgeopt.schema import INT8_PRECISIONS
+
+
+def compare_on_test(
+    right: Mapping[str, np.ndarray], candidates: Sequence[Candidate], *, decision: Decision
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Compare every variant with its fp32 parent, and the pick with what it was chosen over.
+
+    ``right`` says which test images each candidate gets right, [seeds, N]; those that lack a seed
+    are left out. ``candidates`` are the first seed's. Both tables are those of
+    :func:`edgeopt.decision.paired_comparison`; the pick is the ``parent`` in the second one.
+    """
+    seeds = max(map(len, right.values()))
+    complete = {name: rows for name, rows in right.items() if len(rows) == seeds}
+    parents = testable_parents([c for c in candidates if c.name in complete])
+    pick = decision.pick and decision.pick["candidate"]
+    others = [row["candidate"] for row in (decision.baseline, decision.runner_up) if row]
+    rivals = {name: pick for name in others if name != pick and {name, pick} <= complete.keys()}
+    return paired_comparison(complete, parent=parents), paired_comparison(complete, parent=rivals)
 
 
 def int8_cost(table: pd.DataFrame) -> pd.DataFrame:

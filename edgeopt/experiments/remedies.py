@@ -19,7 +19,10 @@ from edgeopt.runtimes import (
     nodes_around,
     prepared_fp32,
 )
+from edgeopt.runtimes.onnxruntime import OnnxRuntime
 from edgeopt.system import U8S8, Int8Scheme
+
+RUNTIME = OnnxRuntime.name
 
 Calibration = tuple[tuple[Tensor, Tensor], ...]
 
@@ -56,11 +59,10 @@ def export_plan(
     return export_artifact(
         plan.model,
         path,
-        runtime="onnxruntime",
+        runtime=RUNTIME,
         precision=plan.precision,
         input_shape=input_shape,
-        calibration_loader=calibration,
-        calibration_batches=len(calibration),
+        calibration=calibration,
         options=options if plan.precision == "int8" else DEFAULT_OPTIONS,
     )
 
@@ -81,12 +83,7 @@ def bias_remedy(plan: Plan, *, calibration: Calibration) -> Remedy:
     """Bias correction on top of a plan."""
     return Remedy(
         "bias correction",
-        lambda: replace(
-            plan,
-            model=correct_bias(
-                plan.model, calibration_loader=calibration, calibration_batches=len(calibration)
-            ),
-        ),
+        lambda: replace(plan, model=correct_bias(plan.model, calibration=calibration)),
     )
 
 
@@ -106,3 +103,16 @@ def float_layer_remedies(
             f"{count} most sensitive layer{'s' * (count > 1)} in float",
             lambda nodes=nodes: replace(plan, float_nodes=nodes),
         )
+
+
+def dynamic_remedy(plan: Plan) -> Remedy:
+    """Measure the ranges of activations anew for every image, of the plan's weights."""
+    return Remedy("dynamic", lambda: Plan(plan.model, precision="int8-dynamic"))
+
+
+def training_remedy(plan: Plan, train_quantized: Callable[[nn.Module], nn.Module]) -> Remedy:
+    """Train the plan's weights under simulated int8."""
+    return Remedy(
+        "quantization-aware training",
+        lambda: Plan(train_quantized(plan.model), plan.calibration),
+    )

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +27,13 @@ from edgeopt.metrics import (
 )
 from edgeopt.model import train_model as train_model  # the documents' place
 from edgeopt.pruning import structured_channel_prune
+from edgeopt.quantization import first_batches
 from edgeopt.quantization import precision_variant as precision_variant
 from edgeopt.runtimes import RUNTIMES
 from edgeopt.system import Int8Scheme
 
 MEAN_FACTS = ("macro_f1", "agreement")
-SPEC_COLUMNS = ("model", "pruning_level", "runtime", "precision", "recipe")
+SPEC_COLUMNS = ("model", "pruning_level", "runtime", "precision", "recipe", "remedy")
 FACT_COLUMNS = (
     "accuracy",
     "accuracy_low",
@@ -50,6 +52,26 @@ FACT_COLUMNS = (
     "memory_mb",
     "peak_activation_bytes",
 )
+
+
+@dataclass(frozen=True)
+class Target:
+    """The device that a sweep is for.
+
+    Attributes
+    ----------
+    power_watts : float
+        What it draws while it computes, assumed constant.
+    latency_multiplier : float
+        How much slower than this machine it is; anything but 1 makes latencies estimates.
+    memory_budgets_mb, active_memory_budget_mb : float
+        Budgets on weights, in MiB; what breaks the active one is not accepted.
+    """
+
+    power_watts: float
+    latency_multiplier: float
+    memory_budgets_mb: Sequence[float]
+    active_memory_budget_mb: float
 
 
 def run_sweep(
@@ -115,8 +137,7 @@ def run_sweep(
             executor=executor,
             models={(model, 0, level): models[level] for level in pruning_levels},
             validation={model: validation},
-            calibration={model: calibration_loader},
-            calibration_batches=calibration_batches,
+            calibration={model: first_batches(calibration_loader, calibration_batches)},
             directory=directory or Path(scratch),
             batch_size=batch_size,
             scheme=scheme,
@@ -128,15 +149,8 @@ def run_sweep(
             rounds=benchmark_repeats,
             calls_per_round=calls_per_round,
         )
-    return sweep_table(
-        candidates,
-        measured,
-        batch_size=batch_size,
-        power_watts=power_watts,
-        latency_multiplier=latency_multiplier,
-        memory_budgets_mb=memory_budgets_mb,
-        active_memory_budget_mb=active_memory_budget_mb,
-    )
+    target = Target(power_watts, latency_multiplier, memory_budgets_mb, active_memory_budget_mb)
+    return sweep_table(candidates, measured, target=target, batch_size=batch_size)
 
 
 def _networks(
@@ -153,11 +167,8 @@ def sweep_table(
     candidates: Sequence[Candidate],
     measured: Measurement,
     *,
+    target: Target,
     batch_size: int,
-    power_watts: float,
-    latency_multiplier: float,
-    memory_budgets_mb: Sequence[float],
-    active_memory_budget_mb: float,
 ) -> pd.DataFrame:
     """Join what was prepared with what was measured, add energy, and apply the budgets.
 
@@ -172,14 +183,14 @@ def sweep_table(
     table = candidate_table(with_failures(candidates, latency)).merge(timed, "left", "candidate")
     table = with_energy(
         table,
-        power_watts=power_watts,
-        latency_multiplier=latency_multiplier,
+        power_watts=target.power_watts,
+        latency_multiplier=target.latency_multiplier,
         batch_size=batch_size,
     )
     return apply_budgets(
         table,
-        memory_budgets_mb=memory_budgets_mb,
-        active_memory_budget_mb=active_memory_budget_mb,
+        memory_budgets_mb=target.memory_budgets_mb,
+        active_memory_budget_mb=target.active_memory_budget_mb,
     )
 
 
@@ -310,6 +321,23 @@ def accuracy_over_seeds(correct: Mapping[str, np.ndarray]) -> pd.DataFrame:
     ]
     columns = ["candidate", "seeds", "accuracy", "accuracy_low", "accuracy_high"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def with_test(
+    sweep: pd.DataFrame,
+    predicted: Mapping[str, np.ndarray],
+    *,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+) -> pd.DataFrame:
+    """Add what the test images say of every candidate, from its predicted classes [seeds, N].
+
+    New columns: ``test_accuracy, test_accuracy_low, test_accuracy_high, test_macro_f1``.
+    """
+    right = {name: classes == labels for name, classes in predicted.items()}
+    table = accuracy_over_seeds(right).drop(columns="seeds").set_index("candidate")
+    table["macro_f1"] = mean_macro_f1(predicted, labels, class_names=class_names)
+    return sweep.join(table.add_prefix("test_"), on="candidate")
 
 
 def mean_macro_f1(

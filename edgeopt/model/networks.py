@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from edgeopt.model.weights import dump_weights as dump_weights
 from edgeopt.model.weights import fit_weights, load_weights, read_weights, weights_path
 
+LIBRARIES = (torch.__name__, "torchvision")
+
 
 class SmallCNN(nn.Module):
     """Two 3x3 convolutions and one linear layer for 28x28 grey images.
@@ -234,5 +236,5 @@ def network_digest(model: nn.Module) -> str:
 def _own_source(model: nn.Module) -> str:
     """Source of the modules of a user's network, of whose ``forward`` its ``repr`` says nothing."""
     names = {type(module).__module__ for module in model.modules()}
-    own = sorted(n for n in names if n.partition(".")[0] not in ("torch", "torchvision"))
+    own = sorted(n for n in names if n.partition(".")[0] not in LIBRARIES)
     return "".join(inspect.getsource(sys.modules[name]) for name in own)

@@ -8,9 +8,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "compression": [
             "diagnosis_bars",
             "filter_norms",
-            "ladder_plot",
             "pruning_curves",
             "quantization",
+            "recovery",
         ],
         "hardware": [
             "device_estimates",
@@ -20,7 +20,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "roofline",
         ],
         "quality": ["confusion_matrix", "per_class_change", "sample_images", "training_history"],
-        "style": ["INK", "use_style"],
+        "style": ["use_style"],
         "sweep": ["budgets", "energy_tiers", "frontier", "precision_tradeoffs"],
     },
 )

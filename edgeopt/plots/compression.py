@@ -1,4 +1,4 @@
-"""Figures of pruning, quantization, its collapse and its mending: table in, axes out."""
+"""Figures of pruning, quantization, its collapse and its recovery: table in, axes out."""
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,6 @@ from edgeopt.plots.style import (
     SERIES,
     dot,
     key_below,
-    log_axis,
     new_axes,
     percent_axis,
     row_height,
@@ -77,31 +76,6 @@ def filter_norms(norms: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def weight_ranges(ranges: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Largest absolute weight of every output channel, a row per layer, on a log axis.
-
-    Columns: ``layer, channel, max_abs``. A channel above ten times its layer's median is named:
-    one range for the whole tensor would serve that channel only.
-    """
-    require_columns(ranges, ["layer", "channel", "max_abs"], what="weight_ranges")
-    rows = ranges[ranges["max_abs"] > 0]
-    layers = list(dict.fromkeys(rows["layer"]))
-    ax = new_axes(ax, height=row_height(len(layers)), grid="x")
-    heights = rows["layer"].map(layers.index)
-    outlier = rows["max_abs"] > 10 * rows.groupby("layer")["max_abs"].transform("median")
-    colors = np.where(outlier, "#D55E00", "#0072B2")
-    ax.scatter(rows["max_abs"], heights, c=colors, marker="|", s=150, lw=1.8)
-    log_axis(ax.xaxis)
-    for (_, row), height in zip(rows[outlier].iterrows(), heights[outlier], strict=True):
-        place = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center"}
-        ax.annotate(f"channel {row['channel']}", (row["max_abs"], height), **place, fontsize=10)
-    ax.set_yticks(range(len(layers)), layers)
-    ax.margins(x=0.1)
-    ax.set_ylim(len(layers) - 0.4, -0.6)
-    ax.set_xlabel("Largest absolute weight of a channel")
-    return ax
-
-
 def quantization(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Weights of every precision and runtime as bars, with the agreement with fp32 beside them."""
     needed = ["runtime", "precision", "weight_bytes", "agreement"]
@@ -151,8 +125,8 @@ def diagnosis_bars(diagnosis: pd.DataFrame, *, rows: int = 12, ax: Axes | None =
     return ax
 
 
-def ladder_plot(
-    ladder: pd.DataFrame, *, target: float | None = None, ax: Axes | None = None
+def recovery(
+    attempts: pd.DataFrame, *, target: float | None = None, ax: Axes | None = None
 ) -> Axes:
     """Accuracy after each remedy, in the order tried, with what it costs beside it.
 
@@ -160,8 +134,8 @@ def ladder_plot(
     and ``int8_mac_share``, which is written where only a part is int8. Steps that reach
     ``target``, the accuracy that ends the search, are filled; the first row is fp32.
     """
-    require_columns(ladder, ["remedy", "accuracy"], what="ladder_plot")
-    steps = ladder.reset_index(drop=True)
+    require_columns(attempts, ["remedy", "accuracy"], what="the recovery figure")
+    steps = attempts.reset_index(drop=True)
     ax = new_axes(ax, height=0.3 + row_height(len(steps)), grid="x")
     colors = np.where(steps.index == 0, PRECISIONS["fp32"].color, PRECISIONS["int8"].color)
     reached = steps["accuracy"] >= (np.inf if target is None else target)

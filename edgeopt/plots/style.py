@@ -57,8 +57,12 @@ RC = {
 
 
 def use_style() -> None:
-    """Set matplotlib's parameters for a notebook; ``plt.rc_context(RC)`` does it for a block."""
+    """Set the style of a notebook's figures, and show its tables' texts in full.
+
+    ``plt.rc_context(RC)`` sets the figures' alone, for a block.
+    """
     mpl.rcParams.update(RC)
+    pd.set_option("display.max_colwidth", None)
 
 
 def new_axes(ax: Axes | None, *, height: float = 4.2, grid: str = "both") -> Axes:

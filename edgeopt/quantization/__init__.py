@@ -10,7 +10,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "variants": [
             "QuantizationError",
             "TORCH_PRECISIONS",
-            "collect_calibration",
+            "calibration_images",
+            "first_batches",
             "precision_variant",
             "quantization_aware_train",
             "quantized_engine",

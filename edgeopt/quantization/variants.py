@@ -65,7 +65,7 @@ def to_int8(
         When a convolution or linear layer stayed in float.
     """
     require_known(backend, allowed=ENGINES, what="quantization backend")
-    batches = collect_calibration(calibration_loader, calibration_batches)
+    batches = calibration_images(first_batches(calibration_loader, calibration_batches))
     with known_noise_silenced(), quantized_engine(backend), torch.no_grad():
         from torch.ao.quantization import get_default_qconfig_mapping
         from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
@@ -79,26 +79,31 @@ def to_int8(
     return quantized
 
 
-def collect_calibration(
+def first_batches(
     loader: Iterable[tuple[Tensor, Tensor]] | None, count: int
-) -> tuple[Tensor, ...]:
-    """Return the images [B, C, H, W] of the first ``count`` batches of a calibration loader.
+) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Return the first ``count`` batches of a loader; ``ValueError`` for a count below 1."""
+    if count < 1:
+        raise ValueError(f"calibration_batches is {count}; allowed: 1 or more")
+    return tuple(itertools.islice(loader or (), count))
+
+
+def calibration_images(batches: Iterable[tuple[Tensor, Tensor]] | None) -> tuple[Tensor, ...]:
+    """Return the images [B, C, H, W] of calibration batches.
 
     Raises ``ValueError`` when they hold no image, or images of one class only: the ranges seen
     there would not be those of the task.
     """
-    if count < 1:
-        raise ValueError(f"calibration_batches is {count}; allowed: 1 or more")
-    batches = [pair for pair in itertools.islice(loader or (), count) if len(pair[0])]
-    if not batches:
+    filled = [pair for pair in batches or () if len(pair[0])]
+    if not filled:
         raise ValueError("the calibration set holds no images; int8 needs some of every class")
-    classes = torch.cat([labels for _, labels in batches]).unique().tolist()
+    classes = torch.cat([labels for _, labels in filled]).unique().tolist()
     if len(classes) == 1:
         raise ValueError(
             f"the calibration set holds images of class {classes[0]} only; int8 needs at least "
             "two classes: shuffle it or draw more batches"
         )
-    return tuple(images for images, _ in batches)
+    return tuple(images for images, _ in filled)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from edgeopt.reports.explorer import read_sweep
 from edgeopt.reports.manifest import read_manifest
 from edgeopt.reports.page_parts import DASH
 from edgeopt.study import RunFolder
+from edgeopt.study.layout import CEILINGS, CONDITIONS
 from edgeopt.system import HOST_IDENTITY
 
 ACCURACY = ("accuracy", "accuracy_low", "accuracy_high")
@@ -99,13 +100,13 @@ def host_difference(
 def _measured_speeds(run: RunFolder) -> dict[str, float]:
     """Ceilings and reference kernel that a run measured, by name."""
     speeds: dict[str, float] = {}
-    if run.path("ceilings.csv").is_file():
-        table = pd.read_csv(run.path("ceilings.csv"))
+    if run.path(CEILINGS).is_file():
+        table = run.read_table(CEILINGS)
         for row in table[table["kind"] == "measured"].fillna("").itertuples():
             words = f"{row.name} ceiling {row.precision}".strip()
             speeds[f"{words} ({row.unit})"] = row.value
-    if run.path("conditions.csv").is_file():
-        reference = pd.read_csv(run.path("conditions.csv"))["reference_ms"].median()
+    if run.path(CONDITIONS).is_file():
+        reference = run.read_table(CONDITIONS)["reference_ms"].median()
         speeds["reference kernel (ms)"] = float(reference)
     return speeds
 

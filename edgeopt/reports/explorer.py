@@ -2,19 +2,18 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
 
-from edgeopt.plots import INK
+from edgeopt.plots import style
 from edgeopt.reports.page_parts import SHARES, known
 from edgeopt.runtimes import registered, runtime_named
 from edgeopt.schema import COLUMNS, MIB, PRECISIONS
 from edgeopt.study import RunFolder
+from edgeopt.study.layout import SWEEP
 
-SWEEPS = ("sweep_results.csv", "results.csv")
 TEXTS = ("candidate", "recipe", "precision", "runtime")
 MEMORY = ("memory_mb", "artifact_bytes", "peak_activation_bytes", "peak_rss_bytes")
 ENERGY = ("energy_proxy_j", "energy_model_j", "energy_measured_j")
@@ -35,7 +34,7 @@ OUTLINES = {
 
 def read_sweep(run: RunFolder) -> tuple[pd.DataFrame | None, str]:
     """Read the candidates of a run; None and the reason when there are none."""
-    path = sweep_path(run)
+    path = run.path(SWEEP)
     if not path.is_file():
         return None, f"No candidates: no notebook of this run has written {path.name}."
     try:
@@ -47,12 +46,6 @@ def read_sweep(run: RunFolder) -> tuple[pd.DataFrame | None, str]:
     if sweep.empty or "candidate" not in sweep:
         return None, f"No candidates: {path.name} has no rows, or no column candidate."
     return sweep, ""
-
-
-def sweep_path(run: RunFolder) -> Path:
-    """Path of the table of candidates: the sweep's, or that of the backbones."""
-    paths = [run.path(name) for name in SWEEPS]
-    return next((path for path in paths if path.is_file()), paths[0])
 
 
 def bound_names(name: str) -> tuple[str, str]:
@@ -169,7 +162,7 @@ def _searchable(row: pd.Series) -> str:
 def _color(precision: str) -> str:
     """Colour of a precision; black ones follow the text, so that they show on a dark page too."""
     color = PRECISIONS[precision].color
-    return "currentColor" if color == INK else color
+    return "currentColor" if color == style.INK else color
 
 
 def _filter(name: str, sweep: pd.DataFrame) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from edgeopt import __version__
 from edgeopt.study import RunFolder, check_schema, reports_folder
+from edgeopt.study.layout import DATA, maker
 from edgeopt.system import file_sha256, host_facts, int8_scheme, package_versions
 
 MANIFEST = "manifest.json"
@@ -47,10 +48,10 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def data_facts(run: RunFolder) -> dict[str, Any]:
-    """Read name, checksum and image counts of the data from notebook 01's ``data.json``."""
-    path = run.path("data.json")
+    """Read name, checksum and image counts of the data that notebook 01 wrote."""
+    path = run.path(DATA)
     if not path.is_file():
-        return {"unavailable": "data.json is missing: notebook 01_baseline_training has not run"}
+        return {"unavailable": f"{DATA} is missing: notebook {maker(DATA)} has not run"}
     return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -16,14 +16,14 @@ from plotly.offline import get_plotlyjs
 from edgeopt.decision import Constraints, Gates, rules
 from edgeopt.reports.card import ROLES, card, with_late_columns
 from edgeopt.reports.compare import compare_runs
-from edgeopt.reports.explorer import explorer_data, read_sweep, sweep_path
+from edgeopt.reports.explorer import explorer_data, read_sweep
 from edgeopt.reports.manifest import read_manifest
 from edgeopt.reports.page_parts import DASH, FigurePart, read_figures, write_page
 from edgeopt.reports.stamps import INDEX, read_record
 from edgeopt.study import RunFolder, check_schema
+from edgeopt.study.layout import SUMMARY, SWEEP
 from edgeopt.system import file_sha256
 
-SUMMARY = "summary.json"
 # The figures that argue for the pick, in the order of the argument.
 LEADING = (
     "frontier",
@@ -91,7 +91,7 @@ def write_run_index(run: RunFolder, facts: Mapping[str, Any]) -> Path:
         else "",
         explorer=None if sweep is None else _explorer(sweep, decision),
         plotly=packed_plotly() if sweep is not None else "",
-        sweep_file=sweep_path(run).name,
+        sweep_file=SWEEP,
         figures=figure_groups(run, facts["notebooks"]),
     )
 

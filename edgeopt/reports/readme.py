@@ -18,6 +18,7 @@ from edgeopt.reports.pages import finished, read_summary
 from edgeopt.reports.stamps import INDEX
 from edgeopt.schema import COLUMNS
 from edgeopt.study import RunFolder
+from edgeopt.study.layout import FRONTIER_FIGURE, FRONTIER_TABLE
 from edgeopt.system import write_atomically
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
@@ -50,7 +51,7 @@ def write_readme(run: RunFolder, *, root: Path) -> Path:
     if summary is None:
         raise FileNotFoundError(f"run {run.name}: {reason}")
     table = results_table(run, summary)
-    frontier = run.require("figures/frontier.png", made_by="04_sweep")
+    frontier = run.require(FRONTIER_FIGURE)
     (root / "docs").mkdir(exist_ok=True)
     shutil.copyfile(frontier, root / FRONTIER)
     parts = [
@@ -111,7 +112,7 @@ def results_table(run: RunFolder, summary: Mapping[str, Any]) -> pd.DataFrame:
     sweep, reason = read_sweep(run)
     if sweep is None:
         raise FileNotFoundError(f"run {run.name}: {reason}")
-    frontier = run.read_table("pareto_frontier_latency.csv", made_by="04_sweep")
+    frontier = run.read_table(FRONTIER_TABLE)
     roles = {
         (summary[role] or {}).get("candidate"): word
         for role, word in (("baseline", "baseline"), ("pick", "pick"))

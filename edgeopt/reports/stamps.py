@@ -16,19 +16,8 @@ from edgeopt.system import file_sha256, write_atomically
 
 INDEX = "index.html"
 PACKAGE = Path(__file__).parents[1]
-PAGE_MODULES = {
-    "pages.py",
-    "compare.py",
-    "notebook_page.py",
-    "reports.py",
-    "manifest.py",
-    "stamps.py",
-    "page_parts.py",
-    "explorer.py",
-    "card.py",
-    "browser.py",
-    "readme.py",
-}
+# Neither changes what a notebook computes.
+PAGE_PARTS = {"reports", "__main__.py"}
 PAGE_SUFFIXES = {".j2", ".css", ".js", ".pyc"}
 
 
@@ -49,12 +38,16 @@ def digest(value: Any) -> str:
 
 def package_digest(package: Path = PACKAGE) -> str:
     """SHA-256 over the package's files, but for those that only lay out pages."""
-    files = [
-        path
-        for path in sorted(package.rglob("*"))
-        if path.is_file() and path.suffix not in PAGE_SUFFIXES and path.name not in PAGE_MODULES
-    ]
-    return digest({path.relative_to(package).as_posix(): file_sha256(path) for path in files})
+    paths = {path.relative_to(package): path for path in sorted(package.rglob("*"))}
+    return digest(
+        {
+            name.as_posix(): file_sha256(path)
+            for name, path in paths.items()
+            if path.is_file()
+            and path.suffix not in PAGE_SUFFIXES
+            and name.parts[0] not in PAGE_PARTS
+        }
+    )
 
 
 def stamp_of(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -34,8 +35,6 @@ from edgeopt.system import (
 )
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from edgeopt.runtimes.parity import Parity
 
 WEIGHTED = ("XNNConv2d", "XNNDepthwiseConv2d", "XNNFullyConnected")

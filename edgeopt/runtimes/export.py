@@ -1,14 +1,13 @@
 """fp32 model -> artifact file of a runtime, in a precision, checked against its parent."""
 
 import copy
-import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from edgeopt.quantization import collect_calibration
+from edgeopt.quantization import calibration_images
 from edgeopt.runtimes.contract import (
     DEFAULT_OPTIONS,
     Artifact,
@@ -30,8 +29,7 @@ def export_artifact(
     runtime: str,
     precision: str,
     input_shape: tuple[int, ...],
-    calibration_loader: Iterable[tuple[Tensor, Tensor]] | None = None,
-    calibration_batches: int = 10,
+    calibration: Iterable[tuple[Tensor, Tensor]] | None = None,
     tolerance: float = TOLERANCE,
     options: Int8Options = DEFAULT_OPTIONS,
 ) -> Artifact:
@@ -43,8 +41,8 @@ def export_artifact(
         The suffix of the runtime is added where it is missing, missing folders are made.
     input_shape : tuple of int
         [B, C, H, W] that the artifact will be called with.
-    calibration_loader : iterable of (images, labels)
-        Shuffled training images; int8 only.
+    calibration : iterable of (images, labels)
+        Batches of training images of every class, all of which are used; int8 only.
     tolerance : float
         Largest allowed |logit difference| between the float artifact and torch, over the largest
         |logit|; fp16 gets at least what its rounding takes. What was found stands in the artifact.
@@ -66,10 +64,9 @@ def export_artifact(
     target = runtime_named(runtime)
     if options != DEFAULT_OPTIONS and not (target.takes_int8_options and precision == "int8"):
         raise ValueError(f"{runtime} {precision} takes no options; allowed: int8 as ONNX")
-    calibration: Calibration = ()
+    batches = tuple(calibration or ()) if precision == "int8" else ()
     if precision == "int8":
-        calibration = tuple(itertools.islice(calibration_loader or (), calibration_batches))
-        _check_calibration(calibration, calibration_batches, input_shape)
+        _check_calibration(batches, input_shape)
     file = _with_suffix(Path(path), target.suffix)
     label = f"{type(model).__name__} to {file.name} ({runtime} {precision})"
     with _failure_named(label), replacing(file) as temporary:
@@ -78,7 +75,7 @@ def export_artifact(
             temporary,
             precision=precision,
             input_shape=tuple(input_shape),
-            calibration=calibration,
+            calibration=batches,
             tolerance=tolerance,
             options=options,
         )
@@ -86,8 +83,8 @@ def export_artifact(
     return Artifact(file, runtime, precision, tuple(input_shape), content, size, *parity)
 
 
-def _check_calibration(calibration: Calibration, count: int, input_shape: tuple[int, ...]) -> None:
-    for images in collect_calibration(calibration, count):
+def _check_calibration(batches: Calibration, input_shape: tuple[int, ...]) -> None:
+    for images in calibration_images(batches):
         if tuple(images.shape[1:]) != tuple(input_shape[1:]):
             raise ValueError(
                 f"the calibration images are {tuple(images.shape[1:])}, "

@@ -45,12 +45,14 @@ def load_session(artifact: Artifact, *, threads: int = 1) -> Session:
     Raises
     ------
     ValueError
-        When ``threads`` is below 1 or above the cores that this process may use.
+        When ``threads`` is below 1 or above the cores that this process may use, or the runtime has
+        no such precision.
     ArtifactError
         When the file is not the one that was exported, or the runtime cannot load it.
     RuntimeUnavailable
         When the runtime is not installed, or the CPU lacks the precision.
     """
+    require_precision(artifact.runtime, artifact.precision)
     cores = usable_cores()
     if not 1 <= threads <= cores:
         raise ValueError(f"{artifact.title}: threads is {threads}; allowed: 1 to {cores} (cores)")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from edgeopt.study.layout import maker
 from edgeopt.system import REPORTS_VARIABLE, project_root, write_atomically
 
 if TYPE_CHECKING:
@@ -83,17 +84,20 @@ class RunFolder:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def require(self, name: str, *, made_by: str = "01_baseline_training") -> Path:
+    def require(self, name: str) -> Path:
         """Path of a file that an earlier notebook wrote.
 
         Raises
         ------
         FileNotFoundError
             Naming the notebook that makes the file and the commands that run it.
+        ValueError
+            For a missing file that :mod:`edgeopt.study.layout` does not list.
         """
         path = self.path(name)
         if path.exists():
             return path
+        made_by = maker(name)
         raise FileNotFoundError(
             f"{path} is missing: notebook {made_by} makes it. Run `make report RUN={self.name}`, "
             f"or that notebook alone: `papermill notebooks/{made_by}.ipynb "
@@ -111,17 +115,18 @@ class RunFolder:
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
         return self.write_bytes(name, f"{text}\n".encode())
 
-    def read_json(self, name: str, *, made_by: str = "01_baseline_training") -> Any:
+    def read_json(self, name: str) -> Any:
         """Read a JSON file that an earlier notebook wrote."""
-        return json.loads(self.require(name, made_by=made_by).read_text(encoding="utf-8"))
+        return json.loads(self.require(name).read_text(encoding="utf-8"))
 
-    def write_table(self, name: str, df: pd.DataFrame) -> Path:
-        """Write a table as CSV without its index."""
-        return self.write_bytes(name, df.to_csv(index=False, lineterminator="\n").encode())
+    def write_table(self, name: str, df: pd.DataFrame) -> pd.DataFrame:
+        """Write a table as CSV without its index, and return it."""
+        self.write_bytes(name, df.to_csv(index=False, lineterminator="\n").encode())
+        return df
 
-    def read_table(self, name: str, *, made_by: str = "01_baseline_training") -> pd.DataFrame:
+    def read_table(self, name: str) -> pd.DataFrame:
         """Read a table that an earlier notebook wrote."""
-        return pd.read_csv(self.require(name, made_by=made_by))
+        return pd.read_csv(self.require(name))
 
     def save_figure(
         self, name: str, ax: "Axes", *, alt: str, numbers: pd.DataFrame | None = None

@@ -107,7 +107,6 @@ class Study:
         return {
             "validation": self.role("validation"),
             "calibration": loaders,
-            "calibration_batches": self.config.calibration_batches,
             "batch_size": self.config.benchmark_batch_size,
             "directory": self.folder.folder(folder),
             "scheme": self.int8_scheme,
@@ -165,7 +164,7 @@ class Study:
         for recipe, network in networks.items():
             self.folder.write_bytes(recipe.file_name, dump_weights(network))
 
-    def kept(self, recipes: Iterable[Recipe], *, made_by: str) -> dict[Recipe, nn.Module]:
+    def kept(self, recipes: Iterable[Recipe]) -> dict[Recipe, nn.Module]:
         """Build networks from the weights that an earlier notebook left in the run's folder.
 
         Raises
@@ -176,7 +175,7 @@ class Study:
         return {
             recipe: load_weights(
                 self.plans[recipe.model].architecture(recipe.pruning_level),
-                self.folder.require(recipe.file_name, made_by=made_by),
+                self.folder.require(recipe.file_name),
             ).eval()
             for recipe in recipes
         }
@@ -329,7 +328,7 @@ def _load(config: ExperimentConfig, preprocessing: Preprocessing) -> Splits:
     return load_splits(
         config.dataset,
         train_subset=config.train_subset,
-        calibration_subset=config.calibration_subset,
+        calibration_images=config.calibration_images,
         val_subset=config.val_subset,
         test_subset=config.test_subset,
         data_dir=config.data_folder,

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from edgeopt.__main__ import main
 from edgeopt.data import embedded
-from edgeopt.data import loading as data
 from edgeopt.data.embedded import (
     EMBEDDED_FILE,
     EMBEDDED_SHA256,
@@ -81,7 +81,7 @@ def test_licence_and_origin_ship_beside_the_images():
     notice = EMBEDDED_FILE.with_name("LICENSE-fashion-mnist.txt").read_text()
     assert "MIT License" in notice
     assert "2017 Zalando SE" in notice
-    assert "--rebuild-embedded" in notice
+    assert "python -m edgeopt rebuild-embedded" in notice
 
 
 def test_shipped_arrays_equal_themselves_and_a_changed_pixel_is_named(shipped):
@@ -139,13 +139,13 @@ def test_rebuild_command_reports_equality_by_exit_status(tiny_full_set, monkeypa
     caplog.set_level("INFO")
     data_dir, _ = tiny_full_set
     rebuilt = data_dir / "rebuilt.npz"
-    arguments = ["--rebuild-embedded", "--data-dir", str(data_dir), "--output", str(rebuilt)]
-    assert data.main(arguments) == 1
+    arguments = ["rebuild-embedded", "--data-dir", str(data_dir), "--output", str(rebuilt)]
+    assert main(arguments) == 1
     assert "array train_images" in caplog.text
     assert rebuilt.read_bytes() == packed(build_embedded(data_dir))
     assert sorted(path.name for path in data_dir.iterdir()) == ["FashionMNIST", "rebuilt.npz"]
-    monkeypatch.setattr(data, "EMBEDDED_FILE", rebuilt)
-    assert data.main(arguments[:3]) == 0
+    monkeypatch.setattr(embedded, "EMBEDDED_FILE", rebuilt)
+    assert main(arguments[:3]) == 0
     assert "is equal byte for byte" in caplog.text
 
 
@@ -153,7 +153,7 @@ def test_rebuild_command_names_a_broken_source(tiny_full_set, caplog):
     data_dir, _ = tiny_full_set
     broken = FULL_SETS["fashion-mnist"].raw_folder(data_dir) / IDX_FILES[0]
     broken.write_bytes(broken.read_bytes()[:-1])
-    assert data.main(["--rebuild-embedded", "--data-dir", str(data_dir)]) == 1
+    assert main(["rebuild-embedded", "--data-dir", str(data_dir)]) == 2
     assert f"{IDX_FILES[0]} is truncated or corrupt" in caplog.text
 
 

@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 def load(folder: Path, **options):
     data_dir = folder.parent / "data"
     return load_splits(
-        f"folder:{folder}", data_dir=data_dir, **{"calibration_subset": 3, **options}
+        f"folder:{folder}", data_dir=data_dir, **{"calibration_images": 3, **options}
     )
 
 
@@ -97,9 +97,9 @@ def test_class_names_set_the_order_and_move_no_image(folder):
 
 
 def test_calibration_takes_at_most_half_of_the_training_images(folder):
-    assert len(load(folder, calibration_subset=None).calibration) == 18 // 2
-    with pytest.raises(ValueError, match="calibration_subset must be a whole number from 1 to 9, "):
-        load(folder, calibration_subset=10)
+    assert len(load(folder, calibration_images=None).calibration) == 18 // 2
+    with pytest.raises(ValueError, match="calibration_images must be a whole number from 1 to 9, "):
+        load(folder, calibration_images=10)
 
 
 def test_copies_are_dropped_and_counted(folder, caplog):
@@ -198,7 +198,7 @@ def test_four_images_of_each_class_are_enough_and_three_are_not(tmp_path):
     for name in ("a", "b"):
         for number in range(4):
             write_image(root / name / f"{number}.png", seed=ord(name) * 10 + number)
-    splits = load(root, calibration_subset=2)
+    splits = load(root, calibration_images=2)
     sizes = [len(getattr(splits, role)) for role in ("train", "calibration", "validation", "test")]
     assert sizes == [2, 2, 2, 2]
     (root / "b" / "3.png").unlink()

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import torch
 
-from edgeopt.export import export_artifact
+from edgeopt.data import Split
 from edgeopt.model import SmallCNN
-from edgeopt.runtimes import load_session
-from edgeopt.splits import Split
+from edgeopt.runtimes import export_artifact, load_session
 
 def load():
     assert sum(len(labels) for _, labels in split.loader(16, num_workers=2)) == 64

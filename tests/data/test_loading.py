@@ -81,7 +81,7 @@ def test_first_calibration_images_hold_every_class(splits):
 
 
 def test_seed_draws_training_and_split_seed_draws_evaluation():
-    options = {"train_subset": 200, "calibration_subset": 50, "val_subset": 100, "test_subset": 60}
+    options = {"train_subset": 200, "calibration_images": 50, "val_subset": 100, "test_subset": 60}
     one, same, other, parted = (
         load_splits(EMBEDDED, **options, **seeds)
         for seeds in ({"seed": 1}, {"seed": 1}, {"seed": 2}, {"seed": 1, "split_seed": 1})
@@ -98,7 +98,7 @@ def test_seed_draws_training_and_split_seed_draws_evaluation():
 
 
 def test_load_splits_scales_as_pillow_does_and_keeps_the_images_in_one_file(tmp_path):
-    options = {"train_subset": 20, "calibration_subset": 5, "val_subset": 5, "test_subset": 5}
+    options = {"train_subset": 20, "calibration_images": 5, "val_subset": 5, "test_subset": 5}
     own, large = (
         load_splits(EMBEDDED, **options, data_dir=tmp_path, preprocessing=how)
         for how in (Preprocessing(), Preprocessing(image_size=33, channels=3))
@@ -149,7 +149,7 @@ def test_load_splits_says_that_the_test_images_are_the_official_ones(splits):
 
 
 def test_full_set_is_read_and_its_copies_are_left_out_of_training(tiny_mnist, caplog):
-    splits = load_splits("mnist", data_dir=tiny_mnist, calibration_subset=5)
+    splits = load_splits("mnist", data_dir=tiny_mnist, calibration_images=5)
     # 40 images less the 2 that test holds and the 1 that training holds twice.
     assert splits.duplicates_dropped == 3
     assert sizes(splits) == [37 - 10 - 5, 5, 10, 8]
@@ -164,7 +164,7 @@ def test_full_set_with_a_truncated_file_is_not_loaded(tiny_mnist):
     path = FULL_SETS["mnist"].raw_folder(tiny_mnist) / IDX_FILES[2]
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=rf"{IDX_FILES[2]} is truncated or corrupt"):
-        load_splits("mnist", data_dir=tiny_mnist, calibration_subset=5)
+        load_splits("mnist", data_dir=tiny_mnist, calibration_images=5)
 
 
 def test_loaders_serve_all_twelve_thousand_images_once():
@@ -212,8 +212,8 @@ def test_unknown_data_set_lists_the_known_ones(name):
         ("train_subset", 11_361, 11_360),
         ("train_subset", 2.5, 11_360),
         ("train_subset", True, 11_360),
-        ("calibration_subset", 0, 6_000),
-        ("calibration_subset", 6_001, 6_000),
+        ("calibration_images", 0, 6_000),
+        ("calibration_images", 6_001, 6_000),
         ("val_subset", 3_001, 3_000),
         ("test_subset", -1, 5_000),
     ],
@@ -227,12 +227,6 @@ def test_sizes_out_of_range_name_the_range(option, value, highest):
 def test_loaders_refuse_more_images_than_there_are():
     with pytest.raises(ValueError, match="train_subset must be a whole number from 1 to 12000"):
         build_loaders(EMBEDDED, 32, 12_001, 3_000, 0, 0)
-
-
-def test_command_without_its_flag_shows_how_to_use_it(capsys):
-    with pytest.raises(SystemExit, match="2"):
-        data.main([])
-    assert "--rebuild-embedded" in capsys.readouterr().err
 
 
 def test_class_count_reads_no_image(tmp_path):

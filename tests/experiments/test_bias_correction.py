@@ -10,7 +10,7 @@ from tests.specimens import CLASSES, splits, trained_cnn
 
 def test_only_biases_change_and_the_function_stays_near() -> None:
     model = trained_cnn()
-    corrected = correct_bias(model, calibration_loader=splits()[0].loader(32))
+    corrected = correct_bias(model, calibration=splits()[0].loader(32))
     state = model.state_dict()
     changed = {n for n, value in corrected.state_dict().items() if not torch.equal(value, state[n])}
     assert changed
@@ -23,9 +23,9 @@ def test_only_biases_change_and_the_function_stays_near() -> None:
 def test_a_model_without_biases_is_refused() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, CLASSES, bias=False)).eval()
     with pytest.raises(ValueError, match="Sequential has no bias that can be corrected"):
-        correct_bias(model, calibration_loader=splits()[0].loader(32))
+        correct_bias(model, calibration=splits()[0].loader(32))
 
 
 def test_an_empty_calibration_set_is_refused() -> None:
     with pytest.raises(ValueError, match="holds no images"):
-        correct_bias(trained_cnn(), calibration_loader=[])
+        correct_bias(trained_cnn(), calibration=[])

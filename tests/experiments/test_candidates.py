@@ -266,7 +266,8 @@ def test_the_store_knows_what_a_preparation_depends_on(
         images = options["validation"]["small_cnn"]
         options["validation"] = {"small_cnn": images.first(len(images) - 1)}
     elif change == "batches":
-        options["calibration_batches"] = 3
+        calibration = options["calibration"]["small_cnn"]
+        options["calibration"] = {"small_cnn": [*calibration][:3]}
     elif change == "precision":
         spec = replace(spec, precision="fp16")
     else:

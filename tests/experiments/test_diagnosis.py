@@ -25,7 +25,7 @@ def int8_of(
         runtime="onnxruntime",
         precision=precision,
         input_shape=(1, *images.shape[1:]),
-        calibration_loader=list(zip(images.split(32), labels.split(32), strict=True)),
+        calibration=list(zip(images.split(32), labels.split(32), strict=True)),
     )
 
 

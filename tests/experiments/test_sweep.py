@@ -11,6 +11,7 @@ from edgeopt.decision.gates import Gates
 from edgeopt.experiments.candidates import Candidate, CandidateSpec
 from edgeopt.experiments.sweep import (
     FACT_COLUMNS,
+    Target,
     accuracy_over_seeds,
     answers_of,
     recall_table,
@@ -265,11 +266,8 @@ def decided(candidates, *, unmeasured=()):
     sweep = sweep_table(
         [c for c in candidates if c.spec.seed == 0],
         measured,
+        target=Target(2.0, 1.0, [1.0], 1.0),
         batch_size=1,
-        power_watts=2.0,
-        latency_multiplier=1.0,
-        memory_budgets_mb=[1.0],
-        active_memory_budget_mb=1.0,
     )
     sweep = with_seeds(sweep, candidates, labels=CHAIN_LABELS)
     answers = answers_of(candidates, labels=CHAIN_LABELS, class_names=["a", "b"])

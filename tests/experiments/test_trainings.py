@@ -267,9 +267,9 @@ class Own(nn.Module):
 def test_a_killed_training_leaves_those_before_it(tmp_path):
     script = """
 import os, sys
-from edgeopt import model, trainings
-from edgeopt.store import Store
-from edgeopt.trainings import Recipe, Training, train_networks
+from edgeopt.experiments import trainings
+from edgeopt.experiments.trainings import Recipe, Training, train_networks
+from edgeopt.system import Store
 from tests.conftest import striped_split
 from tests.experiments.test_trainings import SCHEDULE, TrainingPlan
 from pathlib import Path

@@ -5,12 +5,12 @@ import copy
 import numpy as np
 import pytest
 import torch
-from edgeopt.runtimes.executed import executed_graph
 from torch import nn
 
 from edgeopt.metrics.activations import artifact_activation_bytes, peak_activation_bytes
 from edgeopt.model.networks import SmallCNN, build_model
 from edgeopt.runtimes.export import export_artifact
+from edgeopt.runtimes.integer_share import executed_graph
 from edgeopt.runtimes.registry import RUNTIMES
 from tests.artifacts import artifact_of, calibration_loader, require_runtime, trained_cnn
 
@@ -224,7 +224,7 @@ def test_artifact_activation_bytes_count_what_stays_in_float(runtime, floats, in
         runtime=runtime,
         precision="int8",
         input_shape=IMAGE,
-        calibration_loader=calibration_loader(),
+        calibration=calibration_loader(),
     )
     assert artifact_activation_bytes(artifact, model=model) == 4 * floats + integers
 

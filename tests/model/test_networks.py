@@ -108,12 +108,24 @@ def test_local_weights_are_loaded(tmp_path, small_cnn):
     [
         ("resnet9000", "unknown model 'resnet9000'; allowed: small_cnn, package.module:factory"),
         ("no.such.package:make", "'no.such.package:make' cannot be imported"),
-        ("tests.model.test_networks:absent", "'tests.test_model:absent' cannot be imported"),
+        (
+            "tests.model.test_networks:absent",
+            "'tests.model.test_networks:absent' cannot be imported",
+        ),
         (":make", "':make' cannot be imported: ValueError"),
         ("tests.model.test_networks:broken_factory", "returned int; allowed: nn.Module"),
-        ("tests.model.test_networks:raising_factory", "fails with num_classes=10: KeyError: 'depth'"),
-        ("tests.model.test_networks:exiting_factory", "fails with num_classes=10: SystemExit: no GPU"),
-        ("tests.model.test_networks:factory_without_classes", "num_classes=10: TypeError: .*argument"),
+        (
+            "tests.model.test_networks:raising_factory",
+            "fails with num_classes=10: KeyError: 'depth'",
+        ),
+        (
+            "tests.model.test_networks:exiting_factory",
+            "fails with num_classes=10: SystemExit: no GPU",
+        ),
+        (
+            "tests.model.test_networks:factory_without_classes",
+            "num_classes=10: TypeError: .*argument",
+        ),
     ],
 )
 def test_unknown_models_are_named(name, message):
@@ -147,7 +159,9 @@ def test_build_model_names_the_module_that_cannot_be_imported(
 def test_build_model_reads_weights_from_a_folder(tmp_path):
     name = "tests.model.test_networks:tiny_factory"
     given = tiny_factory(3)
-    torch.save({"state_dict": given.state_dict()}, tmp_path / "tests-test_model-tiny_factory.pt")
+    torch.save(
+        {"state_dict": given.state_dict()}, tmp_path / "tests-model-test_networks-tiny_factory.pt"
+    )
     model = build_model(name, num_classes=3, weights=tmp_path)
     assert torch.equal(model[1].weight, given[1].weight)
     with pytest.raises(FileNotFoundError, match=r"no weights of resnet18 at .*resnet18\.pt"):

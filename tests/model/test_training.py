@@ -114,8 +114,8 @@ def test_a_narrow_residual_network_trains_on_one_thread():
     script = """
 import torch
 from torch import nn
-from edgeopt.splits import Split
-from edgeopt.training import fit
+from edgeopt.data import Split
+from edgeopt.model import fit
 
 torch.set_num_threads(1)
 split = Split(torch.rand(60, 6, 12, 12), torch.arange(60) % 12)

@@ -476,14 +476,6 @@ class TestCompression:
         assert [to_hex(c) for c in dots.get_facecolor()][-1] == "#ffffff"
         assert key(ax) == {"conv1", "removed"}
 
-    def test_weight_ranges_name_the_outlier(self):
-        ranges = pd.DataFrame(
-            {"layer": "conv1", "channel": range(5), "max_abs": [0.1, 0.2, 0.1, 100.0, 0.1]}
-        )
-        ax = plots.weight_ranges(ranges)
-        assert texts(ax) == ["channel 3"]
-        assert ax.collections[0].get_offsets()[:, 0].tolist() == ranges["max_abs"].tolist()
-
     def test_quantization_bars(self, sweep):
         rows = sweep[sweep["pruning_level"] == 0]
         ax = plots.quantization(rows)
@@ -514,7 +506,7 @@ class TestCompression:
         assert texts(ax)[:2] == ["30.0%, channel 3", "86.0%"]
         assert ax.get_xlabel().endswith("(dB)")
 
-    def test_the_ladder_fills_the_steps_that_reach_the_target(self):
+    def test_recovery_fills_the_steps_that_reach_the_target(self):
         table = pd.DataFrame(
             {
                 "remedy": ["none", "equalized", "qat"],
@@ -523,7 +515,7 @@ class TestCompression:
                 "int8_mac_share": [0.0, 0.98, NAN],
             }
         )
-        ax = plots.ladder_plot(table, target=0.85)
+        ax = plots.recovery(table, target=0.85)
         filled = [to_hex(c) for c in ax.collections[0].get_facecolor()]
         assert filled[:2] == ["#ffffff", to_hex(PRECISIONS["int8"].color)]
         assert texts(ax)[:3] == ["30.0%, 0.04 ms", "90.0%, 98% int8", "failed"]

@@ -8,7 +8,8 @@ from torch import nn
 from edgeopt.quantization.variants import (
     ENGINES,
     QuantizationError,
-    collect_calibration,
+    calibration_images,
+    first_batches,
     precision_variant,
     quantization_aware_train,
     to_fp16,
@@ -118,12 +119,12 @@ def pairs(labels):
 )
 def test_a_calibration_set_that_shows_no_ranges_is_refused(loader, count, message):
     with pytest.raises(ValueError, match=message):
-        collect_calibration(loader, count)
+        calibration_images(first_batches(loader, count))
 
 
 def test_calibration_takes_the_first_batches_only():
     loader = pairs([0, 1]) + pairs([1, 1]) + pairs([2, 2])
-    taken = collect_calibration(loader, 2)
+    taken = calibration_images(first_batches(loader, 2))
     assert [batch.shape[0] for batch in taken] == [2, 2]
     assert torch.equal(taken[1], loader[1][0])
 

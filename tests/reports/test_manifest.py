@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from edgeopt.reports import manifest
+from edgeopt.__main__ import main
 from edgeopt.reports.manifest import (
     data_facts,
     find_run,
@@ -55,7 +55,7 @@ def test_the_manifest_says_what_the_run_was_made_from(run):
 
 def test_an_untouched_run_verifies(run):
     assert verify(run).empty
-    assert manifest.main(["verify", "--run", "quick"]) == 0
+    assert main(["verify", "--run", "quick"]) == 0
 
 
 def test_what_differs_is_missing_or_extra_is_named(run, caplog):
@@ -68,7 +68,7 @@ def test_what_differs_is_missing_or_extra_is_named(run, caplog):
         "index.html": "missing",
         "notes.txt": "extra",
     }
-    assert manifest.main(["verify", "--run", "quick"]) == 1
+    assert main(["verify", "--run", "quick"]) == 1
     assert "missing  index.html" in caplog.text
 
 
@@ -84,7 +84,7 @@ def test_a_run_without_manifest_says_that_it_did_not_finish(run):
     run.path("manifest.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"manifest.json is missing: run `make report RUN="):
         verify(run)
-    assert manifest.main(["verify", "--run", "quick"]) == 2
+    assert main(["verify", "--run", "quick"]) == 2
 
 
 def test_a_broken_manifest_is_named(run):

@@ -11,6 +11,7 @@ import pytest
 from bs4 import BeautifulSoup
 from plotly.offline import get_plotlyjs
 
+from edgeopt.__main__ import main
 from edgeopt.decision.choice import decide
 from edgeopt.decision.gates import Constraints, Gates
 from edgeopt.reports import pages
@@ -20,7 +21,6 @@ from edgeopt.reports.explorer import (
     column_spec,
     read_sweep,
     script_json,
-    sweep_path,
     verdict,
 )
 from edgeopt.reports.manifest import read_manifest, write_manifest
@@ -286,13 +286,6 @@ def test_a_run_with_nothing_says_so(reports):
     assert page.find(class_="card") is None
 
 
-def test_the_table_of_backbones_is_shown_where_there_is_no_sweep(tmp_path):
-    run = open_run("backbones", root=tmp_path)
-    run.write_table("results.csv", synthetic_sweep())
-    assert sweep_path(run).name == "results.csv"
-    assert len(read_sweep(run)[0]) == 44
-
-
 def test_figures_stand_under_the_notebook_that_drew_them(tmp_path):
     run = synthetic_run(tmp_path)
     states = read_manifest(run)["notebooks"]
@@ -400,9 +393,9 @@ def test_runs_on_other_data_and_another_cpu_are_shown_but_not_judged(reports, tm
 
 def test_comparing_a_run_that_is_not_there_is_one_error(reports, monkeypatch, caplog):
     monkeypatch.setenv("EDGEOPT_REPORTS", str(reports))
-    assert pages.main(["compare", "first", "third"]) == 2
+    assert main(["compare", "first", "third"]) == 2
     assert "no run 'third'" in caplog.text
-    assert pages.main(["compare", "first", "second"]) == 0
+    assert main(["compare", "first", "second"]) == 0
 
 
 def test_comparing_a_run_without_candidates_says_which(reports, tmp_path):

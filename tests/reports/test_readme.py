@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from edgeopt.__main__ import main
 from edgeopt.decision.selection import pareto_frontier
 from edgeopt.reports import readme
 from edgeopt.reports.browser import find_browser
@@ -43,7 +44,7 @@ def summary_of(run):
 
 
 def test_results_replace_only_what_stands_between_the_marks(root, made, no_browser, caplog):
-    assert readme.main(["--run", "made-up"]) == 0
+    assert main(["readme", "--run", "made-up"]) == 0
     once = (root / "README.md").read_text()
     assert once.startswith(f"# title\n\n{readme.BEGIN}\n\n## What the made-up run found")
     assert once.endswith(f"{readme.END}\n\nrest\n")
@@ -55,7 +56,7 @@ def test_results_replace_only_what_stands_between_the_marks(root, made, no_brows
     assert (root / readme.FRONTIER).read_bytes() == frontier
     assert "no picture of the decision card: no browser is on the path" in caplog.text
     assert readme.CARD not in once
-    assert readme.main(["--run", "made-up"]) == 0
+    assert main(["readme", "--run", "made-up"]) == 0
     assert (root / "README.md").read_text() == once
 
 
@@ -115,7 +116,7 @@ def test_a_readme_without_marks_is_said(text):
 def test_what_the_run_has_not_made_is_named_and_nothing_written(root, made, caplog, missing, words):
     path = made.path(missing)
     hidden = path.rename(path.with_name("hidden"))
-    assert readme.main(["--run", "made-up"]) == 2
+    assert main(["readme", "--run", "made-up"]) == 2
     hidden.rename(path)
     assert words in caplog.text
     assert (root / "README.md").read_text() == README
@@ -123,6 +124,6 @@ def test_what_the_run_has_not_made_is_named_and_nothing_written(root, made, capl
 
 
 def test_a_run_that_is_not_there_is_named_with_those_that_are(root, caplog):
-    assert readme.main(["--run", "default"]) == 2
+    assert main(["readme", "--run", "default"]) == 2
     assert "no run 'default'" in caplog.text
     assert "['made-up']" in caplog.text

@@ -10,6 +10,7 @@ import nbformat
 import pytest
 import yaml
 
+from edgeopt.__main__ import main
 from edgeopt.reports import runner as reports
 from edgeopt.reports.manifest import read_manifest, verify
 from edgeopt.reports.runner import ThisPythonKernel, find_notebooks, only_one
@@ -48,7 +49,7 @@ class Project:
         (self.root / "params/tiny.yaml").write_text(text)
 
     def report(self, *options):
-        return reports.main(["--params", str(self.root / "params/tiny.yaml"), *options])
+        return main(["report", "--params", str(self.root / "params/tiny.yaml"), *options])
 
     def executed(self):
         """Names of the notebooks that ran since the last call."""
@@ -146,7 +147,7 @@ def test_a_killed_run_resumes_after_its_last_finished_notebook(project):
     project.notebook(SECOND, "run = ''", slow)
     project.params(FIRST, SECOND)
     (project.root / "slow").touch()
-    command = [sys.executable, "-m", "edgeopt.reports.runner", "--params", "params/tiny.yaml"]
+    command = [sys.executable, "-m", "edgeopt", "report", "--params", "params/tiny.yaml"]
     with subprocess.Popen(command, cwd=project.root, stderr=subprocess.DEVNULL) as process:
         wait_for(lambda: SECOND in (project.root / "executed.log").read_text())
         os.kill(process.pid, signal.SIGKILL)

@@ -89,7 +89,8 @@ def test_the_code_counts_but_the_layout_of_pages_does_not(tmp_path):
     (tmp_path / "assets").mkdir()
     (tmp_path / "training.py").write_text("1")
     before = package_digest(tmp_path)
-    (tmp_path / "pages.py").write_text("1")
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports/pages.py").write_text("1")
     (tmp_path / "assets/page.css").write_text("1")
     assert package_digest(tmp_path) == before
     (tmp_path / "training.py").write_text("2")

@@ -68,7 +68,7 @@ def test_the_model_is_left_alone(tmp_path):
 
 
 def export(model, path, *, runtime="onnxruntime", precision="fp32", **options):
-    options = {"calibration_loader": calibration_loader(), "input_shape": SHAPE, **options}
+    options = {"calibration": calibration_loader(), "input_shape": SHAPE, **options}
     return export_artifact(model, path, runtime=runtime, precision=precision, **options)
 
 
@@ -223,10 +223,10 @@ def wrong_shape():
         ({"precision": "fp16"}, "of the onnxruntime runtime 'fp16'; allowed: fp32, int8, int8-dyn"),
         ({"input_shape": (1, 28, 28)}, r"input_shape is \(1, 28, 28\); allowed: \[B, C, H, W\]"),
         ({"input_shape": (0, 1, 28, 28)}, "each >= 1"),
-        ({"precision": "int8", "calibration_loader": None}, "the calibration set holds no images"),
-        ({"precision": "int8", "calibration_loader": one_class()}, "class 0 only"),
+        ({"precision": "int8", "calibration": None}, "the calibration set holds no images"),
+        ({"precision": "int8", "calibration": one_class()}, "class 0 only"),
         (
-            {"precision": "int8", "calibration_loader": wrong_shape()},
+            {"precision": "int8", "calibration": wrong_shape()},
             r"calibration images are \(3, 28, 28\), the model's input \(1, 28, 28\)",
         ),
         ({"options": Int8Options(calibration="entropy")}, "onnxruntime fp32 takes no options"),
@@ -254,9 +254,10 @@ def test_bad_int8_options_are_refused(options, message):
         Int8Options(**options)
 
 
-def test_an_artifact_refuses_what_no_runtime_offers(tmp_path):
+def test_load_session_refuses_what_no_runtime_offers(tmp_path):
+    artifact = Artifact(tmp_path / "m.pt", "torch", "bf16", SHAPE, "0" * 64, 1)
     with pytest.raises(ValueError, match="precision of the torch runtime 'bf16'"):
-        Artifact(tmp_path / "m.pt", "torch", "bf16", SHAPE, "0" * 64, 1)
+        load_session(artifact)
 
 
 def test_a_missing_extra_is_named(tmp_path, monkeypatch):

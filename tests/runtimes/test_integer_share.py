@@ -8,17 +8,18 @@ from onnxruntime import quantization as ort
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import nn
 
-from edgeopt.runtimes import executed
+from edgeopt.runtimes import openvino
 from edgeopt.runtimes.contract import Artifact, Operation
 from edgeopt.runtimes.export import export_artifact
 from edgeopt.runtimes.integer_share import (
     LabelError,
+    executed_graph,
     executed_macs,
     int8_mac_share,
     mac_shares,
     verify_label,
 )
-from edgeopt.runtimes.registry import RUNTIMES, load_session
+from edgeopt.runtimes.registry import RUNTIMES
 from edgeopt.schema import INT8_PRECISIONS
 from edgeopt.system.upstream import known_noise_silenced
 from tests.artifacts import (
@@ -103,15 +104,16 @@ def test_verify_label_refuses_a_torch_file_of_another_precision(found, label):
 
 @pytest.mark.parametrize("found", ["fp32", "int8"])
 def test_verify_label_refuses_bf16_that_the_runtime_does_not_execute(found, monkeypatch):
-    def ignoring_the_hint(artifact):
-        return load_session(dataclasses.replace(artifact, precision=found))
+    def ignoring_the_hint(artifact, **options):
+        return compile_artifact(dataclasses.replace(artifact, precision=found), **options)
 
-    monkeypatch.setattr(executed, "load_session", ignoring_the_hint)
-    executed.executed_graph.cache_clear()
+    compile_artifact = openvino.compile_artifact
+    monkeypatch.setattr(openvino, "compile_artifact", ignoring_the_hint)
+    executed_graph.cache_clear()
     mislabelled = dataclasses.replace(artifact_of("openvino", found), precision="bf16")
     with pytest.raises(LabelError, match=rf"100.0% in {found}: it is not bf16"):
         verify_label(mislabelled)
-    executed.executed_graph.cache_clear()
+    executed_graph.cache_clear()
 
 
 def graph_of(narrow):

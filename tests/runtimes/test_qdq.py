@@ -25,7 +25,7 @@ def graphs(tmp_path_factory):
         runtime="onnxruntime",
         precision="int8",
         input_shape=SHAPE,
-        calibration_loader=splits()[0].loader(32),
+        calibration=splits()[0].loader(32),
     )
     return qdq.prepared_fp32(trained_cnn(), input_shape=SHAPE), onnx.load(artifact.path)
 
@@ -155,7 +155,7 @@ def test_chosen_nodes_stay_in_float(tmp_path) -> None:
             runtime="onnxruntime",
             precision="int8",
             input_shape=SHAPE,
-            calibration_loader=splits()[0].loader(32),
+            calibration=splits()[0].loader(32),
             options=Int8Options(float_nodes=float_nodes),
         )
         tensors[name] = set(qdq.read_quantizers(onnx.load(artifact.path)))

@@ -67,16 +67,16 @@ def test_paths_stay_inside_the_run(run, name):
 
 def test_a_missing_file_names_the_notebook_and_the_commands(run):
     with pytest.raises(FileNotFoundError) as caught:
-        run.require("weights/base.pt", made_by="02_pruning")
+        run.require("weights/net-scratch-p50-seed0.pt")
     message = str(caught.value)
-    assert "weights/base.pt is missing: notebook 02_pruning makes it" in message
+    assert "weights/net-scratch-p50-seed0.pt is missing: notebook 02_pruning makes it" in message
     assert "make report RUN=quick" in message
     assert "papermill notebooks/02_pruning.ipynb" in message
 
 
 def test_a_file_that_is_there_is_returned(run):
-    written = run.write_bytes("weights/base.pt", b"123")
-    assert run.require("weights/base.pt") == written
+    written = run.write_bytes("weights/net-baseline-p0-seed0.pt", b"123")
+    assert run.require("weights/net-baseline-p0-seed0.pt") == written
     assert written.read_bytes() == b"123"
 
 

@@ -9,10 +9,10 @@ import torch
 import yaml
 from PIL import Image
 
+from edgeopt.__main__ import main
 from edgeopt.config import ExperimentConfig, load_config
 from edgeopt.experiments.sweep import run_sweep
 from edgeopt.experiments.trainings import pruned_recipes
-from edgeopt.reports import runner as reports
 from edgeopt.study import study
 from edgeopt.study.folder import RunFolder
 from edgeopt.study.study import open_study
@@ -161,7 +161,7 @@ def test_networks_are_trained_once_kept_and_found_again(config_of, monkeypatch):
     recipes = [*opened.baselines(), *pruned_recipes([COLOUR], [0.5], [0], kinds=["fine-tuned"])]
     networks = opened.networks(opened.train(recipes))
     opened.keep(networks)
-    found = opened.kept(recipes, made_by="01_baseline_training")
+    found = opened.kept(recipes)
     images = opened.splits[COLOUR].validation.take(8)
     for recipe in recipes:
         torch.testing.assert_close(found[recipe](images), networks[recipe](images))
@@ -195,19 +195,19 @@ def report(pictures, weights, tmp_path_factory):
         "precisions": ["fp32", "int8"],
         "runtimes": ["onnxruntime", "openvino"],
         "calls_per_round": 3,
-        "exhaustive_ladder": False,
+        "all_remedies": False,
         "active_memory_budget_mb": 1.0,
     }
     (root / "mine.yaml").write_text(yaml.safe_dump(values))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEOPT_REPORTS", str(root / "reports"))
-        assert reports.main(["--params", str(root / "mine.yaml")]) == 0
+        assert main(["report", "--params", str(root / "mine.yaml")]) == 0
         yield open_study(load_config(root / "mine.yaml"))
 
 
 def test_a_users_network_gets_the_whole_study(report):
     folder: RunFolder = report.folder
-    sweep = folder.read_table("sweep_results.csv", made_by="04_sweep")
+    sweep = folder.read_table("sweep_results.csv")
     grid = {
         (level, runtime, precision)
         for level in (0.0, 0.25)
@@ -218,9 +218,9 @@ def test_a_users_network_gets_the_whole_study(report):
     assert grid <= {*rows}
     assert sweep["status"].eq("ok").all()
     assert sweep.loc[sweep["pruning_level"] == 0, "accuracy"].min() > 0.9
-    decision = folder.read_json("summary.json", made_by="04_sweep")
+    decision = folder.read_json("summary.json")
     assert decision["pick"]["model"] == COLOUR
-    layers = folder.read_table("layerwise_breakdown.csv", made_by="05_hardware_analysis")
+    layers = folder.read_table("layerwise_breakdown.csv")
     assert layers["macs"].sum() == sweep.loc[sweep["pruning_level"] == 0, "macs"].iloc[0]
     names = {path.name for path in folder.root.rglob("*")}
     assert {"results.csv", "pareto.md", "06_backbone_sweep.html"} <= names
@@ -232,8 +232,8 @@ def test_a_users_network_gets_the_whole_study(report):
 def test_run_sweep_gives_the_numbers_of_the_notebooks(report, tmp_path):
     """Networks, grid, files, accuracies and counts; only the clock may differ."""
     recipes = pruned_recipes([COLOUR], [0.25], [0], kinds=["fine-tuned"])
-    [base] = report.kept(report.baselines(), made_by="01_baseline_training").values()
-    [pruned] = report.kept(recipes, made_by="02_pruning").values()
+    [base] = report.kept(report.baselines()).values()
+    [pruned] = report.kept(recipes).values()
     config, splits = report.config, report.splits[COLOUR]
     table = run_sweep(
         base,
@@ -243,7 +243,7 @@ def test_run_sweep_gives_the_numbers_of_the_notebooks(report, tmp_path):
         config.pruning_levels,
         config.precisions,
         config.power_watts,
-        config.calibration_batches,
+        10,
         config.memory_budgets_mb,
         config.active_memory_budget_mb,
         config.latency_multiplier,
@@ -256,7 +256,7 @@ def test_run_sweep_gives_the_numbers_of_the_notebooks(report, tmp_path):
         scheme=report.int8_scheme,
         directory=tmp_path,
     ).set_index("candidate")
-    notebooks = report.folder.read_table("sweep_results.csv", made_by="04_sweep")
+    notebooks = report.folder.read_table("sweep_results.csv")
     notebooks = notebooks.set_index("candidate").loc[table.index]
     exact = ["accuracy", "macro_f1", "agreement", "macs", "parameters", "int8_mac_share"]
     exact += ["weight_bytes", "memory_mb", "peak_activation_bytes", "accepted", "recipe"]

@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from edgeopt.system import torchvision as _torchvision
+from edgeopt.system import torchvision
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
@@ -13,21 +13,21 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_backbone_forward_keeps_batch_and_classes():
-    model = _torchvision.models.mobilenet_v3_small(num_classes=7).eval()
+    model = torchvision.models.mobilenet_v3_small(num_classes=7).eval()
     with torch.no_grad():
         assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
 
 
 def test_transforms_are_version_two():
-    resized = _torchvision.transforms.Resize((4, 6), antialias=True)(torch.zeros(1, 8, 12))
+    resized = torchvision.transforms.Resize((4, 6), antialias=True)(torch.zeros(1, 8, 12))
     assert resized.shape == (1, 4, 6)
-    assert _torchvision.transforms.__name__ == "torchvision.transforms.v2"
+    assert torchvision.transforms.__name__ == "torchvision.transforms.v2"
 
 
 def test_datasets_offer_mirrors_and_folders():
-    assert _torchvision.datasets.FashionMNIST.mirrors
-    assert len(_torchvision.datasets.MNIST.resources) == 4
-    assert _torchvision.datasets.ImageFolder.__name__ == "ImageFolder"
+    assert torchvision.datasets.FashionMNIST.mirrors
+    assert len(torchvision.datasets.MNIST.resources) == 4
+    assert torchvision.datasets.ImageFolder.__name__ == "ImageFolder"
 
 
 def test_box_operators_exist_after_import():
@@ -43,8 +43,8 @@ def test_operators_that_exist_are_not_declared_again():
         "for name in ('nms', 'qnms'):\n"
         "    if not hasattr(torch.ops.torchvision, name):\n"
         "        keep.define(name + schema)\n"
-        "from edgeopt import _torchvision\n"
-        "print(_torchvision.DECLARED_OPERATORS)\n"
+        "from edgeopt.system import torchvision\n"
+        "print(torchvision.DECLARED_OPERATORS)\n"
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "None"
