@@ -101,7 +101,8 @@ class ExecuTorchRuntime(Runtime):
             path.write_bytes(edge.to_executorch().buffer)
             if precision != "fp32":
                 return UNCHECKED
-            logits = _load(path).forward((images,))[0]
+            with native_stderr_logged():
+                logits = _load(path).forward((images,))[0]
             return check_parity(model(images), logits, tolerance=tolerance)
 
     def load(self, artifact: Artifact, *, threads: int) -> Session:
