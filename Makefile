@@ -27,10 +27,16 @@ test: setup  ## run everything CI runs
 	rm -rf $(SCRATCH)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m pytest -n 2
-	$(PY) -m edgeopt report --params params/quick.yaml
-	EDGEOPT_BROWSER_RUN=$(SCRATCH)/quick $(PY) -m pytest -n 2 tests/browser
-	EDGEOPT_REPORTS=$(abspath $(SCRATCH))/nbval $(PY) -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg -p no:xdist notebooks/*.ipynb
+	$(MAKE) --jobs=2 --output-sync=target test-code test-notebooks
+
+test-code: setup
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-notebooks: setup
+	$(PY) -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg notebooks/*.ipynb
+
+mutants: setup  ## change the core in one place at a time: which changes do tests notice?
+	$(PY) -m tests.mutants
 
 test-slow: setup  ## run the simulations and long trainings too
 	$(PY) -m pytest -m slow
@@ -61,4 +67,4 @@ readme: setup  ## write the results of reports/$(RUN) into README.md
 clean:  ## remove the reports
 	git clean -fdXq reports
 
-.PHONY: help setup report test test-slow bench lab lint notebooks verify compare readme clean
+.PHONY: help setup report test test-code test-notebooks mutants test-slow bench lab lint notebooks verify compare readme clean

@@ -6,6 +6,7 @@ import torch
 from edgeopt.data.splits import Split
 from edgeopt.model.networks import SmallCNN, set_deterministic
 from edgeopt.model.training import fit
+from tests.own_network import trained_elsewhere, write_pictures
 
 # A busy machine is no counterexample.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -47,3 +48,13 @@ def options(trained, striped, tmp_path):
         "validation": {"small_cnn": striped.first(64)},
         "directory": tmp_path,
     }
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    return write_pictures(tmp_path_factory.mktemp("pictures"), {"train": 40, "val": 20, "test": 20})
+
+
+@pytest.fixture(scope="session")
+def weights(pictures, tmp_path_factory):
+    return trained_elsewhere(pictures, tmp_path_factory.mktemp("weights") / "best.ckpt")

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+COLOUR, GREY = "tests.own_network:colour", "tests.own_network:grey"
 CLASSES = ("bolt", "nut", "washer")
 SIDE = 24
 

@@ -1,7 +1,5 @@
-"""Every page of a run in a real browser: the pages of ``$EDGEOPT_BROWSER_RUN`` if it is set."""
+"""Every page in a real browser: a made-up run with all that can happen."""
 
-import os
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -9,11 +7,9 @@ import pytest
 from edgeopt.reports.pages import write_comparison
 from edgeopt.study.folder import RunFolder
 from tests.browser.synthetic import synthetic_run, synthetic_sweep
+from tests.browser.visits import SIZES, require_sound
 
-SIZES = {"phone": (390, 844), "desk": (1280, 900)}
-SERIOUS = {"serious", "critical"}
 PAGES = ("index", "run", "notebook", "failed", "comparison")
-CHOSEN = os.environ.get("EDGEOPT_BROWSER_RUN")
 
 
 @pytest.fixture(scope="session")
@@ -27,8 +23,6 @@ def reports(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def pages(reports) -> dict[str, Path]:
-    if CHOSEN:
-        return {path.stem: path for path in sorted(Path(CHOSEN).resolve().glob("*.html"))}
     return {
         "index": reports / "index.html",
         "run": reports / "first/index.html",
@@ -38,74 +32,17 @@ def pages(reports) -> dict[str, Path]:
     }
 
 
-class Visit:
-    """An open page and what went wrong while it was open."""
-
-    def __init__(self, page, path: Path) -> None:
-        self.page, self.problems = page, []
-        page.on("pageerror", lambda error: self.problems.append(str(error)))
-        page.on("console", self._console)
-        page.on("request", self._request)
-        page.goto(path.as_uri())
-        page.wait_for_function(
-            "!document.getElementById('frontier') || document.querySelector('#frontier .main-svg')"
-        )
-
-    def _console(self, message) -> None:
-        if message.type in ("error", "warning"):
-            self.problems.append(message.text)
-
-    def _request(self, request) -> None:
-        if not request.url.startswith(("file:", "data:", "blob:")):
-            self.problems.append(f"asked the network for {request.url}")
-
-    def findings(self) -> list[str]:
-        """Serious and critical findings of axe-core, with all folded parts open."""
-        self.page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true })")
-        self.page.wait_for_timeout(100)
-        self.page.evaluate(files("axe_playwright_python").joinpath("axe.min.js").read_text())
-        found = self.page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
-        return [f"{v['id']}: {v['nodes'][0]['html']}" for v in found if v["impact"] in SERIOUS]
-
-    def overflow(self) -> int:
-        """Pixels by which the page is wider than the window."""
-        return self.page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
-
-
-@pytest.fixture
-def visit(browser):
-    contexts = []
-
-    def open_page(path: Path, *, size: str = "desk", scheme: str = "light") -> Visit:
-        width, height = SIZES[size]
-        view = {"width": width, "height": height}
-        contexts.append(browser.new_context(viewport=view, color_scheme=scheme))
-        return Visit(contexts[-1].new_page(), path)
-
-    yield open_page
-    for context in contexts:
-        context.close()
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", ["every page"] if CHOSEN else PAGES)
+@pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_sound(visit, pages, screenshots, name, size, scheme):
-    for found, path in pages.items():
-        if name not in (found, "every page"):
-            continue
-        opened = visit(path, size=size, scheme=scheme)
-        shot = screenshots / f"{found}-{size}-{scheme}.png"
-        opened.page.screenshot(path=shot, full_page=True)
-        assert shot.stat().st_size > 0
-        assert opened.findings() == []
-        assert opened.overflow() == 0
-        assert opened.problems == []
+    opened = visit(pages[name], size=size, scheme=scheme)
+    require_sound(opened, screenshots / f"{name}-{size}-{scheme}.png")
 
 
 @pytest.fixture
 def explorer(visit, pages):
-    return visit(pages["index" if CHOSEN else "run"]).page
+    return visit(pages["run"]).page
 
 
 def listed(page) -> list[str]:
@@ -188,7 +125,6 @@ def test_hovering_a_point_tells_its_numbers(explorer):
     assert "Latency, median (ms)" in words
 
 
-@pytest.mark.skipif(bool(CHOSEN), reason="needs the made-up run")
 def test_the_line_joins_the_accepted_that_nothing_beats(explorer):
     line = explorer.evaluate("document.getElementById('frontier').data[0]")
     points = explorer.evaluate(
@@ -202,7 +138,6 @@ def test_the_line_joins_the_accepted_that_nothing_beats(explorer):
     assert set(zip(line["x"], line["y"], strict=True)) == best
 
 
-@pytest.mark.skipif(bool(CHOSEN), reason="needs the made-up run")
 def test_names_with_html_are_text_in_the_table_and_the_plot(visit, tmp_path):
     nasty = "<img src=x onerror=\"document.title='run'\">"
     sweep = synthetic_sweep(levels=(0.0,))
@@ -218,7 +153,6 @@ def test_names_with_html_are_text_in_the_table_and_the_plot(visit, tmp_path):
     assert opened.problems == []
 
 
-@pytest.mark.skipif(bool(CHOSEN), reason="needs the made-up run")
 def test_two_thousand_candidates_are_listed_in_part_and_then_in_full(visit, tmp_path):
     levels = tuple(level / 20 for level in range(20))
     run = synthetic_run(tmp_path, "big", sweep=synthetic_sweep(levels, copies=10))

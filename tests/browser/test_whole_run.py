@@ -1,0 +1,115 @@
+"""All six notebooks on a user's own network: what they find, and their pages in a browser."""
+
+import pandas as pd
+import pytest
+import yaml
+
+from edgeopt.__main__ import main
+from edgeopt.config import load_config
+from edgeopt.experiments.sweep import run_sweep
+from edgeopt.experiments.trainings import pruned_recipes
+from edgeopt.study.folder import RunFolder
+from edgeopt.study.study import Study, open_study
+from tests.browser.visits import require_sound
+from tests.own_network import COLOUR
+
+
+@pytest.fixture(scope="module")
+def whole_run(pictures, weights, tmp_path_factory) -> Study:
+    """All six notebooks on a user's network with weights trained elsewhere, taken as they are."""
+    root = tmp_path_factory.mktemp("report")
+    values = {
+        "dataset": f"folder:{pictures}",
+        "data_dir": str(root / "data"),
+        "models": [COLOUR],
+        "weights": str(weights),
+        "epochs": 0,
+        "finetune_epochs": 1,
+        "mean": "imagenet",
+        "std": "imagenet",
+        "channel_multiple": 1,
+        "train_subset": None,
+        "val_subset": None,
+        "test_subset": None,
+        "pruning_levels": [0.0, 0.25],
+        "pruning_criteria": ["l1"],
+        "precisions": ["fp32", "int8"],
+        "runtimes": ["onnxruntime", "openvino"],
+        "rounds": 5,
+        "calls_per_round": 6,
+        "all_remedies": False,
+        "active_memory_budget_mb": 1.0,
+    }
+    (root / "mine.yaml").write_text(yaml.safe_dump(values))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEOPT_REPORTS", str(root / "reports"))
+        assert main(["report", "--params", str(root / "mine.yaml")]) == 0
+        yield open_study(load_config(root / "mine.yaml"))
+
+
+def test_a_users_network_gets_the_whole_study(whole_run):
+    folder: RunFolder = whole_run.folder
+    sweep = folder.read_table("sweep_results.csv")
+    grid = {
+        (level, runtime, precision)
+        for level in (0.0, 0.25)
+        for runtime in ("onnxruntime", "openvino")
+        for precision in ("fp32", "int8")
+    }
+    rows = sweep[["pruning_level", "runtime", "precision"]].itertuples(index=False, name=None)
+    assert grid <= {*rows}
+    assert sweep["status"].eq("ok").all()
+    assert sweep.loc[sweep["pruning_level"] == 0, "accuracy"].min() > 0.9
+    decision = folder.read_json("summary.json")
+    assert decision["pick"]["model"] == COLOUR
+    layers = folder.read_table("layerwise_breakdown.csv")
+    assert layers["macs"].sum() == sweep.loc[sweep["pruning_level"] == 0, "macs"].iloc[0]
+    names = {path.name for path in folder.root.rglob("*")}
+    assert {"results.csv", "pareto.md", "06_backbone_sweep.html"} <= names
+    index = folder.path("index.html").read_text()
+    assert "mean 0.485, 0.456, 0.406, std 0.229, 0.224, 0.225" in index
+    assert "may have been trained" not in index
+
+
+def test_run_sweep_gives_the_numbers_of_the_notebooks(whole_run, tmp_path):
+    """Networks, grid, files, accuracies and counts; only the clock may differ."""
+    recipes = pruned_recipes([COLOUR], [0.25], [0], kinds=["fine-tuned"])
+    [base] = whole_run.kept(whole_run.baselines()).values()
+    [pruned] = whole_run.kept(recipes).values()
+    config, splits = whole_run.config, whole_run.splits[COLOUR]
+    table = run_sweep(
+        base,
+        splits.validation.loader(64),
+        splits.calibration.loader(config.batch_size),
+        "cpu",
+        config.pruning_levels,
+        config.precisions,
+        config.power_watts,
+        10,
+        config.memory_budgets_mb,
+        config.active_memory_budget_mb,
+        config.latency_multiplier,
+        1,
+        runtimes=config.runtimes,
+        pruned_models={0.25: pruned},
+        recipe="fine-tuned",
+        calls_per_round=1,
+        model=COLOUR,
+        scheme=whole_run.int8_scheme,
+        directory=tmp_path,
+    ).set_index("candidate")
+    notebooks = whole_run.folder.read_table("sweep_results.csv")
+    notebooks = notebooks.set_index("candidate").loc[table.index]
+    exact = ["accuracy", "macro_f1", "agreement", "macs", "parameters", "int8_mac_share"]
+    exact += ["weight_bytes", "memory_mb", "peak_activation_bytes", "accepted", "recipe"]
+    exact += [name for name in table if name.startswith("violates_")]
+    pd.testing.assert_frame_equal(table[exact], notebooks[exact], check_exact=False, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("size", "scheme"), [("phone", "light"), ("desk", "dark")])
+def test_every_page_of_a_whole_run_is_sound(visit, whole_run, screenshots, size, scheme):
+    pages = sorted(whole_run.folder.root.glob("*.html"))
+    assert len(pages) == 7
+    for path in pages:
+        opened = visit(path, size=size, scheme=scheme)
+        require_sound(opened, screenshots / f"whole-{path.stem}-{size}-{scheme}.png")

@@ -1,0 +1,49 @@
+"""A page in a browser, and what is asked of every one."""
+
+from importlib.resources import files
+from pathlib import Path
+
+SIZES = {"phone": (390, 844), "desk": (1280, 900)}
+SERIOUS = {"serious", "critical"}
+
+
+class Visit:
+    """An open page and what went wrong while it was open."""
+
+    def __init__(self, page, path: Path) -> None:
+        self.page, self.problems = page, []
+        page.on("pageerror", lambda error: self.problems.append(str(error)))
+        page.on("console", self._console)
+        page.on("request", self._request)
+        page.goto(path.as_uri())
+        page.wait_for_function(
+            "!document.getElementById('frontier') || document.querySelector('#frontier .main-svg')"
+        )
+
+    def _console(self, message) -> None:
+        if message.type in ("error", "warning"):
+            self.problems.append(message.text)
+
+    def _request(self, request) -> None:
+        if not request.url.startswith(("file:", "data:", "blob:")):
+            self.problems.append(f"asked the network for {request.url}")
+
+    def findings(self) -> list[str]:
+        """Serious and critical findings of axe-core, with all folded parts open."""
+        self.page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true })")
+        self.page.wait_for_timeout(100)
+        self.page.evaluate(files("axe_playwright_python").joinpath("axe.min.js").read_text())
+        found = self.page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+        return [f"{v['id']}: {v['nodes'][0]['html']}" for v in found if v["impact"] in SERIOUS]
+
+    def overflow(self) -> int:
+        """Pixels by which the page is wider than the window."""
+        return self.page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+
+
+def require_sound(opened: Visit, shot: Path) -> None:
+    opened.page.screenshot(path=shot, full_page=True)
+    assert shot.stat().st_size > 0
+    assert opened.findings() == []
+    assert opened.overflow() == 0
+    assert opened.problems == []
