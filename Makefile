@@ -23,6 +23,8 @@ report: setup  ## run params/$(RUN).yaml into reports/$(RUN)/index.html
 	$(PY) -m edgeopt report --params params/$(RUN).yaml
 
 test: export EDGEOPT_REPORTS = $(abspath $(SCRATCH))
+# Several processes share the cores: more threads than cores wait for each other.
+test: export OMP_NUM_THREADS = 1
 test: setup  ## run everything CI runs
 	rm -rf $(SCRATCH)
 	$(PY) -m ruff check .

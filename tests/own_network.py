@@ -79,7 +79,7 @@ def trained_elsewhere(root: Path, path: Path) -> Path:
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     files = [(f, CLASSES.index(f.parent.name)) for f in sorted((root / "train").rglob("*.png"))]
     arrays = [(np.asarray(Image.open(file)) / 255 - mean) / std for file, _ in files]
-    images = torch.from_numpy(np.stack(arrays)).float().permute(0, 3, 1, 2)
+    images = torch.from_numpy(np.stack(arrays)).float().permute(0, 3, 1, 2).contiguous()
     labels = torch.tensor([label for _, label in files])
     torch.manual_seed(0)
     model = colour(len(CLASSES))

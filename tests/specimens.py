@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from edgeopt.data.splits import Split
-from edgeopt.model.networks import SmallCNN, build_model, set_deterministic
+from edgeopt.model.networks import SmallCNN, set_deterministic
+from edgeopt.system import models
 from tests.conftest import striped_split
 
 CLASSES = 4
@@ -50,9 +51,9 @@ def in_colour(images: torch.Tensor) -> torch.Tensor:
 
 @functools.cache
 def trained_mobilenet() -> nn.Module:
-    """MobileNetV3-Small that knows the striped task at 32x32."""
+    """MobileNetV3-Small of half the width that knows the striped task at 32x32."""
     set_deterministic(0)
-    model = build_model("mobilenet_v3_small", num_classes=CLASSES)
+    model = models.mobilenet_v3_small(num_classes=CLASSES, width_mult=0.5)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.1  # torchvision's 0.01 needs hundreds of steps to settle

@@ -106,10 +106,9 @@ def test_run_sweep_gives_the_numbers_of_the_notebooks(whole_run, tmp_path):
     pd.testing.assert_frame_equal(table[exact], notebooks[exact], check_exact=False, rtol=1e-9)
 
 
-@pytest.mark.parametrize(("size", "scheme"), [("phone", "light"), ("desk", "dark")])
-def test_every_page_of_a_whole_run_is_sound(visit, whole_run, screenshots, size, scheme):
+def test_every_page_of_a_whole_run_is_sound(visit, whole_run, screenshots):
     pages = sorted(whole_run.folder.root.glob("*.html"))
     assert len(pages) == 7
     for path in pages:
-        opened = visit(path, size=size, scheme=scheme)
-        require_sound(opened, screenshots / f"whole-{path.stem}-{size}-{scheme}.png")
+        opened = visit(path, size="phone", scheme="dark")
+        require_sound(opened, screenshots / f"whole-{path.stem}.png")
