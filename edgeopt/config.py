@@ -4,19 +4,34 @@ import math
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
+from edgeopt.decision import Constraints, Gates
+from edgeopt.experiments import Schedule, Target
 from edgeopt.runtimes import RUNTIMES, registered
-from edgeopt.schema import CRITERIA, DATASETS, PRECISIONS, require_known
+from edgeopt.schema import (
+    CRITERIA,
+    DATASETS,
+    PRECISIONS,
+    Positive,
+    PositiveFloat,
+    Share,
+    require_known,
+)
 from edgeopt.system import project_root, usable_cores
 
 Spec = TypeVar("Spec")
-Positive = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
+PARTS = (Schedule, Target, Gates, Constraints)
 Level = Annotated[float, Field(ge=0, lt=1)]
 NOTEBOOKS = (
     "01_baseline_training",
@@ -42,10 +57,21 @@ class ConfigError(ValueError):
     """A parameter is unknown, of the wrong type or out of range."""
 
 
-class ExperimentConfig(BaseModel):
+def _parameters_of(spec: type) -> dict[str, tuple[Any, Any]]:
+    hints = get_type_hints(spec, include_extras=True)
+    return {field.name: (hints[field.name], field.default) for field in fields(spec)}
+
+
+_Parts = create_model(
+    "_Parts", **{name: kind for spec in PARTS for name, kind in _parameters_of(spec).items()}
+)
+
+
+class ExperimentConfig(_Parts):
     """Every parameter of a run, with its default and its allowed range.
 
-    The defaults are those of ``params/quick.yaml``.
+    The defaults are those of ``params/quick.yaml``. Beside the parameters below it has the fields
+    of the specs in ``PARTS``, with their defaults and ranges; :meth:`part` builds one of them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -59,7 +85,6 @@ class ExperimentConfig(BaseModel):
     calibration_images: Positive | None = None
     val_subset: Positive | None = 1000
     test_subset: Positive | None = 1500
-    batch_size: Positive = 64
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field((0,), min_length=1)
 
     image_size: Positive | None = None
@@ -76,9 +101,6 @@ class ExperimentConfig(BaseModel):
     allow_chance: bool = False
     conv1_channels: Positive = 16
     conv2_channels: Positive = 32
-    epochs: Annotated[int, Field(ge=0)] = 6
-    learning_rate: PositiveFloat = 3e-3
-    finetune_epochs: Annotated[int, Field(ge=0)] = 2
     pruning_levels: tuple[Level, ...] = Field((0.0, 0.5, 0.7), min_length=1)
     pruning_criteria: tuple[Literal[CRITERIA], ...] = Field(CRITERIA, min_length=1)
     channel_multiple: Positive | None = None
@@ -90,28 +112,10 @@ class ExperimentConfig(BaseModel):
     benchmark_batch_size: Positive = 1
     rounds: Positive = 10
     calls_per_round: Positive = 30
-    latency_multiplier: PositiveFloat = 1.0
-    power_watts: PositiveFloat = 5.0
 
-    memory_budgets_mb: tuple[PositiveFloat, ...] = Field((0.015, 0.03, 0.06), min_length=1)
-    active_memory_budget_mb: PositiveFloat = 0.03
     memory_bandwidth_gbps: PositiveFloat | None = None
     peak_compute_gmacs: PositiveFloat | None = None
 
-    accuracy_drop_good: Share = 0.02
-    accuracy_drop_bad: Share = 0.05
-    size_reduction_good: Share = 0.5
-    latency_reduction_good: Share = 0.3
-    max_recall_drop: Share = 0.1
-    min_recall: Share = 0.2
-    gate_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    latency_tie_cap: Share = 0.05
-    max_latency_p95_ms: PositiveFloat | None = None
-    max_memory_mb: PositiveFloat | None = None
-    memory: Literal["weights", "artifact", "peak_activation", "peak_rss"] = "weights"
-    max_energy_j: PositiveFloat | None = None
-    energy: Literal["proxy", "model"] = "proxy"
-    min_accuracy: Share | None = None
     max_int8_drop: Share = 0.01
     all_remedies: bool = True
 
@@ -164,11 +168,7 @@ class ExperimentConfig(BaseModel):
 
     @model_validator(mode="after")
     def _agree(self) -> "ExperimentConfig":
-        if self.accuracy_drop_good > self.accuracy_drop_bad:
-            raise ValueError(
-                f"accuracy_drop_good {self.accuracy_drop_good} is above accuracy_drop_bad "
-                f"{self.accuracy_drop_bad}; allowed: at most accuracy_drop_bad"
-            )
+        self.part(Gates)
         if "fp32" not in self.precisions:
             raise ValueError(
                 f"precisions is {list(self.precisions)}; allowed: a list that holds fp32, which "
@@ -232,7 +232,7 @@ def load_config(path: str | Path, **overrides: Any) -> ExperimentConfig:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}; allowed: key: value lines")
     if odd := [key for key in values if not isinstance(key, str)]:
-        raise ConfigError(f"{path}: {odd} are no parameter names; quote them, or see true and yes")
+        raise ConfigError(f"{path}: {odd} are not parameter names; quote them, or see true and yes")
     if values.setdefault("run", path.stem) != path.stem:
         raise ConfigError(
             f"{path}: run is {values['run']!r}; allowed: the file's name {path.stem!r}"

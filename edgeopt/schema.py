@@ -3,7 +3,17 @@
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Annotated, Any
+
+import pydantic.dataclasses
+from pydantic import ConfigDict, Field
+
+# A frozen dataclass that checks its fields, and types of fields with the range that is allowed.
+checked_spec = partial(pydantic.dataclasses.dataclass, frozen=True, config=ConfigDict(strict=True))
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,7 @@ def label(column: str) -> str:
 
 
 def file_stem(name: str) -> str:
-    """Write a network's name so that a file can bear it: ``my.nets:make`` as my-nets-make."""
+    """Write a network's name for use in file names: ``my.nets:make`` as my-nets-make."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name)
 
 

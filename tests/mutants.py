@@ -12,6 +12,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from importlib.abc import MetaPathFinder
 from importlib.machinery import SourceFileLoader
+from multiprocessing.pool import AsyncResult
 from pathlib import Path
 
 import hypothesis.internal.conjecture.engine  # noqa: F401 - loaded once, before the forks
@@ -142,7 +143,7 @@ def main() -> int:
     return int(noticed < options.goal * tried)
 
 
-def _result(job: multiprocessing.pool.AsyncResult) -> bool:
+def _result(job: AsyncResult) -> bool:
     try:
         return job.get(timeout=SECONDS)
     except multiprocessing.TimeoutError:

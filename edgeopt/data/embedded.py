@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from edgeopt.data.fetch import CorruptFileError, fetch
-from edgeopt.data.pool import Pool
+from edgeopt.data.population import Population
 from edgeopt.data.sources import FULL_SETS
 from edgeopt.data.splits import OFFICIAL_TEST, Split
 from edgeopt.system import file_sha256, write_atomically
@@ -24,7 +24,7 @@ IMAGES_PER_CLASS = {"train": 1200, "validation": 300, "test": 500}
 _OFFICIAL_SPLIT = {"train": "train", "validation": "train", "test": "t10k"}
 
 
-def load_embedded(path: Path = EMBEDDED_FILE, *, sha256: str = EMBEDDED_SHA256) -> Pool:
+def load_embedded(path: Path = EMBEDDED_FILE, *, sha256: str = EMBEDDED_SHA256) -> Population:
     """Return the shipped images after checking the file's bytes."""
     if not path.exists():
         raise FileNotFoundError(f"the embedded data set {path} is missing; reinstall edgeopt")
@@ -37,7 +37,7 @@ def load_embedded(path: Path = EMBEDDED_FILE, *, sha256: str = EMBEDDED_SHA256) 
     with np.load(path) as arrays:
         roles = {role: _split(arrays, role) for role in IMAGES_PER_CLASS}
     names = FULL_SETS["fashion-mnist"].class_names
-    return Pool(class_names=names, checksum=found, origin=OFFICIAL_TEST, **roles)
+    return Population(class_names=names, checksum=found, origin=OFFICIAL_TEST, **roles)
 
 
 def _split(arrays: Mapping[str, np.ndarray], role: str) -> Split:

@@ -27,7 +27,7 @@ from edgeopt.data.listing import (
     list_pictures,
     write_index,
 )
-from edgeopt.data.pool import Pool, split_off, without_duplicates
+from edgeopt.data.population import Population, split_off, without_duplicates
 from edgeopt.data.preprocessing import Preprocessing
 from edgeopt.data.splits import OWN_ROLES, SPLIT_BY_SEED, Split
 from edgeopt.system import process_pool
@@ -49,7 +49,7 @@ SHOWN = 10  # names in a message
 
 def load_folder(
     path: str, *, preprocessing: Preprocessing, split_seed: int, data_dir: str | Path
-) -> Pool:
+) -> Population:
     """Return the images of ``<path>/<class>/**``, split 60/20/20 within each class.
 
     A folder with ``train/``, ``val/`` (or ``valid/``, ``validation/``) and ``test/``, each with
@@ -73,7 +73,7 @@ def load_folder(
         if contents.own_roles
         else _split_by_seed(everything, contents, root=root, seed=split_seed)
     )
-    return Pool(
+    return Population(
         class_names=tuple(contents.class_names),
         checksum=checksum,
         duplicates_dropped=len(everything) - sum(map(len, roles.values())),

@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader
 from edgeopt.data.embedded import EMBEDDED_NAME, load_embedded
 from edgeopt.data.fetch import combined_checksum, fetch
 from edgeopt.data.folder import FOLDER_PREFIX, folder_classes, load_folder
-from edgeopt.data.pool import Pool, split_off, stratified_order, without_duplicates
+from edgeopt.data.population import Population, split_off, stratified_order, without_duplicates
 from edgeopt.data.preprocessing import Preprocessing
-from edgeopt.data.resized import resize_pool
+from edgeopt.data.resized import resize_population
 from edgeopt.data.sources import FULL_SETS, FullSet
 from edgeopt.data.splits import OFFICIAL_TEST, Split, Splits, shared_images
 from edgeopt.schema import DATASETS, require_known
@@ -66,25 +66,28 @@ def load_splits(
         An unknown data set or class name, numbers of mean or std that the channels do not have, or
         a number out of its range; the range is named.
     """
-    pool = _load_pool(
+    population = _load_population(
         dataset_name, data_dir=data_dir, preprocessing=preprocessing, split_seed=split_seed
     )
     if class_names is not None:
-        pool = pool.with_classes(class_names)
+        population = population.with_classes(class_names)
     calibration, train = _draw_training(
-        pool.train, train_subset=train_subset, calibration_images=calibration_images, seed=seed
+        population.train,
+        train_subset=train_subset,
+        calibration_images=calibration_images,
+        seed=seed,
     )
     return Splits(
         name=dataset_name,
-        class_names=pool.class_names,
-        checksum=pool.checksum,
+        class_names=population.class_names,
+        checksum=population.checksum,
         train=train,
         calibration=calibration,
-        validation=_draw(pool.validation, val_subset, name="val_subset", seed=split_seed),
-        test=_draw(pool.test, test_subset, name="test_subset", seed=split_seed),
-        duplicates_dropped=pool.duplicates_dropped,
-        origin=pool.origin,
-        left_out=pool.left_out,
+        validation=_draw(population.validation, val_subset, name="val_subset", seed=split_seed),
+        test=_draw(population.test, test_subset, name="test_subset", seed=split_seed),
+        duplicates_dropped=population.duplicates_dropped,
+        origin=population.origin,
+        left_out=population.left_out,
         preprocessing=preprocessing,
     )
 
@@ -115,20 +118,22 @@ def build_loaders(
 
     ``seed`` draws the training images and their order; no calibration images are set aside.
     """
-    pool = _load_pool(dataset_name, data_dir=data_dir, split_seed=0, preprocessing=preprocessing)
-    train = _draw(pool.train, train_subset, name="train_subset", seed=seed)
-    validation = _draw(pool.validation, val_subset, name="val_subset", seed=0)
+    population = _load_population(
+        dataset_name, data_dir=data_dir, split_seed=0, preprocessing=preprocessing
+    )
+    train = _draw(population.train, train_subset, name="train_subset", seed=seed)
+    validation = _draw(population.validation, val_subset, name="val_subset", seed=0)
     return (
         train.loader(batch_size, shuffle=True, seed=seed, num_workers=num_workers),
         validation.loader(batch_size, num_workers=num_workers),
     )
 
 
-def _load_pool(
+def _load_population(
     dataset_name: str, *, data_dir: str | Path, preprocessing: Preprocessing, split_seed: int
-) -> Pool:
+) -> Population:
     if dataset_name.startswith(FOLDER_PREFIX):
-        pool = load_folder(
+        population = load_folder(
             dataset_name.removeprefix(FOLDER_PREFIX),
             preprocessing=preprocessing,
             split_seed=split_seed,
@@ -137,21 +142,25 @@ def _load_pool(
     else:
         require_known(dataset_name, allowed=(*DATASETS, "folder:<path>"), what="data set")
         embedded = dataset_name == EMBEDDED_NAME
-        pool = load_embedded() if embedded else _load_full(dataset_name, data_dir, split_seed)
-        pool = resize_pool(pool, preprocessing, data_dir=data_dir)
-    if pool.duplicates_dropped:
-        logger.warning("%s: %d duplicate images left out", dataset_name, pool.duplicates_dropped)
-    return _with_conversion(pool, preprocessing)
+        population = load_embedded() if embedded else _load_full(dataset_name, data_dir, split_seed)
+        population = resize_population(population, preprocessing, data_dir=data_dir)
+    if population.duplicates_dropped:
+        logger.warning(
+            "%s: %d duplicate images left out", dataset_name, population.duplicates_dropped
+        )
+    return _with_conversion(population, preprocessing)
 
 
-def _with_conversion(pool: Pool, preprocessing: Preprocessing) -> Pool:
+def _with_conversion(population: Population, preprocessing: Preprocessing) -> Population:
     """Add what is done to the images of all roles when they are read."""
     how = {name: getattr(preprocessing, name) for name in ("channels", "mean", "std")}
     roles = ("train", "validation", "test")
-    return replace(pool, **{role: replace(getattr(pool, role), **how) for role in roles})
+    return replace(
+        population, **{role: replace(getattr(population, role), **how) for role in roles}
+    )
 
 
-def _load_full(dataset_name: str, data_dir: str | Path, split_seed: int) -> Pool:
+def _load_full(dataset_name: str, data_dir: str | Path, split_seed: int) -> Population:
     full_set: FullSet = FULL_SETS[dataset_name]
     fetch(full_set, data_dir=data_dir)
     official, test = (
@@ -160,7 +169,7 @@ def _load_full(dataset_name: str, data_dir: str | Path, split_seed: int) -> Pool
     )
     unique = without_duplicates(official, held_out=[test])
     validation, train = split_off(unique, FULL_VALIDATION_IMAGES, seed=split_seed)
-    return Pool(
+    return Population(
         class_names=full_set.class_names,
         checksum=combined_checksum(full_set.sha256),
         train=train,

@@ -12,30 +12,34 @@ from torch import Tensor
 
 from edgeopt.data.decoded import PixelFile, decode_all, decoding, keep_decoded, open_decoded
 from edgeopt.data.images import stored_form
-from edgeopt.data.pool import Pool
+from edgeopt.data.population import Population
 from edgeopt.data.preprocessing import Preprocessing
 from edgeopt.data.splits import Split
 
-POOL_ROLES = ("train", "validation", "test")
+DRAWN_ROLES = ("train", "validation", "test")
 
 
-def resize_pool(pool: Pool, preprocessing: Preprocessing, *, data_dir: str | Path) -> Pool:
-    """Scale grey images in memory to ``image_size``; the pool as it is where they have that size.
+def resize_population(
+    population: Population, preprocessing: Preprocessing, *, data_dir: str | Path
+) -> Population:
+    """Scale grey images in memory to ``image_size``, where they are not of that size.
 
     They are kept below ``data_dir`` by the data set's checksum and the geometry.
     """
     size = preprocessing.image_size
-    if size is None or pool.train.shape[1:] == (size, size):
-        return pool
-    splits = {role: getattr(pool, role) for role in POOL_ROLES}
+    if size is None or population.train.shape[1:] == (size, size):
+        return population
+    splits = {role: getattr(population, role) for role in DRAWN_ROLES}
     arrays = {id(split.pixels): split.pixels for split in splits.values()}
-    pixels = _resized([*arrays.values()], pool.checksum, preprocessing, Path(data_dir) / "decoded")
+    pixels = _resized(
+        [*arrays.values()], population.checksum, preprocessing, Path(data_dir) / "decoded"
+    )
     starts = dict(zip(arrays, np.cumsum([0, *map(len, arrays.values())]).tolist(), strict=False))
     moved = {
         role: replace(split, pixels=pixels, positions=_positions(split) + starts[id(split.pixels)])
         for role, split in splits.items()
     }
-    return replace(pool, **moved)
+    return replace(population, **moved)
 
 
 def _positions(split: Split) -> Tensor:

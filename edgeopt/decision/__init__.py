@@ -6,10 +6,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "answers": ["Answers", "class_shares", "share_interval"],
+        "budgets": ["accepted_mask", "apply_budgets"],
         "choice": ["Decision", "decide"],
+        "frontier": ["frontier_probability", "frontier_twins", "hypervolume", "pareto_frontier"],
         "gates": ["Constraints", "Gates", "rules"],
         "paired": ["paired_comparison"],
-        "selection": ["accepted_mask", "apply_budgets", "frontier_twins", "pareto_frontier"],
-        "statistics": ["frontier_probability", "hypervolume"],
     },
 )

@@ -1,15 +1,23 @@
 """Quality gates relative to the baseline and hard limits of the device."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from functools import partial
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from edgeopt.decision.limits import BROKEN, NOT_SETTLED, Limit, findings, quantity, texts
-from edgeopt.schema import COLUMNS, MIB, require_columns, require_known
+from edgeopt.schema import (
+    COLUMNS,
+    MIB,
+    PositiveFloat,
+    Share,
+    checked_spec,
+    require_columns,
+    require_known,
+)
 
 MEMORY_COLUMNS = {
     "weights": "memory_mb",
@@ -21,7 +29,7 @@ ENERGY_COLUMNS = {"proxy": "energy_proxy_j", "model": "energy_model_j"}
 NEEDED = ("candidate", "accuracy", "latency_p50_ms", "memory_mb")
 
 
-@dataclass(frozen=True)
+@checked_spec
 class Gates:
     """Limits of quality relative to the baseline, all as shares (0.02 is 2 points).
 
@@ -36,25 +44,19 @@ class Gates:
     fastest and still count as a tie.
     """
 
-    accuracy_drop_good: float = 0.02
-    accuracy_drop_bad: float = 0.05
-    size_reduction_good: float = 0.5
-    latency_reduction_good: float = 0.3
-    max_recall_drop: float = 0.10
-    min_recall: float = 0.20
-    gate_confidence: float = 0.95
-    latency_tie_cap: float = 0.05
+    accuracy_drop_good: Share = 0.02
+    accuracy_drop_bad: Share = 0.05
+    size_reduction_good: Share = 0.5
+    latency_reduction_good: Share = 0.3
+    max_recall_drop: Share = 0.1
+    min_recall: Share = 0.2
+    gate_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    latency_tie_cap: Share = 0.05
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not 0 <= value <= 1:
-                raise ValueError(f"gate {field.name} is {value}; allowed: a share from 0 to 1")
-        if self.gate_confidence == 1:
-            raise ValueError("gate gate_confidence is 1; allowed: a share from 0 to below 1")
         if self.accuracy_drop_good > self.accuracy_drop_bad:
             raise ValueError(
-                f"gate accuracy_drop_good is {self.accuracy_drop_good}; "
+                f"accuracy_drop_good is {self.accuracy_drop_good}; "
                 f"allowed: at most accuracy_drop_bad, {self.accuracy_drop_bad}"
             )
 
@@ -75,7 +77,7 @@ class Gates:
         ]
 
 
-@dataclass(frozen=True)
+@checked_spec
 class Constraints:
     """Hard limits of the device; ``None`` means no limit.
 
@@ -83,20 +85,12 @@ class Constraints:
     which of the two energy estimates ``max_energy_j`` limits.
     """
 
-    max_latency_p95_ms: float | None = None
-    max_memory_mb: float | None = None
-    max_energy_j: float | None = None
-    min_accuracy: float | None = None
-    memory: str = "weights"
-    energy: str = "proxy"
-
-    def __post_init__(self) -> None:
-        require_known(self.memory, allowed=tuple(MEMORY_COLUMNS), what="kind of memory")
-        require_known(self.energy, allowed=tuple(ENERGY_COLUMNS), what="kind of energy")
-        for name in ("max_latency_p95_ms", "max_memory_mb", "max_energy_j", "min_accuracy"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"constraint {name} is {value}; allowed: above 0 and finite")
+    max_latency_p95_ms: PositiveFloat | None = None
+    max_memory_mb: PositiveFloat | None = None
+    max_energy_j: PositiveFloat | None = None
+    min_accuracy: Share | None = None
+    memory: Literal[tuple(MEMORY_COLUMNS)] = "weights"
+    energy: Literal[tuple(ENERGY_COLUMNS)] = "proxy"
 
     def limits(self) -> list[Limit]:
         """Return the constraints that are set, as limits on sweep columns in their own units."""

@@ -60,7 +60,7 @@ class Limit:
         """Judge one candidate by the ``intervals`` of its value.
 
         Broken is what lies beyond the bound with its whole interval, not settled what has the bound
-        in its interval. Of several intervals (one a class) the worst speaks.
+        in its interval. Of several intervals (one a class) the worst decides.
         """
         near, far = ("high", "low") if self.at_least else ("low", "high")
         for verdict, end in ((BROKEN, near), (NOT_SETTLED, far)):
@@ -147,7 +147,7 @@ def findings(
 
 
 def texts(own: Mapping[Limit, Finding], verdict: str) -> str:
-    """Say in words what has this verdict; of several limits on one column the first speaks."""
+    """Say in words what has this verdict; of several limits on one column the first counts."""
     said: dict[str, str] = {}
     for limit, finding in own.items():
         if finding.verdict == verdict:

@@ -23,6 +23,7 @@ from edgeopt.metrics import (
     resident_memory,
 )
 from edgeopt.runtimes import Artifact, Session, load_session
+from edgeopt.system import run_in_order
 
 PACE_CALLS = 20
 TIMED_TOLERANCE = 0.02  # of the largest logit: with other threads a rounding of int8 may flip
@@ -75,7 +76,7 @@ def peak_rss_table(
     """
     prepared = [candidate for candidate in candidates if candidate.artifact]
     artifacts = [candidate.artifact for candidate in prepared]
-    rows = (executor.map if executor else map)(_rss_row, artifacts)
+    rows = run_in_order(_rss_row, artifacts, executor=executor)
     table = pd.DataFrame(rows, columns=["peak_rss_bytes", "idle_rss_bytes", "rss_unavailable"])
     table.insert(0, "candidate", [candidate.name for candidate in prepared])
     return table

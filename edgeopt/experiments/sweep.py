@@ -3,7 +3,6 @@
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +29,7 @@ from edgeopt.pruning import structured_channel_prune
 from edgeopt.quantization import first_batches
 from edgeopt.quantization import precision_variant as precision_variant
 from edgeopt.runtimes import RUNTIMES
+from edgeopt.schema import PositiveFloat, checked_spec
 from edgeopt.system import Int8Scheme
 
 MEAN_FACTS = ("macro_f1", "agreement")
@@ -54,7 +54,7 @@ FACT_COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
+@checked_spec
 class Target:
     """The device that a sweep is for.
 
@@ -68,10 +68,10 @@ class Target:
         Budgets on weights, in MiB; what breaks the active one is not accepted.
     """
 
-    power_watts: float
-    latency_multiplier: float
-    memory_budgets_mb: Sequence[float]
-    active_memory_budget_mb: float
+    power_watts: PositiveFloat = 5.0
+    latency_multiplier: PositiveFloat = 1.0
+    memory_budgets_mb: tuple[PositiveFloat, ...] = (0.015, 0.03, 0.06)
+    active_memory_budget_mb: PositiveFloat = 0.03
 
 
 def run_sweep(
@@ -128,6 +128,12 @@ def run_sweep(
     """
     if torch.device(device).type != "cpu":
         raise ValueError(f"device is {str(device)!r}; allowed: cpu, the target has no GPU")
+    target = Target(
+        power_watts=power_watts,
+        latency_multiplier=latency_multiplier,
+        memory_budgets_mb=tuple(memory_budgets_mb),
+        active_memory_budget_mb=active_memory_budget_mb,
+    )
     specs = grid(pruning_levels, precisions, runtimes, recipe=recipe, model=model)
     models = _networks(base_model, pruning_levels, pruned_models)
     validation = gather(val_loader)
@@ -149,7 +155,6 @@ def run_sweep(
             rounds=benchmark_repeats,
             calls_per_round=calls_per_round,
         )
-    target = Target(power_watts, latency_multiplier, memory_budgets_mb, active_memory_budget_mb)
     return sweep_table(candidates, measured, target=target, batch_size=batch_size)
 
 

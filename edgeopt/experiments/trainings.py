@@ -7,18 +7,28 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 import torch
 import torch_pruning
+from pydantic import Field
 from torch import Tensor, nn
 
 from edgeopt.data import Split
 from edgeopt.model import build_model, fit, last_layer, network_digest, set_deterministic, training
 from edgeopt.pruning import channels as pruning
 from edgeopt.pruning import prune_channels
-from edgeopt.schema import CRITERIA, PRUNED_RECIPES, RECIPES, file_stem, require_known
+from edgeopt.schema import (
+    CRITERIA,
+    PRUNED_RECIPES,
+    RECIPES,
+    Positive,
+    PositiveFloat,
+    checked_spec,
+    file_stem,
+    require_known,
+)
 from edgeopt.system import Store, from_bytes, run_as_completed, to_bytes
 
 # torchvision's mobile networks average their BatchNorm statistics with a momentum of 0.01, which
@@ -29,14 +39,14 @@ HEAD_STD = 0.01
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
-@dataclass(frozen=True)
+@checked_spec
 class Schedule:
     """How long and how fast to train, with the learning rate annealed to zero by a cosine."""
 
-    epochs: int
-    finetune_epochs: int
-    learning_rate: float
-    batch_size: int
+    epochs: Annotated[int, Field(ge=0)] = 6
+    finetune_epochs: Annotated[int, Field(ge=0)] = 2
+    learning_rate: PositiveFloat = 3e-3
+    batch_size: Positive = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -347,7 +357,7 @@ def _quick_to_settle(model: nn.Module) -> nn.Module:
 
 
 def _code_digest() -> str:
-    """SHA-256 over the code that trains and prunes, and the versions of what it stands on."""
+    """SHA-256 over the code that trains and prunes, and the versions of what it uses."""
     modules = (training, pruning, sys.modules[__name__])
     seen = hashlib.sha256(repr((torch.__version__, torch_pruning.__version__)).encode())
     for module in modules:

@@ -269,7 +269,7 @@ def _portable_macs(name: str, values: Sequence[Any]) -> tuple[int, str]:
 
 
 def _xnnpack_operations(payload: bytes, delegate: int, args: Sequence[int]) -> Iterator[Operation]:
-    """Operators of a delegate; what it shares with the program bears the program's keys."""
+    """Operators of a delegate; what it shares with the program has the program's keys."""
     graph = _xnnpack_graph(payload)
     values = {}
     for entry in graph["xvalues"]:

@@ -48,7 +48,7 @@ def check_schema(value: Any, *, name: str) -> None:
 
 
 def to_json(value: Any) -> Any:
-    """Replace what JSON has no word for: NumPy scalars and tuples; NaN and infinity by null."""
+    """Replace what JSON cannot hold: NumPy scalars and tuples; NaN and infinity by null."""
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Files: where the project lies, digests, and writing them whole or not at all."""
+"""Files: where the project is, digests, and writing them whole or not at all."""
 
 import hashlib
 import os

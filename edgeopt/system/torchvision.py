@@ -24,7 +24,7 @@ def _load_compiled_operators() -> None:
         try:
             torch.ops.load_library(str(library))
         except OSError:
-            # The CUDA or torch libraries it was linked with are absent: the case mended below.
+            # The CUDA or torch libraries it was linked with are absent: the case handled below.
             continue
 
 

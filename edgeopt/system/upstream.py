@@ -31,7 +31,7 @@ KNOWN_WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
 CHATTY_LOGGERS = ("torchao", "torch.utils._pytree", "nncf")
 
 
-# Which extra of pyproject.toml installs a package, where it bears another name.
+# Which extra of pyproject.toml installs a package, where it has another name.
 EXTRAS = {"nncf": "openvino"}
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
+from edgeopt.decision.budgets import apply_budgets
 from edgeopt.decision.choice import decide
 from edgeopt.decision.gates import Gates
-from edgeopt.decision.selection import apply_budgets
 from edgeopt.reports.manifest import provenance, write_manifest
 from edgeopt.reports.notebook_page import write_notebook_page
 from edgeopt.reports.pages import write_run_index, write_runs_index

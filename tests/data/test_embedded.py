@@ -56,14 +56,14 @@ def tiny_full_set(tmp_path, monkeypatch):
 
 
 def test_every_class_has_its_share():
-    pool = load_embedded()
+    population = load_embedded()
     assert IMAGES_PER_CLASS == {"train": 1200, "validation": 300, "test": 500}
     for role, per_class in IMAGES_PER_CLASS.items():
-        images = getattr(pool, role)
+        images = getattr(population, role)
         assert images.pixels.shape == (10 * per_class, 1, 28, 28)
         assert images.labels.bincount().tolist() == [per_class] * 10
-    assert pool.class_names[0] == "T-shirt/top"
-    assert pool.checksum == hashlib.sha256(EMBEDDED_FILE.read_bytes()).hexdigest()
+    assert population.class_names[0] == "T-shirt/top"
+    assert population.checksum == hashlib.sha256(EMBEDDED_FILE.read_bytes()).hexdigest()
 
 
 def test_training_and_validation_are_other_positions_of_the_training_split(shipped):

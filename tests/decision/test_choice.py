@@ -43,11 +43,11 @@ class TestGates:
 
     @pytest.mark.parametrize("value", [-0.1, 1.1, NAN])
     def test_a_gate_is_a_share(self, value):
-        with pytest.raises(ValueError, match=r"gate max_recall_drop is .* share from 0 to 1"):
+        with pytest.raises(ValueError, match=r"max_recall_drop\s+.* than or equal to"):
             Gates(max_recall_drop=value)
 
     def test_gate_confidence_is_below_one(self):
-        with pytest.raises(ValueError, match=r"gate_confidence is 1; allowed: .* to below 1"):
+        with pytest.raises(ValueError, match=r"(?s)gate_confidence.*less than 1"):
             Gates(gate_confidence=1)
 
     def test_good_is_not_above_bad(self):
@@ -126,14 +126,14 @@ class TestGates:
 
 class TestConstraints:
     def test_unknown_kinds_are_refused(self):
-        with pytest.raises(ValueError, match="unknown kind of memory 'ram'; allowed: weights, "):
+        with pytest.raises(ValueError, match=r"(?s)memory.*'weights', .*input_value='ram'"):
             Constraints(memory="ram")
-        with pytest.raises(ValueError, match="unknown kind of energy 'x'; allowed: proxy, model"):
+        with pytest.raises(ValueError, match=r"(?s)energy.*'proxy' or 'model' .*input_value='x'"):
             Constraints(energy="x")
 
     @pytest.mark.parametrize("value", [0, -1, NAN, float("inf")])
     def test_limits_are_positive(self, value):
-        with pytest.raises(ValueError, match=r"constraint max_energy_j is .* above 0 and finite"):
+        with pytest.raises(ValueError, match=r"(?s)max_energy_j.*(greater than 0|finite)"):
             Constraints(max_energy_j=value)
 
 

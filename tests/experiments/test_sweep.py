@@ -146,8 +146,8 @@ def test_a_failed_candidate_is_never_accepted(arguments):
         ({"precisions": []}, "no candidate"),
         ({"precisions": ["int4"]}, "unknown precision 'int4'; allowed: fp32"),
         ({"device": "cuda"}, "device is 'cuda'; allowed: cpu"),
-        ({"power_watts": 0.0}, "power_watts is 0.0; allowed: above 0"),
-        ({"active_memory_budget_mb": -1.0}, "memory budget is -1.0 MiB; allowed: above 0"),
+        ({"power_watts": 0.0}, r"power_watts\s+Input should be greater than 0"),
+        ({"active_memory_budget_mb": -1.0}, r"active_memory_budget_mb\s+Input .* greater than 0"),
         ({"benchmark_repeats": 0}, "rounds is 0; allowed: 1"),
     ],
 )
@@ -266,7 +266,7 @@ def decided(candidates, *, unmeasured=()):
     sweep = sweep_table(
         [c for c in candidates if c.spec.seed == 0],
         measured,
-        target=Target(2.0, 1.0, [1.0], 1.0),
+        target=Target(2.0, 1.0, (1.0,), 1.0),
         batch_size=1,
     )
     sweep = with_seeds(sweep, candidates, labels=CHAIN_LABELS)

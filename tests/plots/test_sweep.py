@@ -11,7 +11,8 @@ from matplotlib.text import Annotation
 
 from edgeopt import plots
 from edgeopt.data.splits import Split
-from edgeopt.decision.selection import apply_budgets, pareto_frontier
+from edgeopt.decision.budgets import apply_budgets
+from edgeopt.decision.frontier import pareto_frontier
 from edgeopt.hardware.tradeoffs import precision_tradeoff_table
 from edgeopt.plots import annotations as labels
 from edgeopt.plots import style

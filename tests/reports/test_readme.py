@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from edgeopt.__main__ import main
-from edgeopt.decision.selection import pareto_frontier
+from edgeopt.decision.frontier import pareto_frontier
 from edgeopt.reports import readme
 from edgeopt.reports.browser import find_browser
 from edgeopt.reports.manifest import read_manifest

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeopt.data.pool import Pool, split_off, stratified_order, without_duplicates
+from edgeopt.data.population import Population, split_off, stratified_order, without_duplicates
 from edgeopt.data.splits import Split
 
 
@@ -67,10 +67,10 @@ def test_nothing_is_dropped_where_all_differ():
 
 def test_with_classes_moves_labels_and_no_image():
     part = numbered([0, 1, 2])
-    pool = Pool(("a", "b", "c"), "", part, part, part).with_classes(["c", "a", "b"])
-    assert pool.class_names == ("c", "a", "b")
-    assert pool.test.labels.tolist() == [1, 2, 0]
-    assert values(pool.train) == [0, 1, 2]
+    population = Population(("a", "b", "c"), "", part, part, part).with_classes(["c", "a", "b"])
+    assert population.class_names == ("c", "a", "b")
+    assert population.test.labels.tolist() == [1, 2, 0]
+    assert values(population.train) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -84,4 +84,4 @@ def test_with_classes_moves_labels_and_no_image():
 def test_with_classes_names_what_is_wrong(names, message):
     part = numbered([0, 1, 2])
     with pytest.raises(ValueError, match=message):
-        Pool(("a", "b", "c"), "", part, part, part).with_classes(names)
+        Population(("a", "b", "c"), "", part, part, part).with_classes(names)

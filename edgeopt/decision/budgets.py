@@ -1,4 +1,4 @@
-"""Budgets and the Pareto frontier: sweep table in, table out."""
+"""Budgets on weights: sweep table in, table out."""
 
 from collections.abc import Sequence
 
@@ -41,34 +41,3 @@ def apply_budgets(
         active_budget_mb=float(active_memory_budget_mb),
         **{budget_column(budget): memory > budget for budget in memory_budgets_mb},
     )
-
-
-def pareto_frontier(df: pd.DataFrame, x_col: str) -> pd.DataFrame:
-    """Keep the accepted rows that no other accepted row beats on ``x_col`` and accuracy.
-
-    Rows come in ascending ``x_col`` with strictly rising ``accuracy``; at equal ``x_col`` the most
-    accurate stays. Rows without either number are left out. Columns and index labels are kept.
-
-    Raises
-    ------
-    ValueError
-        When ``accepted``, ``accuracy`` or ``x_col`` is not a column.
-    """
-    require_columns(df, ["accepted", "accuracy", x_col], what="pareto_frontier")
-    rows = df[accepted_mask(df)].dropna(subset=["accuracy", x_col])
-    rows = rows.sort_values([x_col, "accuracy"], ascending=[True, False], kind="stable")
-    best_before = rows["accuracy"].cummax().shift()
-    return rows[best_before.isna() | (rows["accuracy"] > best_before)]
-
-
-def frontier_twins(df: pd.DataFrame, x_col: str) -> pd.DataFrame:
-    """Name the accepted rows that are equal to a frontier row in both numbers, and that row.
-
-    A frontier rises strictly, so that of equal candidates it holds one. Columns: ``candidate,
-    equals``.
-    """
-    frontier = pareto_frontier(df, x_col)
-    keys = [x_col, "accuracy"]
-    others = df[accepted_mask(df)].drop(index=frontier.index)
-    named = frontier[["candidate", *keys]].rename(columns={"candidate": "equals"})
-    return others[["candidate", *keys]].merge(named, on=keys)[["candidate", "equals"]]

@@ -11,7 +11,7 @@ from edgeopt.data.splits import SPLIT_BY_SEED, Split
 
 
 @dataclass(frozen=True, eq=False)
-class Pool:
+class Population:
     """A data set before the draws: what may be trained on, what only judges.
 
     ``duplicates_dropped`` counts images left out of ``train`` because another role, or ``train``
@@ -27,7 +27,7 @@ class Pool:
     origin: str = SPLIT_BY_SEED
     left_out: tuple[str, ...] = ()
 
-    def with_classes(self, class_names: Sequence[str]) -> "Pool":
+    def with_classes(self, class_names: Sequence[str]) -> "Population":
         """Put the classes into another order; which images have which role stays.
 
         Raises ``ValueError`` unless the names are those of the classes, each once.

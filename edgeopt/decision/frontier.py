@@ -1,29 +1,15 @@
-"""How sure the numbers are: intervals over seeds and images, odds of the frontier."""
+"""The frontier of accuracy against a cost, and how sure it is."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from edgeopt.decision.paired import (
-    Correct,
-    accuracy_ties,
-    correctness,
-    detectable_difference,
-    paired_comparison,
-)
+from edgeopt.decision.budgets import accepted_mask
+from edgeopt.decision.paired import Correct, accuracy_ties, correctness
 from edgeopt.metrics import check_samples, resampled_medians, round_weights
-
-__all__ = [
-    "Interval",
-    "detectable_difference",
-    "frontier_probability",
-    "hypervolume",
-    "paired_comparison",
-]
-
+from edgeopt.schema import require_columns
 
 FRONTIER_COLUMNS = (
     "candidate",
@@ -35,12 +21,35 @@ FRONTIER_COLUMNS = (
 )
 
 
-class Interval(NamedTuple):
-    """An estimate with the low and high end of its interval."""
+def pareto_frontier(df: pd.DataFrame, x_col: str) -> pd.DataFrame:
+    """Keep the accepted rows that no other accepted row beats on ``x_col`` and accuracy.
 
-    mean: float
-    low: float
-    high: float
+    Rows come in ascending ``x_col`` with strictly rising ``accuracy``; at equal ``x_col`` the most
+    accurate stays. Rows without either number are left out. Columns and index labels are kept.
+
+    Raises
+    ------
+    ValueError
+        When ``accepted``, ``accuracy`` or ``x_col`` is not a column.
+    """
+    require_columns(df, ["accepted", "accuracy", x_col], what="pareto_frontier")
+    rows = df[accepted_mask(df)].dropna(subset=["accuracy", x_col])
+    rows = rows.sort_values([x_col, "accuracy"], ascending=[True, False], kind="stable")
+    best_before = rows["accuracy"].cummax().shift()
+    return rows[best_before.isna() | (rows["accuracy"] > best_before)]
+
+
+def frontier_twins(df: pd.DataFrame, x_col: str) -> pd.DataFrame:
+    """Name the accepted rows that are equal to a frontier row in both numbers, and that row.
+
+    A frontier rises strictly, so that of equal candidates it holds one. Columns: ``candidate,
+    equals``.
+    """
+    frontier = pareto_frontier(df, x_col)
+    keys = [x_col, "accuracy"]
+    others = df[accepted_mask(df)].drop(index=frontier.index)
+    named = frontier[["candidate", *keys]].rename(columns={"candidate": "equals"})
+    return others[["candidate", *keys]].merge(named, on=keys)[["candidate", "equals"]]
 
 
 def frontier_probability(

@@ -1,4 +1,4 @@
-"""Intervals and frontier odds: by hand, by brute force, and their coverage by simulation."""
+"""The frontier by hand and by brute force, and its probabilities."""
 
 import numpy as np
 import pandas as pd
@@ -6,10 +6,128 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeopt.decision.answers import share_interval
-from edgeopt.decision.statistics import frontier_probability, hypervolume
-from edgeopt.metrics.latency import median_interval
-from edgeopt.metrics.quality import wilson_interval
+from edgeopt.decision.frontier import (
+    frontier_probability,
+    frontier_twins,
+    hypervolume,
+    pareto_frontier,
+)
+
+NAN = float("nan")
+
+
+def sweep(**columns):
+    return pd.DataFrame({"accepted": True, **columns})
+
+
+def points(frame):
+    return list(zip(frame["latency_ms"], frame["accuracy"], strict=True))
+
+
+class TestParetoFrontier:
+    def test_by_hand(self):
+        frame = sweep(
+            latency_ms=[3.0, 1.0, 2.0, 2.0, 4.0, 0.5],
+            accuracy=[0.9, 0.7, 0.8, 0.85, 0.9, 0.99],
+        ).assign(accepted=[True] * 5 + [False], note=list("abcdef"))
+        frontier = pareto_frontier(frame, "latency_ms")
+        assert points(frontier) == [(1.0, 0.7), (2.0, 0.85), (3.0, 0.9)]
+        assert frontier["note"].tolist() == ["b", "d", "a"]
+        assert frontier.index.tolist() == [1, 3, 0]
+
+    def test_any_column_serves_as_x(self):
+        frame = sweep(energy_proxy_j=[2.0, 1.0], accuracy=[0.9, 0.95])
+        assert pareto_frontier(frame, "energy_proxy_j")["accuracy"].tolist() == [0.95]
+
+    def test_rows_without_a_number_are_left_out(self):
+        frame = sweep(latency_ms=[1.0, NAN, 0.5], accuracy=[0.9, 0.99, NAN])
+        assert points(pareto_frontier(frame, "latency_ms")) == [(1.0, 0.9)]
+
+    def test_a_missing_acceptance_is_not_accepted(self):
+        frame = sweep(latency_ms=[1.0, 2.0], accuracy=[0.8, 0.9]).assign(accepted=[True, None])
+        assert points(pareto_frontier(frame, "latency_ms")) == [(1.0, 0.8)]
+
+    @pytest.mark.parametrize("rejected", [False, True])
+    def test_empty_in_empty_out_with_the_columns(self, rejected):
+        frame = sweep(latency_ms=[1.0], accuracy=[0.9], candidate=["a"])
+        frame = frame.assign(accepted=False) if rejected else frame.iloc[:0]
+        frontier = pareto_frontier(frame, "latency_ms")
+        assert frontier.empty
+        assert list(frontier.columns) == list(frame.columns)
+
+    def test_a_frame_that_never_had_rows(self):
+        frame = pd.DataFrame(columns=["accepted", "accuracy", "latency_ms"])
+        assert pareto_frontier(frame, "latency_ms").empty
+
+    def test_an_unknown_column_is_named_with_those_there_are(self):
+        frame = sweep(latency_ms=[1.0], accuracy=[0.9])
+        with pytest.raises(ValueError, match=r"column\(s\) speed; the table has: accepted, lat"):
+            pareto_frontier(frame, "speed")
+
+    frames = st.lists(
+        st.tuples(
+            st.booleans(),
+            st.integers(0, 6).map(float) | st.just(NAN),
+            st.integers(0, 6).map(float) | st.just(NAN),
+        ),
+        max_size=25,
+    ).map(
+        lambda rows: pd.DataFrame(rows, columns=["accepted", "latency_ms", "accuracy"]).astype(
+            {"accepted": bool}
+        )
+    )
+
+    @given(frames)
+    def test_frontier_rows_are_accepted_and_strictly_better_one_after_the_other(self, frame):
+        frontier = pareto_frontier(frame, "latency_ms")
+        assert frontier["accepted"].all()
+        assert (np.diff(frontier["latency_ms"]) > 0).all()
+        assert (np.diff(frontier["accuracy"]) > 0).all()
+
+    @given(frames)
+    def test_every_accepted_row_is_matched_or_beaten_by_a_frontier_row(self, frame):
+        frontier = points(pareto_frontier(frame, "latency_ms"))
+        for x, accuracy in points(frame[frame["accepted"]].dropna()):
+            assert any(fx <= x and fa >= accuracy for fx, fa in frontier)
+
+    @given(frames)
+    def test_no_accepted_row_beats_a_frontier_row(self, frame):
+        frontier = points(pareto_frontier(frame, "latency_ms"))
+        for x, accuracy in points(frame[frame["accepted"]].dropna()):
+            assert not any(
+                x <= fx and accuracy >= fa and (x, accuracy) != (fx, fa) for fx, fa in frontier
+            )
+
+    @given(frames)
+    def test_idempotent(self, frame):
+        once = pareto_frontier(frame, "latency_ms")
+        pd.testing.assert_frame_equal(pareto_frontier(once, "latency_ms"), once)
+
+    @given(frames, st.randoms())
+    def test_the_order_of_the_rows_does_not_matter(self, frame, random):
+        order = list(range(len(frame)))
+        random.shuffle(order)
+        shuffled = pareto_frontier(frame.iloc[order], "latency_ms")
+        assert points(shuffled) == points(pareto_frontier(frame, "latency_ms"))
+
+
+class TestFrontierTwins:
+    def test_frontier_twins_are_equal_in_both_numbers(self):
+        frame = sweep(
+            candidate=["a", "b", "slow", "worse", "c", "d", "refused"],
+            latency_ms=[1.0, 1.0, 1.1, 1.0, 2.0, 2.0, 1.0],
+            accuracy=[0.8, 0.8, 0.8, 0.79, 0.9, 0.9, 0.8],
+        ).assign(accepted=[True] * 6 + [False])
+        twins = frontier_twins(frame, "latency_ms")
+        assert twins.to_numpy().tolist() == [["b", "a"], ["d", "c"]]
+        assert list(twins) == ["candidate", "equals"]
+        on_it = pareto_frontier(frame, "latency_ms")["candidate"].tolist()
+        assert on_it == twins["equals"].tolist()
+
+    def test_frontier_twins_of_a_frontier_of_all_are_none(self):
+        frame = sweep(candidate=["a", "b"], latency_ms=[1.0, 2.0], accuracy=[0.8, 0.9])
+        assert frontier_twins(frame, "latency_ms").empty
+        assert frontier_twins(frame.iloc[:0], "latency_ms").empty
 
 
 def latency_samples(medians, *, rounds=10, calls=5, spread=0.0):
@@ -178,54 +296,3 @@ def test_hypervolume_refuses():
         hypervolume(table, x_col="latency_ms", reference=(np.inf, 0))
     with pytest.raises(ValueError, match=r"hypervolume needs the column.* energy_j"):
         hypervolume(table, x_col="energy_j", reference=(1, 0))
-
-
-def coverage(intervals, truth):
-    return np.mean([low <= truth <= high for low, high in intervals])
-
-
-def logistic_accuracy(rng, *, spread, count=2_000_000):
-    return np.mean(1 / (1 + np.exp(-3.5 - spread * rng.normal(size=count))))
-
-
-@pytest.mark.slow
-def test_wilson_interval_covers_95_percent():
-    right = np.random.default_rng(0).binomial(3000, 0.88, size=4000)
-    intervals = [wilson_interval(correct, 3000) for correct in right]
-    assert 0.93 <= coverage(intervals, 0.88) <= 0.97
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("seeds", "seed_effect"), [(3, 0.2), (5, 0.0), (5, 0.2), (10, 0.2)])
-def test_share_interval_over_seeds_and_images_covers_95_percent(seeds, seed_effect):
-    rng = np.random.default_rng(1)
-    image_effect, noise = 3.0, 1.0
-    truth = logistic_accuracy(rng, spread=np.hypot(np.hypot(seed_effect, image_effect), noise))
-
-    def interval():
-        score = 3.5 + seed_effect * rng.normal(size=(seeds, 1))
-        score = score + image_effect * rng.normal(size=(1, 1000))
-        score = score + noise * rng.normal(size=(seeds, 1000)) + rng.logistic(size=(seeds, 1000))
-        return share_interval(score > 0)
-
-    assert 0.93 <= coverage([interval() for _ in range(2000)], truth) <= 0.97
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("rounds", "round_effect"), [(10, 0.05), (20, 0.0), (20, 0.2)])
-def test_median_interval_covers_95_percent(rounds, round_effect):
-    rng = np.random.default_rng(2)
-
-    def latencies(rounds, calls):
-        noise = np.exp(0.2 * rng.normal(size=(rounds, calls)))
-        return noise + round_effect * rng.normal(size=(rounds, 1))
-
-    truth = np.median(latencies(2_000_000, 1))
-
-    def interval(seed):
-        table = pd.DataFrame(
-            {"round": np.repeat(np.arange(rounds), 20), "latency_ms": latencies(rounds, 20).ravel()}
-        )
-        return median_interval(table, replicates=500, seed=seed)
-
-    assert 0.93 <= coverage([interval(seed) for seed in range(1000)], truth) <= 0.97
