@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeopt.decision.budgets import apply_budgets, budget_column
+from edgeopt.decision.budgets import accepted_mask, apply_budgets, budget_column
 
 NAN = float("nan")
 
@@ -77,3 +77,10 @@ class TestApplyBudgets:
         loose = apply_budgets(frame, memory_budgets_mb=[], active_memory_budget_mb=small + extra)
         assert (loose["accepted"] | ~tight["accepted"]).all()
         assert (tight["accepted"] == ~tight[budget_column(small)]).all()
+
+
+def test_accepted_mask_takes_only_what_is_known_to_be_accepted():
+    frame = pd.DataFrame({"accepted": [True, False, None]})
+    assert accepted_mask(frame).tolist() == [True, False, False]
+    nullable = pd.DataFrame({"accepted": pd.array([True, None], dtype="boolean")})
+    assert accepted_mask(nullable).tolist() == [True, False]
