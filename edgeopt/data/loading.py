@@ -15,10 +15,8 @@ from edgeopt.data.population import Population, split_off, stratified_order, wit
 from edgeopt.data.preprocessing import Preprocessing
 from edgeopt.data.resized import resize_population
 from edgeopt.data.sources import FULL_SETS, FullSet
-from edgeopt.data.splits import OFFICIAL_TEST, Split, Splits, shared_images
+from edgeopt.data.splits import OFFICIAL_TEST, Split, Splits
 from edgeopt.schema import DATASETS, require_known
-
-__all__ = ["Split", "Splits", "build_loaders", "load_splits", "shared_images"]
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "SmallCNN",
             "build_model",
             "check_network",
-            "dump_weights",
             "input_channels",
             "load_small_cnn",
             "network_digest",
@@ -23,6 +22,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "run_named",
         ],
         "training": ["evaluate", "fit", "predict_logits", "train_model"],
-        "weights": ["load_weights"],
+        "weights": ["dump_weights", "load_weights"],
     },
 )

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgeopt.model.weights import dump_weights as dump_weights
 from edgeopt.model.weights import fit_weights, load_weights, read_weights, weights_path
 
 LIBRARIES = (torch.__name__, "torchvision")

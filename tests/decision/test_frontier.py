@@ -12,16 +12,7 @@ from edgeopt.decision.frontier import (
     hypervolume,
     pareto_frontier,
 )
-
-NAN = float("nan")
-
-
-def sweep(**columns):
-    return pd.DataFrame({"accepted": True, **columns})
-
-
-def points(frame):
-    return list(zip(frame["latency_ms"], frame["accuracy"], strict=True))
+from tests.decision.test_budgets import NAN, points, sweep
 
 
 class TestParetoFrontier:

@@ -9,21 +9,6 @@ from edgeopt.metrics.latency import median_interval
 from edgeopt.metrics.quality import wilson_interval
 
 
-def latency_samples(medians, *, rounds=10, calls=5, spread=0.0):
-    rng = np.random.default_rng(0)
-    tables = [
-        pd.DataFrame(
-            {
-                "candidate": name,
-                "round": np.repeat(np.arange(rounds), calls),
-                "latency_ms": median + spread * rng.normal(size=rounds * calls),
-            }
-        )
-        for name, median in medians.items()
-    ]
-    return pd.concat(tables, ignore_index=True)
-
-
 def coverage(intervals, truth):
     return np.mean([low <= truth <= high for low, high in intervals])
 

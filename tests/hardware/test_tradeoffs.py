@@ -2,16 +2,7 @@ import pandas as pd
 import pytest
 
 from edgeopt.hardware.tradeoffs import precision_tradeoff_table
-
-NAN = float("nan")
-
-
-def sweep(**columns):
-    return pd.DataFrame({"accepted": True, **columns})
-
-
-def points(frame):
-    return list(zip(frame["latency_ms"], frame["accuracy"], strict=True))
+from tests.decision.test_budgets import NAN
 
 
 class TestPrecisionTradeoffs:
