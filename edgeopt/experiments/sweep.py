@@ -29,7 +29,7 @@ from edgeopt.pruning import structured_channel_prune
 from edgeopt.quantization import first_batches
 from edgeopt.quantization import precision_variant as precision_variant
 from edgeopt.runtimes import RUNTIMES
-from edgeopt.schema import PositiveFloat, checked_spec
+from edgeopt.schema import Positive, PositiveFloat, checked_spec
 from edgeopt.system import Int8Scheme
 
 MEAN_FACTS = ("macro_f1", "agreement")
@@ -70,7 +70,7 @@ class Target:
 
     power_watts: PositiveFloat = 5.0
     latency_multiplier: PositiveFloat = 1.0
-    memory_budgets_mb: tuple[PositiveFloat, ...] = (0.015, 0.03, 0.06)
+    memory_budgets_mb: tuple[Positive | PositiveFloat, ...] = (0.015, 0.03, 0.06)
     active_memory_budget_mb: PositiveFloat = 0.03
 
 
@@ -129,10 +129,10 @@ def run_sweep(
     if torch.device(device).type != "cpu":
         raise ValueError(f"device is {str(device)!r}; allowed: cpu, the target has no GPU")
     target = Target(
-        power_watts=power_watts,
-        latency_multiplier=latency_multiplier,
+        power_watts=float(power_watts),  # numbers of NumPy too
+        latency_multiplier=float(latency_multiplier),
         memory_budgets_mb=tuple(memory_budgets_mb),
-        active_memory_budget_mb=active_memory_budget_mb,
+        active_memory_budget_mb=float(active_memory_budget_mb),
     )
     specs = grid(pruning_levels, precisions, runtimes, recipe=recipe, model=model)
     models = _networks(base_model, pruning_levels, pruned_models)

@@ -10,7 +10,7 @@ from edgeopt.experiments.sweep import run_sweep
 from edgeopt.experiments.trainings import pruned_recipes
 from edgeopt.study.folder import RunFolder
 from edgeopt.study.study import Study, open_study
-from tests.browser.visits import require_sound
+from tests.browser.visits import faults
 from tests.own_network import COLOUR
 
 
@@ -111,4 +111,4 @@ def test_every_page_of_a_whole_run_is_sound(visit, whole_run, screenshots):
     assert len(pages) == 7
     for path in pages:
         opened = visit(path, size="phone", scheme="dark")
-        require_sound(opened, screenshots / f"whole-{path.stem}.png")
+        assert faults(opened, screenshots / f"whole-{path.stem}.png") == []

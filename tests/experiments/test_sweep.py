@@ -302,3 +302,8 @@ def test_sweep_table_to_decide_judges_all_seeds():
     assert decision.baseline["seeds"] == 2
     assert decision.pick["accuracy_drop_low"] <= decision.pick["accuracy_drop"]
     assert decision.recall_checked
+
+
+def test_target_keeps_budgets_as_they_were_given():
+    # the names of the columns violates_{budget}mb are made from them
+    assert repr(Target(memory_budgets_mb=(1, 2.0, 0.5)).memory_budgets_mb) == "(1, 2.0, 0.5)"
