@@ -232,8 +232,8 @@ for model, rows in table.groupby("model", sort=False):
     int8, fp32 = (rows[rows["precision"] == precision] for precision in ("int8", "fp32"))
     share = int8["weight_bytes"].mean() / rows["weight_bytes"].max()
     loss = 100 * (fp32["accuracy"].max() - int8["accuracy"].min())
-    print(f"{model}: int8 weights take {share:.0%} of fp32's; the worst of {len(int8)} runtimes")
-    print(f"loses {loss:.2f} points.")
+    weights = f"int8 weights take {share:.0%} of fp32's"
+    print(f"{model}: {weights}; the worst of {len(int8)} runtimes loses {loss:.2f} points.")
 
 # %% tags=["nbval-ignore-output"]
 for model, found in recovered.items():

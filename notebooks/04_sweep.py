@@ -332,9 +332,10 @@ folder.write_table("pick_comparison.csv", against_pick).drop(columns=brief).roun
 
 # %% tags=["nbval-ignore-output"]
 sweep = with_test(sweep, predicted, labels=labels, class_names=study.class_names)
-folder.write_table("sweep_results.csv", sweep)
 tests = {"test": comparison.to_dict("records"), "against_pick": against_pick.to_dict("records")}
 folder.write_json("summary.json", decision.to_dict() | tests | {"busy": disturbance(conditions)})
+tested = ["candidate", "accuracy", "test_accuracy", "test_accuracy_low", "test_accuracy_high"]
+folder.write_table("sweep_results.csv", sweep)[tested].round(4)
 
 # %% [markdown]
 # ## Class by class

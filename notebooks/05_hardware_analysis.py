@@ -100,7 +100,7 @@ counted[columns].round(3)
 layers = measure_networks(
     counted["model"].unique(), networks, shapes=shapes, threads=config.threads
 )
-folder.write_table("layerwise_breakdown.csv", layers)
+layers = folder.write_table("layerwise_breakdown.csv", layers)
 
 # %% tags=["nbval-ignore-output"]
 for model, rows in layers.groupby("model", sort=False):
