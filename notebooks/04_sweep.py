@@ -334,8 +334,7 @@ folder.write_table("pick_comparison.csv", against_pick).drop(columns=brief).roun
 sweep = with_test(sweep, predicted, labels=labels, class_names=study.class_names)
 tests = {"test": comparison.to_dict("records"), "against_pick": against_pick.to_dict("records")}
 folder.write_json("summary.json", decision.to_dict() | tests | {"busy": disturbance(conditions)})
-tested = ["candidate", "accuracy", "test_accuracy", "test_accuracy_low", "test_accuracy_high"]
-folder.write_table("sweep_results.csv", sweep)[tested].round(4)
+folder.write_table("sweep_results.csv", sweep)[["candidate", "accuracy", "test_accuracy"]].round(4)
 
 # %% [markdown]
 # ## Class by class
