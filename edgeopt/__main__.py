@@ -9,14 +9,15 @@ from pathlib import Path
 from edgeopt.config import load_config
 from edgeopt.data import rebuild_embedded
 from edgeopt.reports import (
+    compare_runs,
     find_notebooks,
     find_run,
+    make_comparison,
     make_report,
     only_one,
     read_manifest,
     verify,
     write_back,
-    write_comparison,
     write_readme,
 )
 from edgeopt.study import open_run
@@ -54,10 +55,16 @@ def verify_run(options: argparse.Namespace) -> int:
 
 
 def compare(options: argparse.Namespace) -> int:
-    """Write a page that compares two runs, candidate by candidate."""
-    page = write_comparison(find_run(options.first), find_run(options.second))
-    log.info("comparison: %s", page)
-    return 0
+    """Compare two runs on a page; with --fail 1 when the second's pick got worse beyond noise."""
+    runs = find_run(options.first), find_run(options.second)
+    found = compare_runs(*runs)
+    for warning in found.warnings:
+        log.warning("%s", warning)
+    if not make_comparison(*runs):
+        return 1
+    for number in found.regressions if options.fail else ():
+        log.error("%s of the pick got worse from run %s to %s", number, *(r.name for r in runs))
+    return int(options.fail and bool(found.regressions))
 
 
 def readme(options: argparse.Namespace) -> int:
@@ -100,7 +107,11 @@ ARGUMENTS = {
         "--write-back": {"action": "store_true", "help": "put the outputs into notebooks/ too"},
     },
     "verify": {"--run": {**RUN, "required": True}},
-    "compare": {"first": RUN, "second": RUN},
+    "compare": {
+        "first": RUN,
+        "second": RUN,
+        "--fail": {"action": "store_true", "help": "exit with 1 when the pick got worse"},
+    },
     "readme": {"--run": {**RUN, "default": "default"}},
     "rebuild-embedded": {
         "--data-dir": {"default": "data", "help": "where the full set is, or will be"},

@@ -1,9 +1,11 @@
-"""Names, units and vocabularies of every table, written once."""
+"""Names, units and vocabularies of every table, and how numbers are written, all in one place."""
 
+import math
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from typing import Annotated, Any
 
 import pydantic.dataclasses
@@ -65,50 +67,183 @@ MIN_SAMPLES_P99 = 662
 
 @dataclass(frozen=True)
 class Column:
-    """A table column: what it is called in words and in which unit it is counted."""
+    """A table column: its title in words, its unit, and what it means where the title is short.
+
+    Numbers of the unit ``%`` and ``points`` are kept as shares (0.02 is 2 %), of the unit ``MiB``
+    and ``bytes`` are shown in what suits their size, of ``J`` with an SI prefix.
+    """
 
     title: str
     unit: str = ""
+    meaning: str = ""
 
     @property
     def label(self) -> str:
-        """Axis label, e.g. ``Latency, median (ms)``."""
-        return f"{self.title} ({self.unit})" if self.unit else self.title
+        """Axis label, e.g. ``Latency, median (ms)``; an axis of shares has the % at its ticks."""
+        return f"{self.title} ({self.unit})" if self.unit not in ("", "%") else self.title
 
 
+TIMES, MINUS, DASH = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}", "\N{EN DASH}"
 COLUMNS = {
-    "candidate": Column("Candidate"),
-    "pruning_level": Column("Pruning level"),
-    "precision": Column("Precision"),
+    "candidate": Column("Candidate", meaning="Network, level, runtime and precision in one name."),
+    "model": Column("Network"),
+    "pruning_level": Column(
+        "Pruning level", "%", "Share of the channels that every prunable layer lost."
+    ),
+    "precision": Column("Precision", meaning="Type that the executed graph multiplies in."),
     "runtime": Column("Runtime"),
-    "recipe": Column("Training recipe"),
-    "accuracy": Column("Validation accuracy"),
-    "test_accuracy": Column("Test accuracy"),
-    "macro_f1": Column("Macro F1"),
+    "recipe": Column("Training recipe", meaning="How the network came by its weights."),
+    "remedy": Column("Remedy", meaning="What repaired an int8 that had lost too much accuracy."),
+    "status": Column("Status", meaning="ok, or failed with its error."),
+    "error": Column("Error"),
+    "accuracy": Column("Validation accuracy", "%", "Mean over the seeds."),
+    "accuracy_low": Column("Validation accuracy, low end", "%", "Of the 95% interval."),
+    "accuracy_high": Column("Validation accuracy, high end", "%", "Of the 95% interval."),
+    "test_accuracy": Column("Test accuracy", "%", "Scored once, after the choice."),
+    "macro_f1": Column("Macro F1", "%", "Mean over classes of the F1 score, and over the seeds."),
+    "recall": Column("Recall", "%"),
+    "agreement": Column(
+        "Agreement with fp32", "%", "Images on which it answers as its fp32 parent does."
+    ),
     "latency_ms": Column("Latency, mean", "ms"),
     "latency_std_ms": Column("Latency, standard deviation", "ms"),
-    "latency_p50_ms": Column("Latency, median", "ms"),
+    "latency_p50_ms": Column("Latency, median", "ms", "Of one call of the runtime."),
+    "latency_p50_low_ms": Column("Latency, median, low end", "ms", "Of the 95% interval."),
+    "latency_p50_high_ms": Column("Latency, median, high end", "ms", "Of the 95% interval."),
     "latency_p95_ms": Column("Latency, 95th percentile", "ms"),
-    "latency_relative": Column("Latency, median, relative to the reference kernel"),
-    "throughput_sps": Column("Throughput of calls one after the other", "images/s"),
-    "memory_mb": Column("Weights", "MiB"),
+    "latency_relative": Column(
+        "Latency, median, relative to the reference kernel",
+        meaning="The kernel is one matrix product, timed in every round.",
+    ),
+    "latency_kind": Column("Kind of latency", meaning="measured, or estimated by a multiplier."),
+    "throughput_sps": Column("Reciprocal of the mean latency", "images/s"),
+    "memory_mb": Column("Weights", "MiB", "What the memory budgets limit."),
     "weight_bytes": Column("Weights", "bytes"),
     "artifact_bytes": Column("Artifact on disk", "bytes"),
-    "peak_activation_bytes": Column("Peak activations", "bytes"),
-    "peak_rss_bytes": Column("Peak process RSS", "bytes"),
-    "energy_proxy_j": Column("Energy estimate (proxy): mean latency x assumed power", "J"),
-    "energy_model_j": Column("Energy estimate (model): 45 nm operations and traffic", "J"),
+    "peak_activation_bytes": Column(
+        "Peak activations", "bytes", "By liveness over the executed graph."
+    ),
+    "added_rss_bytes": Column(
+        "Memory that the file adds",
+        "bytes",
+        "Resident memory that one more copy, loaded and run, adds to a process of its runtime; "
+        "0 where the allocator had room for it.",
+    ),
+    "peak_rss_bytes": Column(
+        "Peak memory of the process",
+        "bytes",
+        "Of a fresh process that loads and runs the file: Python and the runtime's library "
+        "included, which dwarf a small network.",
+    ),
+    "idle_rss_bytes": Column("Memory of the idle process", "bytes", "Before the file is loaded."),
+    "energy_proxy_j": Column(
+        "Energy estimate (proxy)", "J", f"Mean latency {TIMES} an assumed power."
+    ),
+    "energy_model_j": Column(
+        "Energy estimate (model)", "J", "Operations and traffic at published 45 nm energies."
+    ),
     "energy_measured_j": Column("Energy measured by RAPL", "J"),
-    "int8_mac_share": Column("Share of MACs in integer arithmetic"),
-    "agreement": Column("Top-1 agreement with the fp32 parent"),
-    "macs": Column("Multiply-accumulates", "MACs"),
+    "int8_mac_share": Column("MACs in integers", "%", "Read from the executed graph."),
+    "macs": Column("Multiply-accumulates (MACs)"),
     "parameters": Column("Parameters"),
+    "macs_kept": Column("MACs kept", "%"),
+    "parameters_kept": Column("Parameters kept", "%"),
+    "accepted": Column("Fits the memory budget"),
+    "frontier_probability": Column("Probability of being on the frontier", "%"),
+    "accuracy_ties": Column("Candidates as accurate", meaning="By a paired test."),
+    "accuracy_drop": Column("Accuracy drop", "points"),
+    "accuracy_difference": Column("Accuracy, difference", "points"),
+    "accuracy_change": Column("Accuracy, change", "points"),
+    "macro_f1_change": Column("Macro F1, change", "points"),
+    "difference_low": Column("Difference, low end", "points"),
+    "difference_high": Column("Difference, high end", "points"),
+    "worst_recall_drop": Column("Fall of recall", "points"),
+    "worst_recall": Column("Recall", "%"),
+    "size_reduction": Column("Size reduction", "%"),
+    "latency_reduction": Column("Latency reduction", "%"),
+    "shortfall": Column("Largest miss", "%", "As a share of the limit that it misses."),
+    "reason": Column("Reason"),
+    "p_value": Column("p"),
+    "p_holm": Column("p, corrected (Holm)"),
+    "file_ratio": Column(f"File, fp32 {DASH} times as large"),
+    "speedup": Column("Speed, times that of fp32"),
+    "share": Column("Share of the time", "%"),
+    "measured_share": Column("Share of the time", "%"),
+    "macs_share": Column("Share of the MACs", "%"),
+    "measured_ms": Column("Time", "ms"),
+    "op": Column("Operator"),
+    "arithmetic_intensity": Column("Arithmetic intensity", "MACs/byte"),
+    "achieved_gmacs": Column("Achieved", "GMAC/s"),
+    "compute_utilization": Column("Of the compute ceiling", "%"),
+    "bandwidth_utilization": Column("Of the bandwidth ceiling", "%"),
+    "latency_estimate_ms": Column("Latency, estimate", "ms"),
 }
+SCALES = {"%": 100, "points": 100}
+JOULES = ((1, "J"), (1e-3, "mJ"), (1e-6, "\N{MICRO SIGN}J"), (1e-9, "nJ"))
 
 
 def label(column: str) -> str:
     """Axis label of a column, falling back to its name in words."""
     return COLUMNS[column].label if column in COLUMNS else column.replace("_", " ")
+
+
+def known(value: Any) -> bool:
+    """Whether a cell holds something: not None, not NaN, not empty."""
+    return (
+        value is not None and value != "" and not (isinstance(value, float) and math.isnan(value))
+    )
+
+
+def significant(value: float) -> str:
+    """Write a number with at most four significant digits; a count in full."""
+    if isinstance(value, Integral):
+        return f"{value:,}".replace("-", MINUS)
+    text = f"{value:.4g}"
+    return (text if abs(value) < 1000 else f"{float(text):,.0f}").replace("-", MINUS)
+
+
+def quantity(column: str, value: Any, *, exact: bool = False, signed: bool = False) -> str:
+    """Write a number with the unit of its column, e.g. ``20.5 KiB``, ``1.2 points`` or ``89.5%``.
+
+    What is not known is a dash. ``exact`` gives ten digits, and bytes in place of KiB and MiB;
+    ``signed`` puts a plus before what is above zero.
+    """
+    if not known(value):
+        return DASH
+    unit = COLUMNS[column].unit
+    if unit in ("bytes", "MiB"):
+        number, unit = _bytes(value * MIB if unit == "MiB" else value, exact)
+    elif unit == "J":
+        scale, unit = next((s, u) for s, u in JOULES if abs(value) >= s or s == JOULES[-1][0])
+        number = value / scale
+    else:
+        number = value * SCALES.get(unit, 1)
+    digits = {"%": ",.1f", "points": ".2f"}.get(unit)
+    text = f"{number:,.10g}" if exact else f"{number:{digits}}" if digits else significant(number)
+    text = text.replace("-", MINUS)
+    if not text.strip(f"{MINUS}0."):
+        text = text.removeprefix(MINUS)
+    sign = "+" if signed and number > 0 and text.strip("0.") else ""
+    return f"{sign}{text}{'' if unit == '%' else ' '}{unit}".strip()
+
+
+def _bytes(count: float, exact: bool) -> tuple[float, str]:
+    """Bytes in the unit that suits their number."""
+    if exact:
+        return count, "bytes"
+    return (count / MIB, "MiB") if abs(count) >= MIB else (count / 1024, "KiB")
+
+
+def display_unit(column: str, largest: float) -> tuple[float, str]:
+    """Scale and unit of a whole table column, whose largest value decides."""
+    unit = COLUMNS[column].unit if column in COLUMNS else ""
+    if unit in ("bytes", "MiB"):
+        size = MIB if unit == "MiB" else 1
+        return (size / MIB, "MiB") if largest * size >= MIB else (size / 1024, "KiB")
+    if unit == "J":
+        scale, prefixed = next((s, u) for s, u in JOULES if largest >= s or s == JOULES[-1][0])
+        return 1 / scale, prefixed
+    return SCALES.get(unit, 1), unit
 
 
 def file_stem(name: str) -> str:

@@ -62,6 +62,7 @@ max_int8_drop = 0.01
 # %%
 from concurrent.futures import ThreadPoolExecutor
 
+import pandas as pd
 from IPython.display import display
 
 from edgeopt import plots
@@ -313,6 +314,9 @@ folder.save_figure("frontier", ax, alt=alt, numbers=sweep[shown])
 # them once, by the artifact that would ship. Differences from the fp32 parent are taken image by image
 # over all seeds, with their interval (one seed: exact McNemar test and Tango's interval; several: images
 # and seeds as two levels), corrected for how many variants can differ at all (Holm).
+#
+# Does the pick differ from what it was chosen over? In the second table a positive difference is the
+# lead of the other one (`candidate`) over the pick (`parent`).
 
 # %% tags=["nbval-ignore-output"]
 with process_pool() as pool:
@@ -321,17 +325,13 @@ labels = study.labels("test")
 right = {name: classes == labels for name, classes in predicted.items()}
 comparison, against_pick = compare_on_test(right, candidates, decision=decision)
 brief = ["images", "p_value", "detectable_difference", "method"]
-folder.write_table("paired_comparison.csv", comparison).drop(columns=brief).round(4)
-
-# %% [markdown]
-# Does the pick differ from what it was chosen over? A positive difference is the lead of the other one
-# (`candidate`) over the pick (`parent`).
-
-# %% tags=["nbval-ignore-output"]
-folder.write_table("pick_comparison.csv", against_pick).drop(columns=brief).round(4)
+tests = {"paired_comparison.csv": comparison, "pick_comparison.csv": against_pick}
+for name, rows in tests.items():
+    display(folder.write_table(name, rows).drop(columns=brief))
 
 # %% tags=["nbval-ignore-output"]
 sweep = with_test(sweep, predicted, labels=labels, class_names=study.class_names)
+sweep = sweep.merge(decision.standings, "left", "candidate")
 tests = {"test": comparison.to_dict("records"), "against_pick": against_pick.to_dict("records")}
 folder.write_json("summary.json", decision.to_dict() | tests | {"busy": disturbance(conditions)})
 folder.write_table("sweep_results.csv", sweep)[["candidate", "accuracy", "test_accuracy"]].round(4)
@@ -350,14 +350,24 @@ alt = f"Recall of each class on the test images, before ({parent}) and after ({c
 folder.save_figure("per_class_change", plots.per_class_change(change), alt=alt, numbers=change)
 
 # %% tags=["nbval-ignore-output"]
-for when, name in (("before", parent), ("after", chosen)):
-    if name in predicted:
-        confusion = confusion_table(labels, predicted[name][0], class_names=study.class_names)
-        title = f"{when.capitalize()} compression, {len(labels):,} test images"
-        ax = plots.confusion_matrix(confusion, title=title)
-        alt = f"Confusion matrix of {name} on the test images."
-        numbers = confusion.reset_index()
-        display(folder.save_figure(f"confusion_{when}", ax, alt=alt, numbers=numbers))
+pair = {"before": predicted[parent][0], "after": predicted[chosen][0]}
+names = study.class_names
+tables = {when: confusion_table(labels, own, class_names=names) for when, own in pair.items()}
+ax = plots.confusion_change(*tables.values(), titles=(parent, chosen))
+alt = f"Confusion matrices of {parent} and {chosen} on the test images, and their difference."
+folder.save_figure("confusion", ax, alt=alt, numbers=pd.concat(tables).reset_index())
+
+# %% [markdown]
+# What does the difference look like? Images that the baseline gets right and the pick gets wrong: above
+# each its true class, then the pick's answer.
+
+# %% tags=["nbval-ignore-output"]
+model = sweep.set_index("candidate").loc[chosen, "model"]
+ax = plots.lost_images(study.role("test")[model], **pair, names=names)
+hits = pd.crosstab(pair["before"] == labels, pair["after"] == labels)
+alt = f"Test images that {parent} gets right and {chosen} gets wrong, with the class of each."
+display(hits.rename_axis(index="baseline right", columns="pick right"))
+folder.save_figure("gallery", ax, alt=alt)
 
 # %% [markdown]
 # ## Conclusion

@@ -52,6 +52,7 @@ from edgeopt.hardware import (
     load_devices,
     measure_ceilings,
     measure_networks,
+    operator_table,
     place_on_roofline,
     profile_candidates,
 )
@@ -140,6 +141,19 @@ calls = (
     chosen.set_index("candidate")["latency_p50_ms"].rename("call_ms") / config.latency_multiplier
 )
 pd.concat([together, calls], axis=1, join="inner").round(4)
+
+# %% [markdown]
+# ## Inside the file to ship
+#
+# The operators that the pick's runtime executes, with the precision and MACs of those that multiply and,
+# where it has a profiler, what each takes.
+
+# %% tags=["nbval-ignore-output"]
+pick = folder.read_json("summary.json")["pick"] or {}
+for row in ran[ran["candidate"] == pick.get("candidate")].itertuples():
+    artifact = artifact_of(row, store, input_shape=shapes[row.model])
+    operators = operator_table(artifact, threads=config.threads)
+    display(folder.write_table("pick_operators.csv", operators))
 
 # %% [markdown]
 # ## The machine's ceilings

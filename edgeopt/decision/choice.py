@@ -10,12 +10,22 @@ import pandas as pd
 
 from edgeopt.decision.answers import Answers, gate_intervals
 from edgeopt.decision.gates import NEEDED, Constraints, Gates, gate_table
-from edgeopt.decision.limits import BROKEN, NOT_SETTLED, Limit, findings, quantity, texts
+from edgeopt.decision.limits import BROKEN, NOT_SETTLED, Limit, findings, texts
 from edgeopt.metrics import latency_ratios
 from edgeopt.runtimes import registered
-from edgeopt.schema import require_columns
+from edgeopt.schema import known, quantity, require_columns
 
 WORDS = {"memory_mb": "weights", "accuracy": "accuracy", "latency_p50_ms": "median latency"}
+STANDINGS = (
+    "pick",
+    "runner-up",
+    "good",
+    "good, not settled",
+    "acceptable",
+    "refused",
+    "over budget",
+    "failed",
+)
 NONE_BROKEN = "that break no gate and no limit"
 CLASS_WORDS = (
     "that pass every gate and limit",
@@ -30,8 +40,9 @@ class Decision:
 
     ``pick``, ``runner_up`` and ``baseline`` are rows of the sweep with the columns of
     :func:`gate_table`; ``rejected`` has ``candidate, reason, shortfall`` (the largest miss as a
-    share of its limit), the nearest first. ``recall_checked`` tells whether per-class recalls
-    were guarded.
+    share of its limit), the nearest first. ``standings`` has ``candidate, standing, decided_by``
+    of every candidate: where it ended (``STANDINGS``) and what decided that, in words.
+    ``recall_checked`` tells whether per-class recalls were guarded.
     """
 
     pick: dict[str, Any] | None
@@ -40,6 +51,7 @@ class Decision:
     reason: str
     what_it_would_take: str
     rejected: pd.DataFrame
+    standings: pd.DataFrame
     recall_checked: bool
 
     def to_dict(self) -> dict[str, Any]:
@@ -151,6 +163,7 @@ def decide(
         reason=reason,
         what_it_would_take=_what_it_would_take(pick, runner_up, samples, gates.latency_tie_cap),
         rejected=rejected,
+        standings=_standings(table, rejected, pick=pick, runner_up=runner_up),
         recall_checked=recalls is not None,
     )
 
@@ -200,6 +213,40 @@ def _rejected(table: pd.DataFrame) -> pd.DataFrame:
     )
     rejected = rejected[unmeasured | table["_shortfall"].gt(0)]
     return rejected.sort_values("shortfall", kind="stable", ignore_index=True)
+
+
+def _standings(
+    table: pd.DataFrame,
+    rejected: pd.DataFrame,
+    *,
+    pick: pd.Series | None,
+    runner_up: pd.Series | None,
+) -> pd.DataFrame:
+    """Say of every candidate where it ended and what decided that."""
+    reasons = rejected.set_index("candidate")
+    refused = table["candidate"].isin(rejected["candidate"])
+    unmeasured = table["candidate"].map(reasons["shortfall"]).map(math.isinf)
+    heavy = table["memory_mb"] > table["active_budget_mb"]
+    open_gates = table["not_settled"] != ""
+    good, role = table["_class"] == 0, {}
+    for row, word in ((runner_up, "runner-up"), (pick, "pick")):
+        role |= {row["candidate"]: word} if row is not None else {}
+    first_true = {
+        "failed": unmeasured,
+        "over budget": refused & heavy,
+        "refused": refused,
+        "acceptable": ~good,
+        "good, not settled": open_gates,
+    }
+    standing = np.select([*first_true.values()], [*first_true], default="good")
+    words = table["missed"].where(~good, table["not_settled"])
+    return pd.DataFrame(
+        {
+            "candidate": table["candidate"],
+            "standing": table["candidate"].map(role).fillna(pd.Series(standing, table.index)),
+            "decided_by": table["candidate"].map(reasons["reason"]).fillna(words),
+        }
+    )
 
 
 def _choose(fitting: pd.DataFrame, samples: pd.DataFrame | None, *, cap: float) -> pd.Series | None:
@@ -255,20 +302,16 @@ def _reason(pick: pd.Series, fitting: pd.DataFrame, table: pd.DataFrame, baselin
         f"{pick['candidate']} is {how} of the {len(peers)} (out of {len(table)}) candidates "
         f"{quality}: "
         f"median latency {quantity('latency_p50_ms', pick['latency_p50_ms'])} "
-        f"({_change_share(pick['latency_reduction'])}), "
+        f"({_change('latency_reduction', pick['latency_reduction'])}), "
         f"weights {quantity('memory_mb', pick['memory_mb'])} "
-        f"({_change_share(pick['size_reduction'])}), "
+        f"({_change('size_reduction', pick['size_reduction'])}), "
         f"accuracy {quantity('accuracy', pick['accuracy'])} "
-        f"({_change_points(pick['accuracy_drop'])}), {against}.{open_gates}"
+        f"({_change('accuracy_drop', pick['accuracy_drop'])}), {against}.{open_gates}"
     )
 
 
-def _change_share(reduction: float) -> str:
-    return "baseline not known" if pd.isna(reduction) else f"{0 - reduction:+.1%}"
-
-
-def _change_points(drop: float) -> str:
-    return "baseline not known" if pd.isna(drop) else f"{0 - 100 * drop:+.2f} points"
+def _change(column: str, value: float) -> str:
+    return quantity(column, 0 - value, signed=True) if known(value) else "baseline not known"
 
 
 def _nothing_fits(rejected: pd.DataFrame) -> str:
@@ -319,19 +362,20 @@ def _missing_margin(
         lighter = runner_up["memory_mb"] < pick["memory_mb"]
         noise = min(1 + cap, ratio / low)
         target = pick["latency_p50_ms"] * (noise if lighter else 1 / noise)
-        return [_change(runner_up, "latency_p50_ms", to=target)]
+        return [_step(runner_up, "latency_p50_ms", to=target)]
     for column, better in (("memory_mb", -1), ("accuracy", 1), ("latency_p50_ms", -1)):
         lead = better * (pick[column] - runner_up[column])
         if lead:
-            return [_change(runner_up, column, to=pick[column])] if lead > 0 else []
+            return [_step(runner_up, column, to=pick[column])] if lead > 0 else []
     return []
 
 
-def _change(row: pd.Series, column: str, *, to: float) -> str:
+def _step(row: pd.Series, column: str, *, to: float) -> str:
     verb, side = ("raise", "above") if to > row[column] else ("cut", "below")
     return (
         f"{verb} its {WORDS[column]} from {quantity(column, row[column])} "
-        f"to {side} {quantity(column, to)} ({to / row[column] - 1:+.1%})"
+        f"to {side} {quantity(column, to)} "
+        f"({quantity('latency_reduction', to / row[column] - 1, signed=True)})"
     )
 
 

@@ -8,13 +8,14 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from edgeopt.decision.limits import BROKEN, NOT_SETTLED, Limit, findings, quantity, texts
+from edgeopt.decision.limits import BROKEN, NOT_SETTLED, Limit, findings, texts
 from edgeopt.schema import (
     COLUMNS,
     MIB,
     PositiveFloat,
     Share,
     checked_spec,
+    quantity,
     require_columns,
     require_known,
 )

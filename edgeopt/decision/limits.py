@@ -7,15 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from edgeopt.schema import COLUMNS, MIB
+from edgeopt.schema import COLUMNS, quantity
 
-TITLES = {
-    "accuracy_drop": "accuracy drop",
-    "size_reduction": "size reduction",
-    "latency_reduction": "latency reduction",
-    "worst_recall_drop": "fall of recall",
-    "worst_recall": "recall",
-}
 MET, NOT_SETTLED, BROKEN = "met", "not settled", "broken"
 
 
@@ -108,7 +101,8 @@ class Limit:
         return "at least" if self.at_least else "at most"
 
     def _title(self, class_name: Any) -> str:
-        title = TITLES.get(self.column) or COLUMNS[self.column].title.lower()
+        title = COLUMNS[self.column].title
+        title = title[0].lower() + title[1:]
         named = isinstance(class_name, str) and class_name
         return f"{title} of class {class_name!r}" if named else title
 
@@ -153,20 +147,3 @@ def texts(own: Mapping[Limit, Finding], verdict: str) -> str:
         if finding.verdict == verdict:
             said.setdefault(limit.column, finding.text)
     return "; ".join(said.values())
-
-
-def quantity(column: str, value: float, *, exact: bool = False) -> str:
-    """Write a number with the unit of its column, e.g. ``2.00 points`` or ``20.5 KiB``.
-
-    ``exact`` gives ten digits, and bytes in place of KiB and MiB.
-    """
-    if column in ("accuracy_drop", "worst_recall_drop"):
-        return f"{100 * value:.10g} points" if exact else f"{100 * value:.2f} points"
-    if column in TITLES or column == "accuracy":
-        return f"{100 * value:.10g}%" if exact else f"{value:.1%}"
-    if column.endswith("_bytes") or column == "memory_mb":
-        size = value if column == "memory_mb" else value / MIB
-        if exact:
-            return f"{size * MIB:,.10g} bytes"
-        return f"{size:.4g} MiB" if size >= 1 else f"{1024 * size:.4g} KiB"
-    return f"{value:.{10 if exact else 4}g} {COLUMNS[column].unit}"

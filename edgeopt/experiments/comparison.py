@@ -111,11 +111,5 @@ def markdown_page(
     parts = [f"# {title}", *paragraphs]
     for heading, table in tables.items():
         present = [name for name in columns if name in table]
-        parts += [f"## {heading}", markdown_table(table[present])]
+        parts += [f"## {heading}", table[present].to_markdown(index=False, floatfmt=".4g")]
     return "\n\n".join(parts) + "\n"
-
-
-def markdown_table(table: pd.DataFrame) -> str:
-    """Write a table as Markdown, numbers with four digits."""
-    head, *rows = table.to_csv(sep="|", index=False, float_format="%.4g").splitlines()
-    return "\n".join(f"|{line}|" for line in (head, "|".join(["---"] * table.shape[1]), *rows))

@@ -26,6 +26,7 @@ from edgeopt.runtimes import Artifact, Session, load_session
 from edgeopt.system import run_in_order
 
 PACE_CALLS = 20
+RSS_COLUMNS = ["peak_rss_bytes", "idle_rss_bytes", "added_rss_bytes", "rss_unavailable"]
 TIMED_TOLERANCE = 0.02  # of the largest logit: with other threads a rounding of int8 may flip
 
 
@@ -71,23 +72,24 @@ def peak_rss_table(
 ) -> pd.DataFrame:
     """Peak resident bytes of loading and running each artifact in a process of its own.
 
-    Columns: candidate, peak_rss_bytes, idle_rss_bytes (before loading) and, where these are NaN
-    because the process failed, ``rss_unavailable`` with the reason.
+    Columns: candidate, peak_rss_bytes, idle_rss_bytes (before loading), added_rss_bytes (what one
+    more copy adds) and, where these are NaN because the process failed, ``rss_unavailable`` with
+    the reason.
     """
     prepared = [candidate for candidate in candidates if candidate.artifact]
     artifacts = [candidate.artifact for candidate in prepared]
     rows = run_in_order(_rss_row, artifacts, executor=executor)
-    table = pd.DataFrame(rows, columns=["peak_rss_bytes", "idle_rss_bytes", "rss_unavailable"])
+    table = pd.DataFrame(rows, columns=RSS_COLUMNS)
     table.insert(0, "candidate", [candidate.name for candidate in prepared])
     return table
 
 
-def _rss_row(artifact: Artifact) -> tuple[float, float, str]:
+def _rss_row(artifact: Artifact) -> tuple[float, float, float, str]:
     try:
         memory = resident_memory(artifact)
     except (RuntimeError, subprocess.TimeoutExpired) as error:
-        return math.nan, math.nan, f"unavailable: {error}"
-    return memory.peak_bytes, memory.baseline_bytes, ""
+        return math.nan, math.nan, math.nan, f"unavailable: {error}"
+    return memory.peak_bytes, memory.baseline_bytes, memory.added_bytes, ""
 
 
 def measured_energy_table(

@@ -19,8 +19,15 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "layer_breakdown",
             "roofline",
         ],
-        "quality": ["confusion_matrix", "per_class_change", "sample_images", "training_history"],
-        "style": ["use_style"],
+        "quality": [
+            "confusion_change",
+            "confusion_matrix",
+            "lost_images",
+            "per_class_change",
+            "sample_images",
+            "training_history",
+        ],
+        "style": ["INK", "use_style"],
         "sweep": ["budgets", "energy_tiers", "frontier", "precision_tradeoffs"],
     },
 )

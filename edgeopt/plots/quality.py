@@ -2,21 +2,34 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from edgeopt.data import Split
 from edgeopt.plots.annotations import beside, label_lines
-from edgeopt.plots.style import INK, QUIET, dot, key_below, new_axes, percent_axis, row_height
+from edgeopt.plots.style import (
+    INK,
+    QUIET,
+    WIDTH,
+    dot,
+    key_below,
+    new_axes,
+    percent_axis,
+    row_height,
+)
 from edgeopt.schema import require_columns
 
 FELL, ROSE = "#7B3294", "#009E73"  # of no precision
 
 SHEET_COLUMNS = 20
+GALLERY_COLUMNS = 6
+CAPTION = {"fontsize": 10, "fontweight": "normal"}
 
 
 def training_history(history: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
@@ -47,28 +60,45 @@ def confusion_matrix(table: pd.DataFrame, *, title: str = "", ax: Axes | None = 
 
     Takes image counts, true classes in the index and predicted classes in the columns.
     """
-    shares = 100 * table.div(table.sum(axis=1), axis=0)
-    texts = shares.map(lambda share: f"{share:.0f}" if share >= 0.5 else "")
     ax = new_axes(ax, height=5.6)
-    sns.heatmap(
-        shares,
-        ax=ax,
-        annot=texts,
-        fmt="",
-        cmap="Blues",
-        vmin=0,
-        vmax=100,
-        square=True,
-        linewidths=0.5,
-        linecolor="#EEEEEE",
-        annot_kws={"fontsize": 10},
-        cbar_kws={"label": "Share of the true class (%)", "shrink": 0.7},
-    )
+    bar = {"label": "Share of the true class (%)", "shrink": 0.7}
+    _heat_map(ax, _class_shares(table), sign="", cmap="Blues", vmin=0, vmax=100, cbar_kws=bar)
     ax.set(xlabel="Predicted class", ylabel="True class", title=title)
+    return ax
+
+
+def confusion_change(before: pd.DataFrame, after: pd.DataFrame, *, titles: Sequence[str]) -> Axes:
+    """Two confusion matrices side by side, and the second minus the first in points.
+
+    Both are tables of :func:`confusion_matrix` with the same classes; ``titles`` name the two.
+    Returns the axes of the difference.
+    """
+    size = (2.3 * WIDTH, 5)
+    _, axes = plt.subplots(1, 3, figsize=size, layout="constrained", sharey=True)
+    shares = _class_shares(before), _class_shares(after)
+    for ax, table, title in zip(axes, shares, titles, strict=False):
+        _heat_map(ax, table, sign="", cmap="Blues", vmin=0, vmax=100, cbar=False)
+        ax.set(title=title, xlabel="Predicted class")
+    change = shares[1] - shares[0]
+    most = max(change.abs().to_numpy().max(), 1)
+    _heat_map(axes[2], change, sign="+", cmap="PuOr", vmin=-most, vmax=most, cbar=False)
+    axes[2].set(title="Change (points)", xlabel="Predicted class")
+    axes[0].set_ylabel("True class (shares of it in %)")
+    return axes[2]
+
+
+def _class_shares(table: pd.DataFrame) -> pd.DataFrame:
+    """Percentages of each true class."""
+    return 100 * table.div(table.sum(axis=1), axis=0)
+
+
+def _heat_map(ax: Axes, shares: pd.DataFrame, *, sign: str, **options: Any) -> None:
+    texts = shares.map(lambda share: f"{share:{sign}.0f}" if abs(share) >= 0.5 else "")
+    line = {"square": True, "linewidths": 0.5, "linecolor": "#EEEEEE"}
+    sns.heatmap(shares, ax=ax, annot=texts, fmt="", annot_kws={"fontsize": 10}, **line, **options)
     ax.tick_params(axis="x", rotation=45)
     for text in ax.get_xticklabels():
         text.set(ha="right", rotation_mode="anchor")
-    return ax
 
 
 def per_class_change(
@@ -130,3 +160,30 @@ def sample_images(
     ax.grid(False)
     ax.spines[:].set_visible(False)
     return ax
+
+
+def lost_images(
+    split: Split, *, before: np.ndarray, after: np.ndarray, names: Sequence[str], rows: int = 2
+) -> Axes:
+    """First images that ``before`` answers right and ``after`` wrong, with the true class and that.
+
+    ``before`` and ``after`` are predicted classes [N] of the images of ``split``, indices into
+    ``names``. With none an empty figure says so.
+    """
+    labels = split.labels.numpy()
+    lost = np.flatnonzero((before == labels) & (after != labels))[: rows * GALLERY_COLUMNS]
+    size = (WIDTH, 0.6 + 1.7 * rows)
+    figure, axes = plt.subplots(rows, GALLERY_COLUMNS, figsize=size, layout="constrained")
+    for ax in axes.flat:
+        ax.axis("off")
+    if not len(lost):
+        figure.suptitle("There is no such image.")
+        return axes.flat[0]
+    shown = replace(split.select(lost), mean=None, std=None).take(len(lost))
+    pictures = shown.numpy().transpose(0, 2, 3, 1)
+    for ax, picture, place in zip(axes.flat, pictures, lost, strict=False):
+        ax.imshow(picture.squeeze(), cmap="gray" if picture.shape[2] == 1 else None, vmin=0, vmax=1)
+        ax.set_title(
+            f"{names[labels[place]]}\n\u2192 {names[after[place]]}", loc="center", **CAPTION
+        )
+    return axes.flat[0]

@@ -19,6 +19,7 @@ from matplotlib.ticker import (
 
 from edgeopt.runtimes import registered, runtime_named
 from edgeopt.schema import PRECISIONS
+from edgeopt.study import show_tables
 
 # For series that are neither precisions nor runtimes: colour, marker, line style.
 SERIES = (
@@ -57,12 +58,13 @@ RC = {
 
 
 def use_style() -> None:
-    """Set the style of a notebook's figures, and show its tables' texts in full.
+    """Set how a notebook's figures and tables look.
 
     ``plt.rc_context(RC)`` sets the figures' alone, for a block.
     """
     mpl.rcParams.update(RC)
     pd.set_option("display.max_colwidth", None)
+    show_tables()
 
 
 def new_axes(ax: Axes | None, *, height: float = 4.2, grid: str = "both") -> Axes:

@@ -6,10 +6,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "browser": ["open_browser"],
+        "card": ["decision_card", "role_table", "warnings_box"],
+        "comparison": ["compare_runs"],
+        "explorer": ["explorer"],
         "manifest": ["find_run", "read_manifest", "verify"],
-        "pages": ["write_comparison"],
         "readme": ["write_readme"],
-        "runner": ["find_notebooks", "make_report", "only_one", "write_back"],
+        "results": ["parameter_table", "provenance_table", "read_results"],
+        "runner": ["find_notebooks", "make_comparison", "make_report", "only_one", "write_back"],
         "stamps": ["INDEX"],
     },
 )

@@ -1,19 +1,21 @@
-"""The decision card: what was picked, its numbers, and what they are to the baseline's."""
+"""The decision card: what to ship, its four numbers with their intervals, and what they beat."""
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import jinja2
 import pandas as pd
+from IPython.display import HTML
 
-from edgeopt.reports.explorer import ENERGY, MEMORY, bound_names
-from edgeopt.reports.page_parts import TIMES, as_text, known, signed, with_unit
+from edgeopt.reports.results import ROLES, UNCOMPRESSED, Results
 from edgeopt.runtimes import registered, runtime_named
-from edgeopt.schema import COLUMNS
+from edgeopt.schema import COLUMNS, TIMES, known, quantity
 
-ROLES = {"pick": "Pick", "baseline": "Baseline", "runner_up": "Runner-up"}
-UNCOMPRESSED = "fastest_uncompressed"
-COLUMNS_OF_CARD = {**ROLES, UNCOMPRESSED: "Fastest uncompressed"}
+PAGES = Path(__file__).parent / "assets"
+HEADINGS = {**ROLES, UNCOMPRESSED: "Fastest uncompressed"}
+MEASURES = ("accuracy", "latency_p50_ms", "memory_mb", "artifact_bytes")
 COMPARED = (
     "accuracy",
     "test_accuracy",
@@ -22,84 +24,60 @@ COMPARED = (
     "latency_p50_ms",
     "latency_p95_ms",
     "throughput_sps",
-    *MEMORY,
-    *ENERGY,
+    "memory_mb",
+    "artifact_bytes",
+    "peak_activation_bytes",
+    "added_rss_bytes",
+    "peak_rss_bytes",
+    "energy_proxy_j",
+    "energy_model_j",
+    "energy_measured_j",
     "int8_mac_share",
 )
 
 
-def with_late_columns(decision: Mapping[str, Any], sweep: pd.DataFrame) -> dict[str, Any]:
-    """Add to the decision's rows what was measured after the choice, such as test accuracy.
-
-    Also adds ``fastest_uncompressed``, the fastest unpruned fp32 candidate of the pick's network,
-    unless it is the pick or the baseline: what the choice of a runtime alone would have given.
-    """
-    rows = {row["candidate"]: row for row in sweep.to_dict("records")}
-    late = {
-        role: rows.get(decision[role]["candidate"], {}) | decision[role]
-        for role in ROLES
-        if decision[role]
-    }
-    return {**decision, **late, UNCOMPRESSED: _fastest_uncompressed(decision, sweep)}
+def render(template: str, **context: Any) -> HTML:
+    """Render a template of ours; everything put into it is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(PAGES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return HTML(environment.get_template(template).render(**context))
 
 
-def _fastest_uncompressed(
-    decision: Mapping[str, Any], sweep: pd.DataFrame
-) -> dict[str, Any] | None:
-    needed = {"pruning_level", "precision", "latency_p50_ms"}
-    if not decision["pick"] or not needed <= set(sweep.columns):
-        return None
-    full = sweep[(sweep["pruning_level"] == 0) & (sweep["precision"] == "fp32")]
-    if "model" in full:
-        full = full[full["model"] == decision["pick"].get("model")]
-    known_roles = [decision[role]["candidate"] for role in ("pick", "baseline") if decision[role]]
-    fastest = full.nsmallest(1, "latency_p50_ms").to_dict("records")
-    return next((row for row in fastest if row["candidate"] not in known_roles), None)
+def warnings_box(results: Results) -> HTML:
+    """Show what a reader must know first; nothing when all is well."""
+    return render("warnings.html.j2", problems=results.problems)
 
 
-def card(decision: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill the decision card: the pick's numbers, then pick, baseline and runner-up in a table."""
-    columns = [(word, decision[key]) for key, word in COLUMNS_OF_CARD.items() if decision.get(key)]
-    rows = [
-        (COLUMNS[name].title, [with_unit(row.get(name), name) for _, row in columns])
-        for name in COMPARED
-        if any(known(row.get(name)) for _, row in columns)
+def decision_card(results: Results) -> HTML:
+    """Show the pick: its file, its four numbers with their intervals, and what they beat."""
+    pick = results.rows.get("pick")
+    measures = [
+        (COLUMNS[name].title, quantity(name, pick.get(name)), interval(pick, name))
+        for name in MEASURES
+        if pick
     ]
-    pick, baseline = decision["pick"], decision["baseline"]
-    return {
-        "columns": columns,
-        "comparison": rows,
-        "measures": measures(decision, pick, baseline or {}) if pick else [],
-    }
+    return render(
+        "card.html.j2",
+        decision=results.decision,
+        pick=pick,
+        made_of=made_of(pick) if pick else "",
+        artifact=results.artifact,
+        measures=measures,
+        lines=comparisons(results) if pick else [],
+    )
 
 
-def measures(
-    decision: Mapping[str, Any], pick: Mapping[str, Any], baseline: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """List the numbers of the card, each with its interval and what it is to the baseline."""
-    faster, smaller = ("faster", "slower"), ("smaller", "larger")
-    full = decision.get(UNCOMPRESSED) or {}
-    notes = {
-        "accuracy": [
-            points(pick, baseline),
-            *tested(decision, pick, baseline),
-        ],
-        "latency_p50_ms": [
-            times(pick, baseline, "latency_p50_ms", words=faster),
-            times(pick, full, "latency_p50_ms", words=faster, than=f"uncompressed {runtime(full)}"),
-        ],
-        "memory_mb": [times(pick, baseline, "memory_mb", words=smaller)],
-        "artifact_bytes": [times(pick, baseline, "artifact_bytes", words=smaller)],
-    }
-    return [
-        {
-            "title": COLUMNS[name].title,
-            "value": with_unit(pick.get(name), name),
-            "range": interval(pick, name),
-            "notes": [note for note in lines if note],
-        }
-        for name, lines in notes.items()
-    ]
+def made_of(row: Mapping[str, Any]) -> str:
+    """Say in words what a candidate is: network, level, training, precision and runtime."""
+    level = row.get("pruning_level")
+    pruned = f"{quantity('pruning_level', level)} of the channels pruned" if level else "unpruned"
+    parts = [row.get("model"), pruned, row.get("recipe"), row.get("precision"), runtime(row)]
+    return ", ".join(part for part in parts if known(part))
 
 
 def runtime(row: Mapping[str, Any]) -> str:
@@ -108,38 +86,70 @@ def runtime(row: Mapping[str, Any]) -> str:
     return runtime_named(name).title if name in registered() else ""
 
 
-def tested(
-    decision: Mapping[str, Any], pick: Mapping[str, Any], baseline: Mapping[str, Any]
-) -> list[str]:
+def role_table(results: Results) -> pd.DataFrame:
+    """Set pick, baseline, runner-up and the fastest uncompressed side by side, numbers as text."""
+    rows = {HEADINGS[role]: results.rows[role] for role in HEADINGS if role in results.rows}
+    shown = [name for name in COMPARED if any(known(row.get(name)) for row in rows.values())]
+    columns = {
+        role: [row["candidate"], *(quantity(name, row.get(name)) for name in shown)]
+        for role, row in rows.items()
+    }
+    return pd.DataFrame({"number": ["Candidate", *(COLUMNS[n].title for n in shown)], **columns})
+
+
+def comparisons(results: Results) -> list[str]:
+    """Set the pick's numbers against the baseline's and the uncompressed network's, in words."""
+    pick, baseline = results.rows["pick"], results.rows.get("baseline", {})
+    full = results.rows.get(UNCOMPRESSED, {})
+    against = f"uncompressed {runtime(full)}"
+    beaten = [
+        times(pick, baseline, "latency_p50_ms", words=("faster", "slower")),
+        times(pick, baseline, "memory_mb", words=("smaller", "larger")),
+        times(pick, full, "latency_p50_ms", words=("faster", "slower"), than=against),
+    ]
+    return [
+        line
+        for line in (points(pick, baseline), *tested(results), "; ".join(filter(None, beaten)))
+        if line
+    ]
+
+
+def tested(results: Results) -> list[str]:
     """Say how the pick did on the test images, beside the baseline and a better runner-up.
 
     ``decision["against_pick"]`` are rows of :func:`edgeopt.decision.paired_comparison` with
     the pick as parent.
     """
+    pick, decision = results.rows["pick"], results.decision
     if not known(pick.get("test_accuracy")):
         return []
-    words = f"{with_unit(pick['test_accuracy'], 'test_accuracy')} on test images, scored once"
+    words = f"{quantity('test_accuracy', pick['test_accuracy'])} on test images, scored once"
     lines = [", ".join(filter(None, (words, interval(pick, "test_accuracy"))))]
-    runner_up = decision.get("runner_up") or {}
+    others = {role: results.rows.get(role, {}).get("candidate") for role in ROLES}
     for row in decision.get("against_pick", []):
-        if row["candidate"] == baseline.get("candidate"):
-            lines.append(f"there {_difference(row, sign=-1)} against the baseline")
-        elif row["candidate"] == runner_up.get("candidate") and row["significant"]:
+        if row["candidate"] == others["baseline"]:
+            lines[0] += f"; {_difference(row, sign=-1)} against the baseline there"
+        elif row["candidate"] == others["runner_up"] and row["significant"]:
             verb = "better" if row["accuracy_difference"] > 0 else "worse"
-            lines.append(f"there the runner-up is {verb}: {_difference(row, sign=1)}")
+            lines.append(f"The runner-up is {verb} on them: {_difference(row, sign=1)}")
     return lines
 
 
 def _difference(row: Mapping[str, Any], *, sign: int) -> str:
     """Write a paired difference with its interval first, then how and how surely it was found."""
-    ends = sorted(
-        100 * sign * row.get(end, math.nan) for end in ("difference_low", "difference_high")
-    )
-    between = f"95% interval {signed(ends[0])} to {signed(ends[1])}, " if known(ends[0]) else ""
+    ends = sorted(sign * row.get(end, math.nan) for end in ("difference_low", "difference_high"))
+    low, high = (quantity("accuracy_difference", end, signed=True) for end in ends)
+    between = f"95% interval {low} to {high}, " if known(ends[0]) else ""
     found = "" if row["significant"] else "no difference detected, "
-    change = signed(100 * sign * row["accuracy_difference"])
+    change = quantity("accuracy_difference", sign * row["accuracy_difference"], signed=True)
     method = row.get("method", "paired test")
-    return f"{change} points ({between}{found}{method}, p = {row['p_holm']:.2g})"
+    return f"{change} ({between}{found}{method}, p = {row['p_holm']:.2g})"
+
+
+def bound_names(name: str) -> tuple[str, str]:
+    """Name the columns of a number's interval: ``x_low_ms, x_high_ms`` for ``x_ms``."""
+    stem, unit = (name.removesuffix("_ms"), "_ms") if name.endswith("_ms") else (name, "")
+    return f"{stem}_low{unit}", f"{stem}_high{unit}"
 
 
 def interval(row: Mapping[str, Any], name: str) -> str:
@@ -147,7 +157,7 @@ def interval(row: Mapping[str, Any], name: str) -> str:
     low, high = (row.get(bound) for bound in bound_names(name))
     if not (known(low) and known(high)):
         return ""
-    return f"95% interval {as_text(low, name)} to {as_text(high, name)}"
+    return f"95% interval {quantity(name, low)} to {quantity(name, high)}"
 
 
 def points(row: Mapping[str, Any], baseline: Mapping[str, Any]) -> str:
@@ -155,13 +165,15 @@ def points(row: Mapping[str, Any], baseline: Mapping[str, Any]) -> str:
     value, reference = row.get("accuracy"), baseline.get("accuracy")
     if not (known(value) and known(reference)):
         return ""
-    text = f"{signed(100 * (value - reference))} points against the baseline on validation images"
-    low, high = row.get("accuracy_drop_low"), row.get("accuracy_drop_high")
-    if known(low) and known(high):
+    change = quantity("accuracy_change", value - reference, signed=True)
+    text = f"{change} of accuracy against the baseline on validation images"
+    ends = [row.get("accuracy_drop_high"), row.get("accuracy_drop_low")]
+    if all(map(known, ends)):
         confidence = f"{row['accuracy_drop_confidence']:.0%}"
-        text += f", paired {confidence} interval {signed(-100 * high)} to {signed(-100 * low)}"
+        low, high = (quantity("accuracy_change", -end, signed=True) for end in ends)
+        text += f", paired {confidence} interval {low} to {high}"
     if known(row.get("accuracy_within")):
-        text += f": within the {100 * row['accuracy_within']:g} points that the gate allows"
+        text += f": within the {quantity('accuracy_drop', row['accuracy_within'])} that are allowed"
     return text
 
 

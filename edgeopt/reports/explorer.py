@@ -1,187 +1,159 @@
-"""Sweep table -> what the interactive frontier and table of a run's index need, as JSON."""
+"""All candidates of a run to explore: filters, a chart with any axes, and a table to sort."""
 
+import base64
+import gzip
 import json
 from collections.abc import Mapping
 from typing import Any
 
+import itables
 import pandas as pd
+from IPython.display import HTML
 from markupsafe import Markup
+from plotly.offline import get_plotlyjs
 
-from edgeopt.plots import style
-from edgeopt.reports.page_parts import SHARES, known
+from edgeopt.plots import INK
+from edgeopt.reports.card import PAGES, bound_names, render
+from edgeopt.reports.results import ROLES, Results
 from edgeopt.runtimes import registered, runtime_named
-from edgeopt.schema import COLUMNS, MIB, PRECISIONS
-from edgeopt.study import RunFolder
-from edgeopt.study.layout import SWEEP
+from edgeopt.schema import COLUMNS, PRECISIONS, display_unit, known
+from edgeopt.study import cell_text, column_heading
 
-TEXTS = ("candidate", "recipe", "precision", "runtime")
-MEMORY = ("memory_mb", "artifact_bytes", "peak_activation_bytes", "peak_rss_bytes")
-ENERGY = ("energy_proxy_j", "energy_model_j", "energy_measured_j")
-COSTS = ("latency_p50_ms", "latency_p95_ms", "latency_ms", *MEMORY, *ENERGY, "macs")
+FILTERS = ("model", "runtime", "precision")
+COSTS = (
+    "latency_p50_ms",
+    "latency_p95_ms",
+    "latency_ms",
+    "memory_mb",
+    "artifact_bytes",
+    "peak_activation_bytes",
+    "added_rss_bytes",
+    "peak_rss_bytes",
+    "energy_proxy_j",
+    "energy_model_j",
+    "energy_measured_j",
+    "macs",
+)
 QUALITIES = ("accuracy", "macro_f1", "agreement", "test_accuracy")
-FIRST = ("accuracy", "latency_p50_ms", "memory_mb", "artifact_bytes")
-LAST = ("throughput_sps", "int8_mac_share", "pruning_level", *TEXTS[1:])
-REST = tuple(name for name in (*QUALITIES, *COSTS) if name not in FIRST)
-ORDER = ("candidate", *FIRST, *REST, *LAST)
+AXES = {"x": COSTS, "y": QUALITIES}
+NUMBERS = (*COSTS, *QUALITIES)
+FIRST = ("candidate", "latency_p50_ms", "accuracy", "memory_mb", "standing", "decided_by")
+LAST = ("int8_mac_share", "pruning_level", "recipe", "error")
+ORDER = (*FIRST, *(name for name in (*QUALITIES, *COSTS) if name not in FIRST), *LAST)
+MARKS = {"o": "\u25cf", "s": "\u25a0", "^": "\u25b2", "D": "\u25c6"}
 SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond"}
-OUTLINES = {
-    "o": "M8 3a5 5 0 1 0 .01 0z",
-    "s": "M3.5 3.5h9v9h-9z",
-    "^": "M8 3l5.5 10h-11z",
-    "D": "M8 2l6 6-6 6-6-6z",
-}
 
 
-def read_sweep(run: RunFolder) -> tuple[pd.DataFrame | None, str]:
-    """Read the candidates of a run; None and the reason when there are none."""
-    path = run.path(SWEEP)
-    if not path.is_file():
-        return None, f"No candidates: no notebook of this run has written {path.name}."
-    try:
-        sweep = pd.read_csv(path)
-    except pd.errors.ParserError as error:
-        return None, f"No candidates: {path.name} cannot be read: {error}"
-    except pd.errors.EmptyDataError:
-        return None, f"No candidates: {path.name} is empty."
-    if sweep.empty or "candidate" not in sweep:
-        return None, f"No candidates: {path.name} has no rows, or no column candidate."
-    return sweep, ""
+def explorer(results: Results) -> HTML:
+    """Show the candidates of a run as filters, chart and table; nothing when it has none.
 
-
-def bound_names(name: str) -> tuple[str, str]:
-    """Name the columns of a number's interval: ``x_low_ms, x_high_ms`` for ``x_ms``."""
-    stem, unit = (name.removesuffix("_ms"), "_ms") if name.endswith("_ms") else (name, "")
-    return f"{stem}_low{unit}", f"{stem}_high{unit}"
-
-
-def explorer_data(
-    sweep: pd.DataFrame, *, roles: Mapping[str, str], reasons: Mapping[str, str]
-) -> dict[str, Any]:
-    """Everything that the explorer's template and script need.
-
-    ``roles`` maps a word such as ``Pick`` to a candidate; ``reasons`` says why a candidate was
-    rejected. Shares become percentages, bytes KiB or MiB.
+    The table works without a script too, which then neither filters nor sorts.
     """
+    sweep = results.sweep
+    if sweep is None:
+        return HTML("")
     shown = [name for name in ORDER if name in sweep and sweep[name].notna().any()]
-    columns = [column_spec(name, sweep[name]) for name in shown]
-    columns.insert(1, {"key": "state", "title": "State", "kind": "text", "axis": None})
-    columns.append({"key": "reason", "title": "Reason", "kind": "text", "axis": None})
-    axes = [column for column in columns if column["axis"]]
-    page = {
+    axes = {side: [n for n in names if n in shown] for side, names in AXES.items()}
+    titles = {name: heading(name, sweep) for name in shown}
+    drawable = all(axes.values())
+    return render(
+        "explorer.html.j2",
+        filters=[(n, COLUMNS[n].title, options(n, sweep)) for n in FILTERS if n in sweep],
+        axes={side: [(name, titles[name]) for name in names] for side, names in axes.items()},
+        drawable=drawable,
+        wide=_spread(sweep.get("latency_p50_ms", pd.Series(dtype=float)).dropna()),
+        heads=[(name, title, name in NUMBERS) for name, title in titles.items()],
+        rows=[table_row(row, shown, sweep) for row in sweep.to_dict("records")],
+        json=script_json(chart_data(results, [*axes["x"], *axes["y"]])),
+        plotly=packed_plotly() if drawable else "",
+        script=Markup((PAGES / "explorer.js").read_text(encoding="utf-8")),
+    )
+
+
+def _spread(latency: pd.Series) -> bool:
+    return bool(len(latency) and latency.max() > 10 * latency.min() > 0)
+
+
+def heading(name: str, sweep: pd.DataFrame) -> str:
+    """Title of a column with the unit that this table shows it in."""
+    return column_heading(name, scale_of(name, sweep)[1])
+
+
+def scale_of(name: str, sweep: pd.DataFrame) -> tuple[float, str]:
+    """Scale and unit of a column; texts have none."""
+    numeric = pd.api.types.is_numeric_dtype(sweep[name]) and sweep[name].dtype != bool
+    return display_unit(name, sweep[name].abs().max()) if numeric else (1, "")
+
+
+def options(name: str, sweep: pd.DataFrame) -> list[dict[str, str]]:
+    """Values of a filter in the order of the package, with the colour or symbol of each."""
+    present = [str(value) for value in sweep[name].unique()]
+    order = {"runtime": registered(), "precision": PRECISIONS}.get(name, present)
+    values = [*(v for v in order if v in present), *(v for v in present if v not in order)]
+    title = {v: runtime_named(v).title for v in values if v in registered()}
+    return [
+        {
+            "value": v,
+            "title": title.get(v, v),
+            "color": PRECISIONS[v].color if v in PRECISIONS else "",
+            "mark": MARKS[runtime_named(v).marker] if v in title else "",
+        }
+        for v in values
+    ]
+
+
+def table_row(
+    row: Mapping[str, Any], shown: list[str], sweep: pd.DataFrame
+) -> list[dict[str, Any]]:
+    """Cells of a row: their text, what they are sorted by, and how they are set."""
+    cells = []
+    for name in shown:
+        value, (scale, unit) = row[name], scale_of(name, sweep)
+        number = known(value) and isinstance(value, int | float)
+        cells.append(
+            {
+                "text": cell_text(value, scale, unit) if known(value) or name in COSTS else "",
+                "order": value if number else str(value) if known(value) else "",
+                "css": "number" if name in NUMBERS else name,
+            }
+        )
+    return cells
+
+
+def chart_data(results: Results, axes: list[str]) -> dict[str, Any]:
+    """Collect what the chart draws: numbers in display units, groups, colours, roles."""
+    sweep = results.sweep
+    columns = {}
+    for name in axes:
+        scale, _ = scale_of(name, sweep)
+        own = [column for column in (name, *bound_names(name)) if column in sweep]
+        columns |= {column: _scaled(sweep[column], scale) for column in own}
+    accepted = sweep["accepted"].eq(True) if "accepted" in sweep else pd.Series(True, sweep.index)
+    return {
+        "tables": f"_itables_{itables.__version__.replace('.', '_')}",
+        "names": sweep["candidate"].astype(str).tolist(),
         "columns": columns,
-        "axes": axes,
-        "filters": [name for name in ("runtime", "precision") if name in sweep],
-        "bounds": {
-            axis["key"]: bound_names(axis["key"])
-            for axis in axes
-            if set(bound_names(axis["key"])) <= set(sweep.columns)
-        },
-        "values": column_values(sweep, reasons=reasons),
-        "haystack": sweep[[c for c in TEXTS if c in sweep]].agg(_searchable, axis=1).to_list(),
-        "colors": {name: _color(name) for name in PRECISIONS},
+        "bounds": {n: bound_names(n) for n in axes if set(bound_names(n)) <= set(columns)},
+        "filters": {name: sweep[name].astype(str).tolist() for name in FILTERS if name in sweep},
+        "accepted": accepted.tolist(),
+        "colors": {n: "" if p.color == INK else p.color for n, p in PRECISIONS.items()},
         "symbols": {name: SYMBOLS[runtime_named(name).marker] for name in registered()},
-        "roles": dict(roles),
-        "sort": next((axis["key"] for axis in axes if axis["axis"] == "x"), "candidate"),
+        "roles": {
+            word: results.decision[role]["candidate"]
+            for role, word in ROLES.items()
+            if results.decision and results.decision[role]
+        },
     }
-    latency = sweep.get("latency_p50_ms", pd.Series(dtype=float)).dropna()
-    return {
-        "columns": columns,
-        "axes": axes,
-        "filters": [_filter(name, sweep) for name in page["filters"]],
-        "drawable": {axis["axis"] for axis in axes} == {"x", "y"},
-        "failed": int(sweep["status"].eq("failed").sum()) if "status" in sweep else 0,
-        "wide": bool(len(latency) and latency.max() > 10 * latency.min() > 0),
-        "json": script_json(page),
-    }
-
-
-def column_spec(name: str, column: pd.Series) -> dict[str, Any]:
-    """Say how the page shows a column: heading with unit, kind of cell, and its axis."""
-    title, kind = COLUMNS[name].title, "text" if name in TEXTS else "number"
-    if name in SHARES or name == "pruning_level":
-        kind = "percent"
-    _, unit = display_unit(name, column)
-    axis = "x" if name in COSTS else "y" if name in QUALITIES else None
-    return {
-        "key": name,
-        "title": f"{title} ({unit})" if unit else title,
-        "kind": kind,
-        "axis": axis,
-    }
-
-
-def display_unit(name: str, column: pd.Series) -> tuple[float, str]:
-    """Scale and unit in which the page counts a column; that of bytes suits the largest."""
-    if name in SHARES or name == "pruning_level":
-        return 100, "%"
-    if name in MEMORY:
-        count = MIB if name == "memory_mb" else 1
-        return (count / MIB, "MiB") if column.max() * count >= MIB else (count / 1024, "KiB")
-    return (1e6, "\N{MICRO SIGN}J") if name.endswith("_j") else (1, COLUMNS[name].unit)
-
-
-def column_values(sweep: pd.DataFrame, *, reasons: Mapping[str, str]) -> dict[str, list[Any]]:
-    """Cells of every column that the page uses, in display units; null where not known."""
-    values = {}
-    for name in ORDER:
-        if name in TEXTS and name in sweep:
-            values[name] = [str(value) if known(value) else None for value in sweep[name]]
-        elif name in sweep:
-            scale, _ = display_unit(name, sweep[name])
-            own = [column for column in (name, *bound_names(name)) if column in sweep]
-            values |= {column: _scaled(sweep[column], scale) for column in own}
-    rows = sweep.to_dict("records")
-    values["accepted"] = [_accepted(row) for row in rows]
-    verdicts = [verdict(row, reasons=reasons) for row in rows]
-    values["state"], values["reason"] = (list(side) for side in zip(*verdicts, strict=True))
-    return values
-
-
-def verdict(row: Mapping[str, Any], *, reasons: Mapping[str, str]) -> tuple[str, str]:
-    """Say whether a candidate is eligible, refused by a gate, over budget or failed, and why."""
-    if row.get("status") == "failed":
-        return "failed", str(row["error"]) if known(row.get("error")) else ""
-    reason = reasons.get(row["candidate"], "")
-    if not _accepted(row):
-        return "over budget", reason
-    return ("refused", reason) if reason else ("eligible", "")
-
-
-def _accepted(row: Mapping[str, Any]) -> bool:
-    return row.get("status") != "failed" and bool(row.get("accepted", True) == 1)
 
 
 def _scaled(column: pd.Series, scale: float) -> list[float | None]:
     return [None if pd.isna(value) else float(f"{value * scale:.6g}") for value in column]
 
 
-def _searchable(row: pd.Series) -> str:
-    return " ".join(str(value) for value in row if known(value)).lower()
-
-
-def _color(precision: str) -> str:
-    """Colour of a precision; black ones follow the text, so that they show on a dark page too."""
-    color = PRECISIONS[precision].color
-    return "currentColor" if color == style.INK else color
-
-
-def _filter(name: str, sweep: pd.DataFrame) -> dict[str, Any]:
-    order = registered() if name == "runtime" else PRECISIONS
-    present = {str(value) for value in sweep[name]}
-    values = [*(v for v in order if v in present), *sorted(present - set(order))]
-    return {
-        "key": name,
-        "title": COLUMNS[name].title,
-        "options": [
-            {
-                "value": value,
-                "title": runtime_named(value).title if value in registered() else value,
-                "color": _color(value) if value in PRECISIONS else None,
-                "path": OUTLINES[runtime_named(value).marker] if value in registered() else None,
-            }
-            for value in values
-        ],
-    }
+def packed_plotly() -> Markup:
+    """Pack Plotly's script as gzip in base64, 2 of its 4.8 MB; ``explorer.js`` unpacks it."""
+    packed = gzip.compress(get_plotlyjs().encode(), mtime=0)
+    return Markup(base64.b64encode(packed).decode())
 
 
 def script_json(value: Any) -> Markup:

@@ -1,7 +1,6 @@
 """README's results: the decision card, the frontier and its table, from the files of a run."""
 
 import logging
-import shutil
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -11,12 +10,9 @@ import pandas as pd
 from PIL import Image
 
 from edgeopt.reports.browser import open_browser
-from edgeopt.reports.explorer import read_sweep
-from edgeopt.reports.manifest import read_manifest
-from edgeopt.reports.page_parts import as_text, describe, with_unit
-from edgeopt.reports.pages import finished, read_summary
+from edgeopt.reports.results import Results, finished, read_results
 from edgeopt.reports.stamps import INDEX
-from edgeopt.schema import COLUMNS
+from edgeopt.schema import COLUMNS, quantity
 from edgeopt.study import RunFolder
 from edgeopt.study.layout import FRONTIER_FIGURE, FRONTIER_TABLE
 from edgeopt.system import write_atomically
@@ -46,20 +42,21 @@ def write_readme(run: RunFolder, *, root: Path) -> Path:
     """
     readme = root / "README.md"
     before, after = outside(readme.read_text(encoding="utf-8"))
-    facts = read_manifest(run)
-    summary, reason = read_summary(run)
-    if summary is None:
-        raise FileNotFoundError(f"run {run.name}: {reason}")
-    table = results_table(run, summary)
-    frontier = run.require(FRONTIER_FIGURE)
+    results = read_results(run)
+    if results.missing:
+        raise FileNotFoundError(f"run {run.name}: {' '.join(results.missing)}")
+    table = results_table(results)
     (root / "docs").mkdir(exist_ok=True)
-    shutil.copyfile(frontier, root / FRONTIER)
+    frontier = run.require(FRONTIER_FIGURE)
+    with Image.open(frontier) as figure:
+        words = figure.info["Description"]
+        on_white(figure).save(root / FRONTIER, optimize=True)
     parts = [
         f"## What the {run.name} run found",
-        *card_picture(run.require(INDEX), summary, root=root),
-        picture(figure_words(frontier), FRONTIER),
-        markdown_table(table),
-        origin(run, facts),
+        *card_picture(run.require(INDEX), results, root=root),
+        picture(words, FRONTIER),
+        table.to_markdown(index=False, colalign=("left", *["right"] * (table.shape[1] - 1))),
+        origin(results),
     ]
     text = "\n\n".join([before + BEGIN, *parts, END + after])
     return write_atomically(readme, text.encode())
@@ -74,14 +71,20 @@ def outside(text: str) -> tuple[str, str]:
     return before, after
 
 
-def card_picture(index: Path, summary: Mapping[str, Any], *, root: Path) -> list[str]:
+def card_picture(index: Path, results: Results, *, root: Path) -> list[str]:
     """Save and name the picture of the decision card; nothing where no browser is installed."""
     try:
-        photograph(index, ".card", to=root / CARD)
+        photograph(index, ".card-of-pick", to=root / CARD)
     except FileNotFoundError as error:
         log.warning("README gets no picture of the decision card: %s", error)
         return []
-    return [picture(f"Decision card. {summary['reason']}", CARD)]
+    return [picture(f"Decision card. {results.decision['reason']}", CARD)]
+
+
+def on_white(figure: Image.Image) -> Image.Image:
+    """Put a figure with a transparent ground on white, which any page shows alike."""
+    ground = Image.new("RGBA", figure.size, "white")
+    return Image.alpha_composite(ground, figure.convert("RGBA")).convert("RGB")
 
 
 def photograph(page: Path, selector: str, *, to: Path, width: int = 960) -> None:
@@ -95,49 +98,36 @@ def photograph(page: Path, selector: str, *, to: Path, width: int = 960) -> None
     shot.convert("RGB").quantize(64).save(to, optimize=True)
 
 
-def figure_words(path: Path) -> str:
-    """Alt text that a figure carries."""
-    with Image.open(path) as figure:
-        return figure.info["Description"]
-
-
 def picture(alt: str, path: str) -> str:
     """Write a picture in Markdown."""
     words = " ".join(alt.split()).replace("[", "\\[").replace("]", "\\]")
     return f"![{words}]({path})"
 
 
-def results_table(run: RunFolder, summary: Mapping[str, Any]) -> pd.DataFrame:
-    """Frontier and baseline, fastest first: ``Variant`` and the numbers of ``SHOWN`` as text."""
-    sweep, reason = read_sweep(run)
-    if sweep is None:
-        raise FileNotFoundError(f"run {run.name}: {reason}")
-    frontier = run.read_table(FRONTIER_TABLE)
+def results_table(results: Results) -> pd.DataFrame:
+    """Frontier and baseline, fastest first: the candidate and the numbers of ``SHOWN`` as text."""
+    frontier = results.run.read_table(FRONTIER_TABLE)
     roles = {
-        (summary[role] or {}).get("candidate"): word
-        for role, word in (("baseline", "baseline"), ("pick", "pick"))
+        results.rows[role]["candidate"]: role
+        for role in ("baseline", "pick")
+        if role in results.rows
     }
-    kept = sweep[sweep["candidate"].isin({*frontier["candidate"], *roles})]
+    kept = results.sweep[results.sweep["candidate"].isin({*frontier["candidate"], *roles})]
     rows = kept.sort_values("latency_p50_ms").to_dict("records")
     return pd.DataFrame([_table_row(row, role=roles.get(row["candidate"], "")) for row in rows])
 
 
 def _table_row(row: Mapping[str, Any], *, role: str) -> dict[str, str]:
-    name = f"**{describe(row)}** ({role})" if role == "pick" else describe(row)
-    numbers = {COLUMNS[key].title: with_unit(row.get(key), key) for key in SHOWN}
-    low, high = (as_text(row.get(f"accuracy_{side}"), "accuracy") for side in ("low", "high"))
+    name = {"pick": "**{}** (pick)", "baseline": "{} (baseline)"}.get(role, "{}")
+    numbers = {COLUMNS[key].title: quantity(key, row.get(key)) for key in SHOWN}
+    low, high = (quantity("accuracy", row.get(f"accuracy_{side}")) for side in ("low", "high"))
     numbers[COLUMNS["accuracy"].title] += f" ({low} to {high})"
-    return {"Variant": f"{name} ({role})" if role == "baseline" else name, **numbers}
+    return {COLUMNS["candidate"].title: name.format(row["candidate"]), **numbers}
 
 
-def markdown_table(df: pd.DataFrame) -> str:
-    """Write a table of texts in Markdown, its first column to the left and the others right."""
-    rows = [list(df), ["---", *["---:"] * (df.shape[1] - 1)], *df.to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in rows)
-
-
-def origin(run: RunFolder, facts: Mapping[str, Any]) -> str:
+def origin(results: Results) -> str:
     """Say which run the results are of, on what, and how to make them again."""
+    facts, run = results.manifest, results.run
     threads = f"{facts['threads']} thread{'' if facts['threads'] == 1 else 's'}"
     return (
         "The frontier of accuracy against median latency within the memory budget, and the "

@@ -22,8 +22,7 @@ from traitlets import default
 
 from edgeopt.config import ExperimentConfig
 from edgeopt.reports.manifest import provenance, write_manifest
-from edgeopt.reports.notebook_page import write_notebook_page
-from edgeopt.reports.pages import write_run_index, write_runs_index
+from edgeopt.reports.site import build_run_site, build_runs_index
 from edgeopt.reports.stamps import (
     Record,
     clear,
@@ -38,7 +37,7 @@ from edgeopt.reports.stamps import (
     remove_leftovers,
     stamp_of,
 )
-from edgeopt.study import RunFolder
+from edgeopt.study import RunFolder, open_run
 from edgeopt.system import environment_facts, project_root, write_atomically
 
 log = logging.getLogger(__name__)
@@ -190,26 +189,43 @@ def only_one(run: RunFolder) -> Iterator[None]:
         yield
 
 
-def write_pages(run: RunFolder, notebooks: Sequence[Path], *, config: ExperimentConfig) -> Path:
-    """Write the notebooks' pages, the run's index, its manifest and the index of all runs."""
-    states = {path.stem: notebook_state(run.path(path.name)) for path in notebooks}
-    for path in notebooks:
-        if run.path(path.name).is_file():
-            write_notebook_page(run, path.stem, others=states)
-    facts = provenance(
-        run, parameters=config.model_dump(mode="json"), notebooks=states, root=project_root()
-    )
-    index = write_run_index(run, facts)
+def publish_run(run: RunFolder, facts: Mapping[str, Any]) -> bool:
+    """Execute the front page, build the site, and write the manifest and the index of all runs.
+
+    ``facts`` are :func:`edgeopt.reports.manifest.provenance`. Returns whether the front page ended
+    well.
+    """
     write_manifest(run, facts)
-    write_runs_index(run.root.parent)
-    return index
+    succeeded = execute(run, _step("index", run=run.name), cwd=project_root())
+    names = ["index", *facts["notebooks"]]
+    log.info("report: %s", build_run_site(run, names, title=f"edgeopt: run {run.name}"))
+    write_manifest(run, facts)
+    build_runs_index(run.root.parent)
+    return succeeded
+
+
+def _step(name: str, **parameters: str) -> Step:
+    """Make a step of a notebook outside of the order, which is executed every time."""
+    return Step(project_root() / "notebooks" / f"{name}.ipynb", parameters, stamp="")
 
 
 def make_report(run: RunFolder, notebooks: Sequence[Path], *, config: ExperimentConfig) -> bool:
     """Bring a run's folder up to date; returns whether every notebook ended well."""
-    parameters = config.model_dump(mode="json")
-    succeeded = execute_notebooks(run, notebooks, parameters=parameters, root=project_root())
-    log.info("report: %s", write_pages(run, notebooks, config=config))
+    parameters, root = config.model_dump(mode="json"), project_root()
+    succeeded = execute_notebooks(run, notebooks, parameters=parameters, root=root)
+    states = {path.stem: notebook_state(run.path(path.name)) for path in notebooks}
+    facts = provenance(run, parameters=parameters, notebooks=states, root=root)
+    return publish_run(run, facts) and succeeded
+
+
+def make_comparison(first: RunFolder, second: RunFolder) -> bool:
+    """Execute the notebook that compares two runs, as a site beside them."""
+    folder = open_run(f"compare-{first.name}-{second.name}", root=first.root.parent)
+    step = _step("compare", run_a=first.name, run_b=second.name)
+    succeeded = execute(folder, step, cwd=project_root())
+    title = f"edgeopt: {second.name} against {first.name}"
+    log.info("comparison: %s", build_run_site(folder, ["compare"], title=title))
+    build_runs_index(first.root.parent)
     return succeeded
 
 

@@ -18,7 +18,6 @@ INDEX = "index.html"
 PACKAGE = Path(__file__).parents[1]
 # Neither changes what a notebook computes.
 PAGE_PARTS = {"reports", "__main__.py"}
-PAGE_SUFFIXES = {".j2", ".css", ".js", ".pyc"}
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,7 @@ def package_digest(package: Path = PACKAGE) -> str:
         {
             name.as_posix(): file_sha256(path)
             for name, path in paths.items()
-            if path.is_file()
-            and path.suffix not in PAGE_SUFFIXES
-            and name.parts[0] not in PAGE_PARTS
+            if path.is_file() and path.suffix != ".pyc" and name.parts[0] not in PAGE_PARTS
         }
     )
 

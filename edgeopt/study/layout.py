@@ -9,6 +9,7 @@ FRONTIER_FIGURE = "figures/frontier.png"
 CONDITIONS = "conditions.csv"
 SUMMARY = "summary.json"
 CEILINGS = "ceilings.csv"
+OPERATORS = "pick_operators.csv"
 MADE_BY = {
     DATA: "01_baseline_training",
     "weights/*-p0-seed*.pt": "01_baseline_training",

@@ -74,7 +74,7 @@ PACKAGES = (
     "matplotlib",
     "plotly",
     "papermill",
-    "nbconvert",
+    "myst-nb",
 )
 
 

@@ -10,10 +10,10 @@ from matplotlib import pyplot as plt
 from edgeopt.decision.budgets import apply_budgets
 from edgeopt.decision.choice import decide
 from edgeopt.decision.gates import Gates
-from edgeopt.reports.manifest import provenance, write_manifest
-from edgeopt.reports.notebook_page import write_notebook_page
-from edgeopt.reports.pages import write_run_index, write_runs_index
+from edgeopt.reports.manifest import provenance
+from edgeopt.reports.runner import publish_run
 from edgeopt.study.folder import RunFolder, open_run
+from edgeopt.study.tables import table_html
 from tests.artifacts import PRECISIONS_OF_RUNTIME
 
 SPEED = {"torch": 5.0, "onnxruntime": 1.4, "executorch": 1.0, "openvino": 4.2}
@@ -79,9 +79,10 @@ def synthetic_run(folder: Path, name: str = "made-up", *, sweep: pd.DataFrame | 
     """Fill the folder of a run, with two notebooks, one of them failed, and all its pages."""
     run = open_run(name, root=folder)
     sweep = synthetic_sweep() if sweep is None else sweep
-    run.write_table("sweep_results.csv", sweep)
+    decision = decide(sweep, gates=Gates())
+    run.write_table("sweep_results.csv", sweep.merge(decision.standings, "left", "candidate"))
     run.write_table("conditions.csv", pd.DataFrame({"reference_ms": [1.0]}))
-    run.write_json("summary.json", decide(sweep, gates=Gates()).to_dict())
+    run.write_json("summary.json", decision.to_dict())
     counts = {"train": 12000, "calibration": 640, "validation": 3000, "test": 5000}
     run.write_json("data.json", {"name": "invented", "checksum": "0" * 64, "counts": counts})
     picture = _figure(run, sweep)
@@ -90,14 +91,9 @@ def synthetic_run(folder: Path, name: str = "made-up", *, sweep: pd.DataFrame | 
         "02_pruning": _notebook(run, "02_pruning", picture, error="ValueError: <b>level</b> is 1"),
         "03_quantization": {"status": "not run", "title": "03 quantization", "error": ""},
     }
-    for notebook, state in states.items():
-        if state["status"] != "not run":
-            write_notebook_page(run, notebook, others=states)
     parameters = {"run": name, "threads": 1, "pruning_levels": [0.0, 0.25, 0.5, 0.7]}
     facts = provenance(run, parameters=parameters, notebooks=states, root=Path.cwd())
-    write_run_index(run, facts)
-    write_manifest(run, facts)
-    write_runs_index(folder)
+    publish_run(run, facts)
     return run
 
 
@@ -117,7 +113,7 @@ def _notebook(run: RunFolder, name: str, picture, *, error: str):
     table = pd.DataFrame(
         {"class": ["<script>alert(1)</script>", "Ankle boot"], "recall": [0.81, 0.97]}
     )
-    shown = v4.new_output("execute_result", {"text/html": table.to_html(), "text/plain": "table"})
+    shown = v4.new_output("execute_result", {"text/html": table_html(table), "text/plain": "table"})
     wide = v4.new_output("stream", name="stdout", text="conv1 " + "0.123456 " * 40 + "\n")
     log = v4.new_output("stream", name="stderr", text="\x1b[31mepoch 1: 100%\x1b[0m\n")
     cells = [
@@ -134,7 +130,7 @@ def _notebook(run: RunFolder, name: str, picture, *, error: str):
         kind, value = error.split(": ", 1)
         raised = v4.new_output("error", ename=kind, evalue=value, traceback=[f"\x1b[31m{error}"])
         cells.append(v4.new_code_cell("prune(1.0)", outputs=[raised]))
-    notebook = v4.new_notebook(cells=cells)
+    notebook = v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}})
     run.write_bytes(f"{name}.ipynb", nbformat.writes(notebook).encode())
     ended = "2026-01-02T03:04:05"
     status = "failed" if error else "done"

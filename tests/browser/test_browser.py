@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-
 from edgeopt.reports.pages import write_comparison
+
 from edgeopt.study.folder import RunFolder
 from tests.browser.synthetic import synthetic_run, synthetic_sweep
 from tests.browser.visits import SIZES, faults

@@ -149,12 +149,12 @@ class TestDecide:
         assert decision.baseline["candidate"] == "base"
         assert decision.reason == (
             "fast is the fastest of the 3 (out of 4) candidates that pass every gate and limit: "
-            "median latency 0.4 ms (-60.0%), weights 51.2 KiB (-50.0%), "
-            "accuracy 88.5% (-1.50 points), against base."
+            "median latency 0.4 ms (\N{MINUS SIGN}60.0%), weights 51.2 KiB (\N{MINUS SIGN}50.0%), "
+            "accuracy 88.5% (\N{MINUS SIGN}1.50 points), against base."
         )
         assert decision.what_it_would_take == (
             "For mid to win it would have to cut its median latency "
-            "from 0.5 ms to below 0.4 ms (-20.0%)."
+            "from 0.5 ms to below 0.4 ms (\N{MINUS SIGN}20.0%)."
         )
         assert not decision.recall_checked
 
@@ -183,7 +183,7 @@ class TestDecide:
             "For base to win it would have to meet what it misses "
             "(size reduction 0.0%, allowed at least 50.0%; "
             "latency reduction 0.0%, allowed at least 30.0%) "
-            "and cut its median latency from 1 ms to below 0.6 ms (-40.0%)."
+            "and cut its median latency from 1 ms to below 0.6 ms (\N{MINUS SIGN}40.0%)."
         )
 
     def test_without_a_good_one_little_loss_goes_before_speed(self):
@@ -389,7 +389,7 @@ class TestTies:
         )
         # interval of the ratio from 0.49 / 0.404: it reaches 1 when the median is 0.404 / 0.98
         lighter = decide(spread, gates=Gates()).what_it_would_take
-        assert "from 0.5 ms to below 0.4122 ms (-17.6%)" in lighter
+        assert "from 0.5 ms to below 0.4122 ms (\N{MINUS SIGN}17.6%)" in lighter
         heavier = decide(spread.assign(memory_mb=[0.1, 0.04, 0.05]), gates=Gates())
         assert "from 0.5 ms to below 0.3881 ms" in heavier.what_it_would_take
         capped = decide(spread, gates=Gates(latency_tie_cap=0.01)).what_it_would_take
@@ -551,7 +551,7 @@ class TestMissingNumbers:
         assert decision.pick["candidate"] == "net"
         assert "median latency 0.1 ms (baseline not known)" in decision.reason
         assert "nan" not in (decision.reason + decision.what_it_would_take).lower()
-        assert "accuracy 88.0% (-2.00 points)" in decision.reason
+        assert "accuracy 88.0% (\N{MINUS SIGN}2.00 points)" in decision.reason
 
     @pytest.mark.parametrize(
         ("over", "miss", "found"),

@@ -41,6 +41,7 @@ def test_memory_is_that_of_the_fresh_process(fake_runtime):
     memory = resident_memory(fake_runtime)
     assert 64 * 2**20 <= memory.peak_bytes - memory.baseline_bytes < 80 * 2**20
     assert memory.peak_bytes < ballast.nbytes
+    assert 64 * 2**20 <= memory.added_bytes < 65 * 2**20
 
 
 @pytest.mark.parametrize(("runtime", "holds_torch"), [("torch", True), ("onnxruntime", False)])
@@ -61,4 +62,4 @@ def test_a_failure_names_the_artifact_and_the_cause(fake_runtime):
 
 def test_a_peak_below_the_baseline_is_refused():
     with pytest.raises(ValueError, match="baseline_bytes is 2 and peak_bytes 1"):
-        ResidentMemory(baseline_bytes=2, peak_bytes=1)
+        ResidentMemory(baseline_bytes=2, peak_bytes=1, added_bytes=0)

@@ -1,9 +1,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+from edgeopt.reports.compare import changed_facts, compare_tables
 
 from edgeopt.reports import compare
-from edgeopt.reports.compare import changed_facts, compare_tables
 from edgeopt.study.folder import RunFolder
 
 FAILED = (np.nan, np.nan)

@@ -9,6 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
+from edgeopt.reports.notebook_page import notebook_body, tidy_table
+from edgeopt.reports.page_parts import as_text, describe, signed, table_html, with_unit
+from edgeopt.reports.pages import (
+    finished,
+    images_as_seen,
+    write_comparison,
+    write_run_index,
+    write_runs_index,
+)
 from plotly.offline import get_plotlyjs
 
 from edgeopt.__main__ import main
@@ -24,15 +33,6 @@ from edgeopt.reports.explorer import (
     verdict,
 )
 from edgeopt.reports.manifest import read_manifest, write_manifest
-from edgeopt.reports.notebook_page import notebook_body, tidy_table
-from edgeopt.reports.page_parts import as_text, describe, signed, table_html, with_unit
-from edgeopt.reports.pages import (
-    finished,
-    images_as_seen,
-    write_comparison,
-    write_run_index,
-    write_runs_index,
-)
 from edgeopt.reports.stamps import Record, publish
 from edgeopt.study.folder import RunFolder, open_run
 from tests.browser.synthetic import synthetic_run, synthetic_sweep

@@ -1,27 +1,30 @@
 """Two runs, candidate by candidate: what changed in their making, and what is beyond noise."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from edgeopt.reports.explorer import read_sweep
-from edgeopt.reports.manifest import read_manifest
-from edgeopt.reports.page_parts import DASH
+from edgeopt.reports.results import Results, read_results
+from edgeopt.schema import COLUMNS, DASH, quantity
 from edgeopt.study import RunFolder
 from edgeopt.study.layout import CEILINGS, CONDITIONS
 from edgeopt.system import HOST_IDENTITY
 
 ACCURACY = ("accuracy", "accuracy_low", "accuracy_high")
 MEDIAN = ("latency_p50_ms", "latency_p50_low_ms", "latency_p50_high_ms")
-OTHERS = ("latency_relative", "memory_mb")
+OTHERS = ("latency_relative", "memory_mb", "artifact_bytes")
 SECTIONS = ("data", "parameters", "git", "packages", "host", "threads")
 # Two sweeps of the same code on one machine differ by up to this much (`make bench` prints by how
 # much here): more than the intervals within a run know of.
 REPEATABILITY = 0.05
+# Files of the same network differ by a few bytes of names and paths that they hold.
+SAME_SIZE = 0.01
 # Ceilings of one machine, measured twice, lie closer together than this.
 SAME_SPEED = 0.25
+PICK_COLUMNS = ["number", "first", "second", "verdict"]
 WORSE, BETTER, SAME = "worse", "better", "within noise"
 NOT_JUDGED, UNKNOWN = "not judged", "not measured"
 OVERALL = (
@@ -41,8 +44,48 @@ OVERALL = (
 TIMED_ALIKE = ("threads", "benchmark_batch_size", "latency_multiplier")
 
 
-def compare_runs(first: RunFolder, second: RunFolder) -> dict[str, Any]:
-    """Everything that the comparison page shows of two finished runs.
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Two finished runs side by side.
+
+    ``changes`` are the facts of their making that differ (``fact, first, second``), ``warnings``
+    say what is shown but not judged, ``pick`` compares the two picks (``number, first, second,
+    verdict``) and ``candidates`` all that both runs have (:func:`compare_tables`).
+    """
+
+    changes: pd.DataFrame
+    warnings: list[str]
+    pick: pd.DataFrame
+    candidates: pd.DataFrame
+
+    def table(self, first: str, second: str) -> pd.DataFrame:
+        """Lay the candidates out for readers: numbers of both runs, the change, the verdicts.
+
+        Latencies are relative to the reference kernel where machines differ and both have them.
+        """
+        rows = self.candidates
+        alike = rows["latency_verdict"].ne(NOT_JUDGED).any()
+        timed = "latency" if alike or rows["relative_first"].isna().all() else "relative"
+        unit = "ms" if timed == "latency" else "of the reference kernel"
+        shown = {"candidate": rows["candidate"], "verdict": rows["verdict"]}
+        for side, name in (("first", first), ("second", second)):
+            shown[f"accuracy, {name} (%)"] = 100 * rows[f"accuracy_{side}"]
+        shown["points"] = 100 * (rows["accuracy_second"] - rows["accuracy_first"])
+        shown["accuracy is"] = rows["accuracy_verdict"]
+        for side, name in (("first", first), ("second", second)):
+            shown[f"latency, {name} ({unit})"] = rows[f"{timed}_{side}"]
+        shown["ratio"] = rows[f"{timed}_second"] / rows[f"{timed}_first"]
+        shown["latency is"] = rows["latency_verdict"]
+        return pd.DataFrame(shown).reset_index(drop=True)
+
+    @property
+    def regressions(self) -> list[str]:
+        """Numbers of the pick that got worse beyond noise."""
+        return self.pick.loc[self.pick["verdict"] == WORSE, "number"].tolist()
+
+
+def compare_runs(first: RunFolder, second: RunFolder) -> Comparison:
+    """Compare two finished runs, candidate by candidate and pick with pick.
 
     Raises
     ------
@@ -51,27 +94,51 @@ def compare_runs(first: RunFolder, second: RunFolder) -> dict[str, Any]:
     ValueError
         When a manifest cannot be read, or a run has no candidates.
     """
-    manifests = read_manifest(first), read_manifest(second)
-    tables = [_sweep(run) for run in (first, second)]
-    changes = changed_facts(*manifests)
+    results = read_results(first), read_results(second)
+    manifests = results[0].manifest, results[1].manifest
+    tables = [_sweep(result) for result in results]
     same_data = manifests[0]["data"] == manifests[1]["data"]
     other_host = host_difference(first, second, manifests)
     unlike = [n for n in TIMED_ALIKE if _setting(manifests[0], n) != _setting(manifests[1], n)]
-    latency = not other_host and not unlike
-    judged = compare_tables(*tables, accuracy=same_data, latency=latency)
-    return {
-        "first": first.name,
-        "second": second.name,
-        "changes": changes,
-        "warnings": _warnings(manifests, same_data=same_data, host=other_host, unlike=unlike),
-        "relative": bool(other_host) and judged["relative_first"].notna().any(),
-        "spread": "median with its interval"
-        if _has_median_interval(tables)
-        else "mean and one standard deviation of the calls",
-        "repeatability": REPEATABILITY,
-        "rows": judged.to_dict("records"),
-        "counts": judged["verdict"].value_counts(sort=False).to_dict(),
-    }
+    judged = {"accuracy": same_data, "latency": not other_host and not unlike}
+    return Comparison(
+        changes=changed_facts(*manifests),
+        warnings=_warnings(manifests, same_data=same_data, host=other_host, unlike=unlike),
+        pick=compare_picks(*results, **judged),
+        candidates=compare_tables(*tables, **judged),
+    )
+
+
+def compare_picks(
+    first: Results, second: Results, *, accuracy: bool = True, latency: bool = True
+) -> pd.DataFrame:
+    """Judge the second run's pick against the first's: ``number, first, second, verdict``.
+
+    A run without a pick is worse than one with any.
+    """
+    picks = [result.rows.get("pick") for result in (first, second)]
+    names = [pick["candidate"] if pick else "nothing fits" for pick in picks]
+    if not all(picks):
+        verdict = SAME if not any(picks) else WORSE if picks[0] else BETTER
+        return pd.DataFrame([("candidate", *names, verdict)], columns=PICK_COLUMNS)
+    tables = [pd.DataFrame([{**pick, "candidate": "pick"}]) for pick in picks]
+    row = compare_tables(*tables, accuracy=accuracy, latency=latency).iloc[0]
+    rows = [("candidate", *names, "")]
+    for number, column in (("accuracy", "accuracy"), ("latency_p50_ms", "latency")):
+        values = (row[f"{column}_{side}"] for side in ("first", "second"))
+        rows.append((number, *(quantity(number, v) for v in values), row[f"{column}_verdict"]))
+    for number in ("memory_mb", "artifact_bytes"):
+        values = [row[f"{number}_{side}"] for side in ("first", "second")]
+        rows.append((number, *(quantity(number, v) for v in values), _size_verdict(*values)))
+    table = pd.DataFrame(rows, columns=PICK_COLUMNS)
+    return table.assign(number=[COLUMNS[name].title for name in table["number"]])
+
+
+def _size_verdict(first: float, second: float) -> str:
+    if np.isnan(first) or np.isnan(second):
+        return UNKNOWN
+    ratio = second / first
+    return SAME if abs(ratio - 1) <= SAME_SIZE else WORSE if ratio > 1 else BETTER
 
 
 def host_difference(
@@ -111,22 +178,23 @@ def _measured_speeds(run: RunFolder) -> dict[str, float]:
     return speeds
 
 
-def _sweep(run: RunFolder) -> pd.DataFrame:
-    sweep, reason = read_sweep(run)
-    if sweep is None:
-        raise ValueError(f"run {run.name} cannot be compared. {reason}")
-    return sweep
+def _sweep(results: Results) -> pd.DataFrame:
+    if results.sweep is None:
+        reasons = " ".join(results.missing)
+        raise ValueError(f"run {results.run.name} cannot be compared. {reasons}")
+    return results.sweep
 
 
-def changed_facts(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[dict[str, str]]:
+def changed_facts(first: Mapping[str, Any], second: Mapping[str, Any]) -> pd.DataFrame:
     """List what differs in data, parameters, code, versions and machine."""
     pairs = _flat(first), _flat(second)
     keys = sorted({**pairs[0], **pairs[1]}, key=lambda key: SECTIONS.index(key.split(":")[0]))
-    return [
-        {"fact": key, "first": pairs[0].get(key, DASH), "second": pairs[1].get(key, DASH)}
+    rows = [
+        (key, pairs[0].get(key, DASH), pairs[1].get(key, DASH))
         for key in keys
         if pairs[0].get(key) != pairs[1].get(key) and key != "parameters: run"
     ]
+    return pd.DataFrame(rows, columns=["fact", "first", "second"])
 
 
 def _flat(manifest: Mapping[str, Any]) -> dict[str, str]:
@@ -208,6 +276,7 @@ def _numbers(table: pd.DataFrame, *, spread: str) -> pd.DataFrame:
             "latency_high": rows[MEDIAN[2]] if median else latency + rows["latency_std_ms"],
             "relative": rows["latency_relative"],
             "memory_mb": rows["memory_mb"],
+            "artifact_bytes": rows["artifact_bytes"],
             "failed": table["status"].eq("failed") if "status" in table else False,
         }
     )
@@ -236,7 +305,7 @@ def _overall(row: pd.Series) -> str:
         return "mixed"
     if verdicts & {WORSE, BETTER}:
         return "regression" if WORSE in verdicts else "improvement"
-    return "no change beyond noise" if SAME in verdicts else "not judged"
+    return "not judged" if NOT_JUDGED in verdicts else "no change beyond noise"
 
 
 def _warnings(

@@ -1,0 +1,237 @@
+"""What a run found, read from its files: its decision, candidates and problems."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+
+from edgeopt.decision import STANDINGS, Constraints, Gates, rules
+from edgeopt.reports.manifest import read_manifest
+from edgeopt.schema import quantity
+from edgeopt.study import RunFolder, check_schema
+from edgeopt.study.layout import OPERATORS, SUMMARY, SWEEP
+from edgeopt.system import file_sha256
+
+ROLES = {"pick": "Pick", "baseline": "Baseline", "runner_up": "Runner-up"}
+UNCOMPRESSED = "fastest_uncompressed"
+FASTER_REFUSED = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """The files of a run that its front page is made from; what is missing is None, with a reason.
+
+    ``manifest`` is what the run was made from. Made by :func:`read_results`.
+    """
+
+    run: RunFolder
+    manifest: Mapping[str, Any]
+    decision: Mapping[str, Any] | None
+    sweep: pd.DataFrame | None
+    missing: tuple[str, ...]
+
+    @cached_property
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """Rows of the candidates with a role in the decision, by the role's name.
+
+        What was measured after the choice, such as test accuracy, is in them. The fastest unpruned
+        fp32 candidate of the pick's network is there too unless it has a role already: what the
+        choice of a runtime alone would have given.
+        """
+        if not self.decision:
+            return {}
+        rows = [] if self.sweep is None else self.sweep.to_dict("records")
+        measured = {row["candidate"]: row for row in rows}
+        given = {role: self.decision[role] for role in ROLES if self.decision[role]}
+        found = {role: measured.get(row["candidate"], {}) | row for role, row in given.items()}
+        uncompressed = self._fastest_uncompressed()
+        return found | ({UNCOMPRESSED: uncompressed} if uncompressed else {})
+
+    def _fastest_uncompressed(self) -> dict[str, Any] | None:
+        pick = self.decision["pick"]
+        if not pick or self.sweep is None:
+            return None
+        full = self.sweep[(self.sweep["pruning_level"] == 0) & (self.sweep["precision"] == "fp32")]
+        if "model" in full:
+            full = full[full["model"] == pick.get("model")]
+        fastest = full.nsmallest(1, "latency_p50_ms").to_dict("records")
+        named = [self.decision[role]["candidate"] for role in ROLES if self.decision[role]]
+        return next((row for row in fastest if row["candidate"] not in named), None)
+
+    @property
+    def problems(self) -> list[str]:
+        """What a reader must know first, a sentence each."""
+        failed = [
+            f"Notebook {name} failed: {state['error']}. What comes after it was not run."
+            for name, state in self.manifest["notebooks"].items()
+            if state["status"] == "failed"
+        ]
+        warnings = [
+            self.manifest["data"].get("test_warning", ""),
+            (self.decision or {}).get("busy", ""),
+            *self.missing,
+            "" if self.sweep is None else sweep_problem(self.sweep),
+        ]
+        return failed + [warning for warning in warnings if warning]
+
+    @property
+    def artifact(self) -> str:
+        """Path, inside the run, of the very file that was measured; empty when it is not there."""
+        pick = self.rows.get("pick", {})
+        name = pick.get("artifact")
+        paths = self.run.path("artifacts").glob(f"*/{name}") if name else []
+        same = [path for path in paths if file_sha256(path) == pick["artifact_sha256"]]
+        return same[0].relative_to(self.run.root).as_posix() if same else ""
+
+    def rules(self) -> pd.DataFrame:
+        """Rules that the candidates were judged by, in words."""
+        given = self.manifest["parameters"]
+        gates, limits = (
+            part(**{field.name: given[field.name] for field in fields(part) if field.name in given})
+            for part in (Gates, Constraints)
+        )
+        budget = given.get("active_memory_budget_mb", math.inf)
+        judged = rules(gates, constraints=limits, active_memory_budget_mb=budget)
+        return pd.DataFrame(judged, columns=["what is judged", "rule"])
+
+    def funnel(self) -> pd.DataFrame:
+        """How many candidates there are of each standing, and what decided it most often."""
+        if self.sweep is None or "standing" not in self.sweep:
+            return pd.DataFrame(columns=["standing", "candidates"])
+        counts = self.sweep["standing"].value_counts().reindex([*STANDINGS]).dropna().astype(int)
+        return counts.rename_axis("standing").rename("candidates").reset_index()
+
+    def operators(self) -> pd.DataFrame:
+        """Operators of the file to ship: precision, share of the MACs and of the time."""
+        path = self.run.path(OPERATORS)
+        return pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["operator"])
+
+    def what_would_change(self) -> list[str]:
+        """Say what would have made another candidate win, a sentence each."""
+        if not self.decision or not self.decision["pick"]:
+            return []
+        pick, refused = self.rows["pick"], self.decision.get("rejected", [])
+        lines = [self.decision["what_it_would_take"]]
+        lines.append(f"A budget below {quantity('memory_mb', pick['memory_mb'])} excludes it.")
+        if self.sweep is None:
+            return lines
+        latency = self.sweep.set_index("candidate")["latency_p50_ms"]
+        faster = {
+            row["candidate"]: row["reason"]
+            for row in refused
+            if latency.get(row["candidate"], math.inf) < pick["latency_p50_ms"]
+        }
+        for name in sorted(faster, key=latency.get)[:FASTER_REFUSED]:
+            ratio = pick["latency_p50_ms"] / latency[name]
+            lines.append(f"{name} is {ratio:.2f} times as fast and was refused: {faster[name]}.")
+        return lines
+
+
+def read_results(run: RunFolder) -> Results:
+    """Read what a run found.
+
+    Raises
+    ------
+    FileNotFoundError
+        When the run has no manifest.
+    ValueError
+        When the manifest is not one.
+    """
+    decision, no_decision = read_summary(run)
+    sweep, no_sweep = read_sweep(run)
+    missing = tuple(reason for reason in (no_decision, no_sweep) if reason)
+    return Results(run, read_manifest(run), decision, sweep, missing)
+
+
+def read_summary(run: RunFolder) -> tuple[dict[str, Any] | None, str]:
+    """Read the decision of a run; None and the reason when there is none."""
+    path = run.path(SUMMARY)
+    if not path.is_file():
+        return None, f"No decision: no notebook of this run has written {SUMMARY}."
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        check_schema(summary, name=SUMMARY)
+    except ValueError as error:
+        return None, f"No decision: {SUMMARY} cannot be read: {error}"
+    return summary, ""
+
+
+def read_sweep(run: RunFolder) -> tuple[pd.DataFrame | None, str]:
+    """Read the candidates of a run; None and the reason when there are none."""
+    path = run.path(SWEEP)
+    if not path.is_file():
+        return None, f"No candidates: no notebook of this run has written {path.name}."
+    try:
+        sweep = pd.read_csv(path)
+    except pd.errors.ParserError as error:
+        return None, f"No candidates: {path.name} cannot be read: {error}"
+    except pd.errors.EmptyDataError:
+        return None, f"No candidates: {path.name} is empty."
+    if sweep.empty or "candidate" not in sweep:
+        return None, f"No candidates: {path.name} has no rows, or no column candidate."
+    return sweep, ""
+
+
+def sweep_problem(sweep: pd.DataFrame) -> str:
+    """Say what a reader must know first: all failed, none fits, one only, times are estimates."""
+    if "status" in sweep and sweep["status"].eq("failed").all():
+        return f"All {len(sweep)} candidates failed; the table gives each one's error."
+    if "accepted" in sweep and not sweep["accepted"].eq(True).any():
+        return f"None of the {len(sweep)} candidates fits the active memory budget."
+    if len(sweep) == 1:
+        return "There is only one candidate, so nothing to choose between."
+    if "latency_kind" in sweep and sweep["latency_kind"].eq("estimated").any():
+        return "All latencies are estimates: what was measured here, times latency_multiplier."
+    return ""
+
+
+def provenance_table(results: Results) -> pd.DataFrame:
+    """List what the numbers come from: data, code, machine and versions, a row each."""
+    facts = results.manifest
+    data, git, host = facts["data"], facts["git"], facts["host"]
+    scheme = facts["int8_scheme"]
+    counts = ", ".join(f"{role} {count:,}" for role, count in data.get("counts", {}).items())
+    rows = {
+        "run": f"{results.run.name}, finished {finished(facts['notebooks'])}",
+        "data": data.get("unavailable") or f"{data['name']}: {counts}; SHA-256 {data['checksum']}",
+        "images of the pick": images_as_seen(results.rows.get("pick", {}).get("model"), data),
+        "commit": git["commit"] + (", with uncommitted changes" if git["dirty"] else ""),
+        "CPU": f"{host['cpu']}; {facts['threads']} of {host['usable_cores']} cores used",
+        "instruction sets": ", ".join(host["isa"]) or "none that matter here",
+        "int8 scheme": f"{scheme['name']}: {scheme['reason']}. {scheme['note']}",
+        "versions": ", ".join(f"{name} {version}" for name, version in facts["packages"].items()),
+    }
+    return pd.DataFrame(list(rows.items()), columns=["fact", "of this run"])
+
+
+def parameter_table(results: Results) -> pd.DataFrame:
+    """Parameters of the run, a row each."""
+    pairs = results.manifest["parameters"].items()
+    shown = [(k, ", ".join(map(str, v)) if isinstance(v, list) else str(v)) for k, v in pairs]
+    return pd.DataFrame(shown, columns=["parameter", "value"])
+
+
+def images_as_seen(model: str | None, data: Mapping[str, Any]) -> str:
+    """Say how a network takes its images, which a program that serves it has to do alike."""
+    how = data.get("preprocessing", {}).get(model)
+    if not how:
+        return ""
+    side, channels = how["image_size"], how["channels"]
+    size = f"{side}x{side} by {how['resize']}, {how['interpolation']}" if side else "their own size"
+    kind = {1: "grey", 3: "colour"}.get(channels, "their own channels")
+    scaled = [f"{name} {_numbers(how[name])}" for name in ("mean", "std") if how[name] is not None]
+    return ", ".join([size, kind, "values from 0 to 1", *scaled])
+
+
+def _numbers(values: Any) -> str:
+    return ", ".join(f"{v:g}" for v in values) if isinstance(values, list) else f"{values:g}"
+
+
+def finished(notebooks: Mapping[str, Mapping[str, Any]]) -> str:
+    """Day and minute (UTC) when the last notebook of a run ended; empty when none has."""
+    ends = [state["finished"] for state in notebooks.values() if state.get("finished")]
+    return max(ends)[:16].replace("T", " ") + " UTC" if ends else ""

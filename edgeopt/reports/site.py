@@ -1,0 +1,194 @@
+"""Executed notebooks -> a site of static files: Sphinx, MyST-NB and the book theme."""
+
+import logging
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from html import escape
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import nbformat
+import pandas as pd
+
+from edgeopt.reports.card import PAGES
+from edgeopt.reports.manifest import read_manifest
+from edgeopt.reports.results import finished, read_summary
+from edgeopt.reports.stamps import INDEX, read_record
+from edgeopt.schema import DASH, quantity
+from edgeopt.study import RunFolder, table_html
+from edgeopt.system import write_atomically
+
+MADE = ("_static", "_images", "searchindex.js", "objects.inv", "search.html", "genindex.html")
+SHOWN_LINES = 5
+PHOTOS = ("samples", "gallery")
+INJECTED = "injected-parameters"
+log = logging.getLogger(__name__)
+
+
+def build_run_site(run: RunFolder, names: Iterable[str], *, title: str) -> Path:
+    """Build the site of a run from its executed notebooks, the first of which is the front page.
+
+    Those that were not executed are left out. Returns ``index.html``.
+    """
+    present = [name for name in names if run.path(f"{name}.ipynb").is_file()]
+    front, *chapters = present
+    pages = {name: published(run, name) for name in present}
+    pages[front].cells.append(contents(chapters))
+    named = {"index" if name == front else name: page for name, page in pages.items()}
+    sources = {f"{name}.ipynb": nbformat.writes(page) for name, page in named.items()}
+    build(sources, run.root, title=title)
+    return run.path(INDEX)
+
+
+def build(sources: Mapping[str, str], out: Path, *, title: str) -> None:
+    """Build a site from the texts of its pages; ``out`` gets it at once, the front page last.
+
+    Raises
+    ------
+    RuntimeError
+        With what Sphinx says, when it fails; what it only warns of is logged.
+    """
+    with TemporaryDirectory(prefix="edgeopt-site-") as scratch:
+        source, made = Path(scratch) / "source", Path(scratch) / "site"
+        shutil.copytree(PAGES / "site", source)
+        for name, text in sources.items():
+            (source / name).write_text(text, encoding="utf-8")
+        command = [sys.executable, "-m", "sphinx", "-q", "-b", "html"]
+        options = ["-D", f"html_title={title}", "-d", str(Path(scratch) / "doctrees")]
+        done = subprocess.run(
+            [*command, *options, str(source), str(made)], capture_output=True, text=True
+        )
+        if done.returncode:
+            raise RuntimeError(f"Sphinx could not build the site of {out}: {done.stderr.strip()}")
+        for warning in done.stderr.splitlines():
+            log.warning("site of %s: %s", out, warning)
+        _move(made, out)
+
+
+def _move(made: Path, out: Path) -> None:
+    for path in [*made.rglob("*.map"), made / ".buildinfo"]:
+        path.unlink(missing_ok=True)
+    shutil.rmtree(made / "_sources", ignore_errors=True)
+    for name in ("_static", "_images"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    front = (made / INDEX).read_bytes()
+    (made / INDEX).unlink()
+    shutil.copytree(made, out, dirs_exist_ok=True)
+    write_atomically(out / INDEX, front)
+
+
+def published(run: RunFolder, name: str) -> nbformat.NotebookNode:
+    """Make an executed notebook ready for its page.
+
+    Long code and parameters are folded, figures become the files in the run's folder with caption
+    and numbers, and what the notebook wrote is linked at its end.
+    """
+    notebook = nbformat.read(run.path(f"{name}.ipynb"), as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for cell in code:
+        tags = cell.metadata.get("tags", [])
+        if INJECTED in tags:  # papermill puts them behind those that they override
+            cell.metadata["tags"] = code[0].metadata.get("tags", [])
+        elif "parameters" in tags or cell.source.count("\n") >= SHOWN_LINES:
+            cell.metadata["tags"] = [*tags, "hide-input"]
+        cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        for output in cell.outputs:
+            _show_figure(run, output)
+    record = read_record(run.path(f"{name}.ipynb"))
+    if record and record.outputs:
+        notebook.cells.append(
+            nbformat.v4.new_markdown_cell(file_list(name, sorted(record.outputs)))
+        )
+    return notebook
+
+
+def _show_figure(run: RunFolder, output: nbformat.NotebookNode) -> None:
+    """Put the figure's file, with caption and numbers, in the place of the picture."""
+    words = output.get("metadata", {}).get("image/png", {})
+    if "figure" in words:
+        output.data = {"text/html": figure_html(run, words["figure"], words)}
+        output.metadata = {}
+
+
+def figure_html(run: RunFolder, stem: str, words: Mapping[str, Any]) -> str:
+    """Write a figure with its caption, its numbers, and a name that a link can point to."""
+    kind = "photo dark-light" if stem.startswith(PHOTOS) else "dark-light"
+    numbers = run.path(f"figures/{stem}.csv")
+    table = ""
+    if numbers.is_file():
+        link = f'<a href="figures/{stem}.csv" download>{stem}.csv</a>'
+        inside = f"<p>{link}</p>{table_html(pd.read_csv(numbers))}"
+        table = f"<details><summary>The numbers of this figure</summary>{inside}</details>"
+    alt = escape(words["alt"])
+    return (
+        f'<figure class="result" id="figure-{stem}"><div tabindex="0"><img class="{kind}" '
+        f'src="figures/{stem}.png" width="{words["width"]}" alt="{alt}"></div>'
+        f'<figcaption>{alt} <a href="#figure-{stem}" aria-label="Link to this figure">#</a>'
+        f"</figcaption>{table}</figure>"
+    )
+
+
+def file_list(name: str, files: Iterable[str]) -> str:
+    """Links to the notebook and the files that it wrote, folded."""
+    links = "".join(
+        f'<li><a href="{file}" download>{file}</a></li>' for file in (f"{name}.ipynb", *files)
+    )
+    return f"<details><summary>Files of this chapter</summary><ul>{links}</ul></details>"
+
+
+def contents(chapters: Iterable[str]) -> nbformat.NotebookNode:
+    """List the chapters of a site, as MyST wants it."""
+    return nbformat.v4.new_markdown_cell(
+        "\n".join(["```{toctree}", ":hidden:", "", *chapters, "```"])
+    )
+
+
+def build_runs_index(folder: Path) -> Path:
+    """Build the index of all runs that have a manifest, the latest first."""
+    rows, problems = [], []
+    for path in folder.glob("*/manifest.json"):
+        try:
+            rows.append(_run_row(RunFolder(path.parent)))
+        except ValueError as error:
+            problems.append(f"Run {path.parent.name} is not listed: {error}")
+    table = pd.DataFrame(rows).sort_values("finished", ascending=False) if rows else None
+    html = "No run has been published yet: `make report` makes the first." if table is None else ""
+    if table is not None:
+        html = table_html(table.reset_index(drop=True))
+        for name in table["run"]:
+            cell = f">{escape(name)}</th>"
+            html = html.replace(cell, f'><a href="{name}/index.html">{escape(name)}</a></th>', 1)
+    compared = [path.parent.name for path in sorted(folder.glob("compare-*/index.html"))]
+    links = [f'<a href="{name}/index.html">{name}</a>' for name in compared]
+    parts = ["# All runs", html, *problems, "## Comparisons"]
+    parts += ["\n".join(f"- {link}" for link in links)] if links else []
+    parts.append("Compare two runs, candidate by candidate: `make compare RUN=first WITH=second`.")
+    build({"index.md": "\n\n".join(parts)}, folder, title="edgeopt: all runs")
+    return folder / INDEX
+
+
+def _run_row(run: RunFolder) -> dict[str, Any]:
+    manifest = read_manifest(run)
+    summary, _ = read_summary(run)
+    pick = (summary or {}).get("pick") or {}
+    states = {state["status"] for state in manifest["notebooks"].values()}
+    seeds = manifest["parameters"].get("seeds", [])
+    return {
+        "run": run.name,
+        "state": "failed"
+        if "failed" in states
+        else "complete"
+        if states == {"done"}
+        else "partial",
+        "recommended": pick.get("candidate", "nothing fits" if summary else "no decision"),
+        "validation accuracy": quantity("accuracy", pick.get("accuracy")),
+        "latency, median": quantity("latency_p50_ms", pick.get("latency_p50_ms")),
+        "data": manifest["data"].get("name", DASH),
+        "seeds": len(seeds),
+        "host": manifest["host"]["cpu"],
+        "commit": manifest["git"]["commit"][:10],
+        "finished": finished(manifest["notebooks"]),
+    }

@@ -1,0 +1,87 @@
+"""Tables as readers see them: headings with units, numbers aligned, at most four digits."""
+
+from collections.abc import Hashable
+from html import escape
+from typing import Any
+
+import pandas as pd
+
+from edgeopt.schema import COLUMNS, DASH, display_unit, known, significant
+
+MAX_ROWS = 200
+LONG_TEXT = 40
+WORDS = {True: "yes", False: "no"}
+
+
+def show_tables() -> None:
+    """Let the notebook that runs show its data frames by :func:`table_html`; elsewhere nothing."""
+    from IPython import get_ipython
+
+    if shell := get_ipython():
+        shell.display_formatter.formatters["text/html"].for_type(pd.DataFrame, table_html)
+
+
+def table_html(df: pd.DataFrame) -> str:
+    """Write a table as HTML: an index that says something is its first columns.
+
+    Numbers are in the unit of their column, which its heading names; columns with a unit of bytes
+    take the one that suits their largest number. Cells are escaped. Rows beyond 200 are left out,
+    which a last line says.
+    """
+    flat = flatten(df)
+    columns = [_column(name, flat.iloc[:, place]) for place, name in enumerate(flat)]
+    heads = "".join(f'<th scope="col"{css}>{escape(head)}</th>' for head, css, _ in columns)
+    body = []
+    for row in list(zip(*(cells for *_, cells in columns), strict=True))[:MAX_ROWS]:
+        kinds = ('th scope="row"', *["td"] * (len(row) - 1))
+        cells = [
+            f"<{kind}{css}>{escape(text)}</{kind[:2]}>"
+            for kind, (_, css, _), text in zip(kinds, columns, row, strict=True)
+        ]
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    left = f"<p>{len(flat) - MAX_ROWS:,} more rows.</p>" if len(flat) > MAX_ROWS else ""
+    return (
+        '<div class="table" tabindex="0"><table class="dataframe">'
+        f"<thead><tr>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>{left}"
+    )
+
+
+def flatten(df: pd.DataFrame) -> pd.DataFrame:
+    """Make a table of plain columns: a named index goes first, headings of several levels join."""
+    columns = [", ".join(map(str, n)) if isinstance(n, tuple) else n for n in df.columns]
+    plain = df.set_axis(columns, axis=1)
+    counted = isinstance(df.index, pd.RangeIndex) or df.index.equals(pd.RangeIndex(len(df)))
+    numbers = pd.api.types.is_integer_dtype(df.index)
+    return plain if df.index.names == [None] and (counted or numbers) else plain.reset_index()
+
+
+def column_heading(name: Hashable, unit: str) -> str:
+    """Heading of a column, with the unit that its numbers are shown in."""
+    words = "" if name == "index" else str(name).replace("_", " ")
+    title = COLUMNS[name].title if name in COLUMNS else words[:1].upper() + words[1:]
+    return f"{title} ({unit})" if unit else title
+
+
+def _column(name: Hashable, cells: pd.Series) -> tuple[str, str, list[str]]:
+    """Heading, class and texts of a column."""
+    values = cells.tolist()
+    numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    largest = max((abs(v) for v in values if known(v)), default=0) if numeric else 0
+    scale, unit = display_unit(str(name), largest)
+    texts = [cell_text(value, scale if numeric else 1, unit) for value in values]
+    long = max(map(len, texts), default=0) > LONG_TEXT
+    css = ' class="number"' if numeric else ' class="words"' if long else ""
+    return column_heading(name, unit), css, texts
+
+
+def cell_text(value: Any, scale: float = 1, unit: str = "") -> str:
+    """Write a cell: a dash for what is not known, yes or no, a number in its column's unit."""
+    if not known(value):
+        return DASH
+    if isinstance(value, bool):
+        return WORDS[value]
+    if not isinstance(value, int | float):
+        return str(value)
+    if unit == "%":
+        return f"{scale * value:.1f}"
+    return significant(value * scale if scale != 1 else value)
