@@ -60,8 +60,11 @@ notebooks: setup  ## execute the quick run in place, so that the committed outpu
 verify: setup  ## recompute the checksums of reports/$(RUN)
 	$(PY) -m edgeopt verify --run $(RUN)
 
-compare: setup  ## compare the runs $(RUN) and $(WITH), candidate by candidate
-	$(PY) -m edgeopt compare $(RUN) $(WITH)
+compare: setup  ## compare the runs $(RUN) and $(WITH); FAIL=1: exit with 1 when the pick got worse
+	$(PY) -m edgeopt compare $(RUN) $(WITH) $(if $(FAIL),--fail)
+
+docs: setup  ## build the documentation into build/docs; warnings are errors
+	$(PY) -m sphinx -q -W --keep-going -b html docs build/docs
 
 readme: setup  ## write the results of reports/$(RUN) into README.md
 	$(PY) -m edgeopt readme --run $(RUN)
@@ -69,4 +72,4 @@ readme: setup  ## write the results of reports/$(RUN) into README.md
 clean:  ## remove the reports
 	git clean -fdXq reports
 
-.PHONY: help setup report test test-code test-notebooks mutants test-slow bench lab lint notebooks verify compare readme clean
+.PHONY: help docs setup report test test-code test-notebooks mutants test-slow bench lab lint notebooks verify compare readme clean

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Integral
 from typing import Annotated, Any
@@ -95,11 +95,28 @@ COLUMNS = {
     "recipe": Column("Training recipe", meaning="How the network came by its weights."),
     "remedy": Column("Remedy", meaning="What repaired an int8 that had lost too much accuracy."),
     "status": Column("Status", meaning="ok, or failed with its error."),
+    "standing": Column("Standing", meaning="Where the rule of the decision put it."),
+    "decided_by": Column("Decided by", meaning="What it was refused for, misses or leaves open."),
+    "artifact": Column("File", meaning="Below artifacts/sweep of the run."),
+    "artifact_sha256": Column("SHA-256 of the file"),
+    "parity_difference": Column(
+        "Difference from torch", meaning="Of the exported float logits, as a share of the largest."
+    ),
+    "parity_agreement": Column(
+        "Agreement with torch", "%", "Images on which the exported float network answers alike."
+    ),
+    "samples": Column("Timed calls"),
+    "seeds": Column("Seeds", meaning="Trainings that the accuracy is a mean of."),
+    "active_budget_mb": Column("Memory budget", "MiB", "Of weights."),
+    "rss_unavailable": Column("Why its memory is not known"),
     "error": Column("Error"),
     "accuracy": Column("Validation accuracy", "%", "Mean over the seeds."),
     "accuracy_low": Column("Validation accuracy, low end", "%", "Of the 95% interval."),
     "accuracy_high": Column("Validation accuracy, high end", "%", "Of the 95% interval."),
     "test_accuracy": Column("Test accuracy", "%", "Scored once, after the choice."),
+    "test_accuracy_low": Column("Test accuracy, low end", "%", "Of the 95% interval."),
+    "test_accuracy_high": Column("Test accuracy, high end", "%", "Of the 95% interval."),
+    "test_macro_f1": Column("Macro F1 on test images", "%"),
     "macro_f1": Column("Macro F1", "%", "Mean over classes of the F1 score, and over the seeds."),
     "recall": Column("Recall", "%"),
     "agreement": Column(
@@ -111,6 +128,9 @@ COLUMNS = {
     "latency_p50_low_ms": Column("Latency, median, low end", "ms", "Of the 95% interval."),
     "latency_p50_high_ms": Column("Latency, median, high end", "ms", "Of the 95% interval."),
     "latency_p95_ms": Column("Latency, 95th percentile", "ms"),
+    "latency_p99_ms": Column(
+        "Latency, 99th percentile", "ms", f"Empty below {MIN_SAMPLES_P99} calls."
+    ),
     "latency_relative": Column(
         "Latency, median, relative to the reference kernel",
         meaning="The kernel is one matrix product, timed in every round.",
@@ -149,6 +169,7 @@ COLUMNS = {
     "macs_kept": Column("MACs kept", "%"),
     "parameters_kept": Column("Parameters kept", "%"),
     "accepted": Column("Fits the memory budget"),
+    "accepted_ratio": Column("Share that fits the memory budget", "%"),
     "frontier_probability": Column("Probability of being on the frontier", "%"),
     "accuracy_ties": Column("Candidates as accurate", meaning="By a paired test."),
     "accuracy_drop": Column("Accuracy drop", "points"),
@@ -172,6 +193,10 @@ COLUMNS = {
     "macs_share": Column("Share of the MACs", "%"),
     "measured_ms": Column("Time", "ms"),
     "op": Column("Operator"),
+    "val_accuracy": Column("Validation accuracy", "%"),
+    "train_accuracy": Column("Training accuracy", "%"),
+    "latency_estimate_high_ms": Column("Latency, estimate, high end", "ms"),
+    "headroom": Column("Memory left", "%"),
     "arithmetic_intensity": Column("Arithmetic intensity", "MACs/byte"),
     "achieved_gmacs": Column("Achieved", "GMAC/s"),
     "compute_utilization": Column("Of the compute ceiling", "%"),
@@ -182,9 +207,22 @@ SCALES = {"%": 100, "points": 100}
 JOULES = ((1, "J"), (1e-3, "mJ"), (1e-6, "\N{MICRO SIGN}J"), (1e-9, "nJ"))
 
 
-def label(column: str) -> str:
-    """Axis label of a column, falling back to its name in words."""
-    return COLUMNS[column].label if column in COLUMNS else column.replace("_", " ")
+def column(name: str) -> Column:
+    """Look a column up; means and budgets by what they are of, others by their name in words."""
+    if name in COLUMNS:
+        return COLUMNS[name]
+    stem = name.removesuffix("_mean")
+    if stem in COLUMNS:
+        return replace(COLUMNS[stem], title=f"{COLUMNS[stem].title} (mean)")
+    if name.startswith("violates_"):
+        return Column(f"Over {name.removeprefix('violates_').removesuffix('mb')} MiB of weights")
+    words = name.replace("_", " ")
+    return Column(words[:1].upper() + words[1:])
+
+
+def label(name: str) -> str:
+    """Axis label of a column."""
+    return column(name).label
 
 
 def known(value: Any) -> bool:
@@ -202,7 +240,7 @@ def significant(value: float) -> str:
     return (text if abs(value) < 1000 else f"{float(text):,.0f}").replace("-", MINUS)
 
 
-def quantity(column: str, value: Any, *, exact: bool = False, signed: bool = False) -> str:
+def quantity(name: str, value: Any, *, exact: bool = False, signed: bool = False) -> str:
     """Write a number with the unit of its column, e.g. ``20.5 KiB``, ``1.2 points`` or ``89.5%``.
 
     What is not known is a dash. ``exact`` gives ten digits, and bytes in place of KiB and MiB;
@@ -210,7 +248,7 @@ def quantity(column: str, value: Any, *, exact: bool = False, signed: bool = Fal
     """
     if not known(value):
         return DASH
-    unit = COLUMNS[column].unit
+    unit = COLUMNS[name].unit
     if unit in ("bytes", "MiB"):
         number, unit = _bytes(value * MIB if unit == "MiB" else value, exact)
     elif unit == "J":
@@ -234,9 +272,9 @@ def _bytes(count: float, exact: bool) -> tuple[float, str]:
     return (count / MIB, "MiB") if abs(count) >= MIB else (count / 1024, "KiB")
 
 
-def display_unit(column: str, largest: float) -> tuple[float, str]:
+def display_unit(name: str, largest: float) -> tuple[float, str]:
     """Scale and unit of a whole table column, whose largest value decides."""
-    unit = COLUMNS[column].unit if column in COLUMNS else ""
+    unit = column(name).unit
     if unit in ("bytes", "MiB"):
         size = MIB if unit == "MiB" else 1
         return (size / MIB, "MiB") if largest * size >= MIB else (size / 1024, "KiB")

@@ -105,7 +105,10 @@ folder.write_table("quantization.csv", table)[[*shown, "parity_difference", "err
 # %% tags=["nbval-ignore-output"]
 for model, rows in table.groupby("model", sort=False):
     name, ax = f"quantization-{file_stem(model)}", plots.quantization(rows)
-    alt = f"Weight bytes of each precision and runtime of {model}, and agreement with fp32."
+    int8 = rows[rows["precision"] == "int8"]
+    share = int8["weight_bytes"].max() / rows["weight_bytes"].max()
+    agree = f"{int8['agreement'].min():.1%} or more of the images"
+    alt = f"{model}: int8 takes {share:.0%} of fp32's weights and answers {agree} as fp32 does."
     display(folder.save_figure(name, ax, alt=alt, numbers=rows[["candidate", *shown]]))
 
 # %% [markdown]
@@ -176,9 +179,9 @@ for model, candidate in broken.items():
 # %% tags=["nbval-ignore-output"]
 for model, diagnosis in diagnoses.items():
     ax = plots.diagnosis_bars(diagnosis)
-    alt = (
-        f"Noise of each quantized tensor of the collapsed {model}, and what is left with it alone."
-    )
+    worst = diagnosis.iloc[0]
+    alone = f"with {worst['tensor']} alone in int8 {worst['accuracy_alone']:.1%} is left"
+    alt = f"Noise of each quantized tensor of the collapsed {model}, the worst on top: {alone}."
     name = f"diagnosis-{file_stem(model)}"
     display(folder.save_figure(name, ax, alt=alt, numbers=diagnosis))
 
@@ -220,7 +223,8 @@ for model, found in recovered.items():
 for model, found in recovered.items():
     goal = found.attempts["accuracy"].iloc[0] - config.max_int8_drop
     ax = plots.recovery(found.attempts, target=goal)
-    alt = f"Accuracy of the collapsed {model} after each remedy, beside fp32 and the goal."
+    first = f"{found.selected.remedy.name} brings it to {found.selected.accuracy:.1%}"
+    alt = f"The collapsed {model} after each remedy, beside fp32 and the goal: {first}."
     name = f"recovery-{file_stem(model)}"
     display(folder.save_figure(name, ax, alt=alt, numbers=found.attempts))
 

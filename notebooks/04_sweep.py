@@ -62,8 +62,10 @@ max_int8_drop = 0.01
 # %%
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pandas as pd
 from IPython.display import display
+from matplotlib import pyplot as plt
 
 from edgeopt import plots
 from edgeopt.config import ExperimentConfig
@@ -168,7 +170,9 @@ print(f"{len(samples):,} timed calls of {len(candidates)} candidates")
 # %% tags=["nbval-ignore-output"]
 print(disturbance(conditions) or "The machine was quiet while latency was measured.")
 display(conditions.drop(columns="round").describe().loc[["min", "50%", "max"]].round(3))
-alt = "Median latency of each round relative to the candidate's own median."
+rounds = samples.pivot_table("latency_ms", "candidate", "round", aggfunc="median")
+steps = rounds.div(rounds.median(axis=1), axis=0).median()
+alt = f"Half of all candidates take {steps.max():.2f} times their median in round {steps.idxmax()}."
 folder.save_figure("drift", plots.drift(samples), alt=alt)
 
 # %% [markdown]
@@ -193,7 +197,9 @@ sweep[["candidate", "weight_bytes", "macs", "int8_mac_share", "accepted", "statu
 shown = ["candidate", "accuracy", "agreement", "latency_p50_ms", "latency_p95_ms", "error"]
 memories = ["artifact_bytes", "weight_bytes", "peak_activation_bytes", "peak_rss_bytes"]
 display(sweep[shown].round(4), sweep.loc[sweep["pruning_level"] == 0, ["candidate", *memories]])
-alt = "Every latency sample and its box per candidate, fastest on top."
+order = sweep.set_index("candidate")["latency_p50_ms"]
+times = f"{order.idxmin()} takes {order.min():.3g} ms, {order.idxmax()} {order.max():.3g} ms"
+alt = f"Every single call and its box per candidate, fastest on top: {times}."
 ax = plots.latency_distribution(samples, sweep)
 folder.save_figure("latency_distribution", ax, alt=alt, numbers=sweep[shown])
 
@@ -206,7 +212,8 @@ folder.save_figure("latency_distribution", ax, alt=alt, numbers=sweep[shown])
 # %% tags=["nbval-ignore-output"]
 fits = ["accepted", *sweep.filter(like="violates_")]
 display(sweep.groupby("precision", sort=False)[fits].sum())
-alt, numbers = "Weights of each candidate against the budgets.", sweep[["candidate", *fits]]
+alt = f"Weights against the budgets: {sweep['accepted'].sum()} of {len(sweep)} fit the active one."
+numbers = sweep[["candidate", *fits]]
 folder.save_figure("budgets", plots.budgets(sweep), alt=alt, numbers=numbers)
 
 # %% [markdown]
@@ -264,15 +271,17 @@ print("measured energy:", measured_energy_unavailable() or "by RAPL, in energy_m
 
 # %% tags=["nbval-ignore-output"]
 ax = plots.energy_tiers(sweep, unavailable=measured_energy_unavailable())
-alt = "Energy model against energy proxy for every candidate; both are estimates."
 numbers = sweep[["candidate", "energy_proxy_j", "energy_model_j"]]
+agree = sweep["energy_proxy_j"].corr(sweep["energy_model_j"], method="spearman")
+alt = f"Two estimates of energy, which rank candidates alike to {agree:.2f} (Spearman)."
 folder.save_figure("energy", ax, alt=alt, numbers=numbers)
 
 # %% [markdown]
 # ## What a precision costs on average
 #
 # The mean of a precision is over the runtimes that offer it, and so mixes two choices. The figure takes
-# them apart: each is set against fp32 in the same runtime.
+# them apart: each is set against fp32 in the same runtime. Where fewer bits are slower, chapter 5 names
+# the layer that is to blame.
 
 # %% tags=["nbval-ignore-output"]
 means = folder.write_table("precision_tradeoffs.csv", precision_tradeoff_table(sweep))
@@ -280,7 +289,11 @@ display(means.drop(columns="energy_proxy_j_mean").round(4))
 by_runtime = precision_tradeoff_table(sweep, by=("runtime", "precision"))
 folder.write_table("runtime_tradeoffs.csv", by_runtime)
 ax = plots.precision_tradeoffs(by_runtime)
-alt = "Mean latency and weights of each precision relative to fp32 in the same runtime."
+fp32 = by_runtime[by_runtime["precision"] == "fp32"].set_index("runtime")["latency_ms_mean"]
+ratio = by_runtime["latency_ms_mean"] / by_runtime["runtime"].map(fp32)
+slow = by_runtime.assign(ratio=ratio)[ratio > 1].sort_values("ratio", ascending=False)
+words = [f"{row.runtime} {row.precision} ({row.ratio:.2f} times)" for row in slow.itertuples()]
+alt = f"Slower than fp32 in the same runtime: {', '.join(words) or 'none'}."
 folder.save_figure("precision_tradeoffs", ax, alt=alt, numbers=by_runtime)
 
 # %% [markdown]
@@ -346,16 +359,22 @@ folder.write_table("sweep_results.csv", sweep)[["candidate", "accuracy", "test_a
 # %% tags=["nbval-ignore-output"]
 chosen = pick or refused["candidate"].iloc[0]
 change = class_shares(right, labels, before=parent, after=chosen, names=study.class_names)
-alt = f"Recall of each class on the test images, before ({parent}) and after ({chosen})."
+worst = change.assign(lost=change["before"] - change["after"]).nlargest(1, "lost").iloc[0]
+most = f"{worst['class_name']} loses most, {100 * worst['lost']:.1f} points"
+alt = f"Recall on the test images, before ({parent}) and after ({chosen}): {most}."
 folder.save_figure("per_class_change", plots.per_class_change(change), alt=alt, numbers=change)
 
 # %% tags=["nbval-ignore-output"]
 pair = {"before": predicted[parent][0], "after": predicted[chosen][0]}
 names = study.class_names
-tables = {when: confusion_table(labels, own, class_names=names) for when, own in pair.items()}
-ax = plots.confusion_change(*tables.values(), titles=(parent, chosen))
+tables = [confusion_table(labels, own, class_names=names) for own in pair.values()]
+_, axes = plt.subplots(1, 3, figsize=(18, 5.6), layout="constrained")
+for table, name, ax in zip(tables, (parent, chosen), axes, strict=False):
+    plots.confusion_matrix(table, title=name, ax=ax)
+ax = plots.confusion_change(*tables, title="Change (points)", ax=axes[2])
 alt = f"Confusion matrices of {parent} and {chosen} on the test images, and their difference."
-folder.save_figure("confusion", ax, alt=alt, numbers=pd.concat(tables).reset_index())
+numbers = pd.concat(tables, keys=(parent, chosen), names=["candidate"]).reset_index()
+folder.save_figure("confusion", ax, alt=alt, numbers=numbers)
 
 # %% [markdown]
 # What does the difference look like? Images that the baseline gets right and the pick gets wrong: above
@@ -364,9 +383,9 @@ folder.save_figure("confusion", ax, alt=alt, numbers=pd.concat(tables).reset_ind
 # %% tags=["nbval-ignore-output"]
 model = sweep.set_index("candidate").loc[chosen, "model"]
 ax = plots.lost_images(study.role("test")[model], **pair, names=names)
-hits = pd.crosstab(pair["before"] == labels, pair["after"] == labels)
+hits = [np.where(own == labels, "right", "wrong") for own in pair.values()]
 alt = f"Test images that {parent} gets right and {chosen} gets wrong, with the class of each."
-display(hits.rename_axis(index="baseline right", columns="pick right"))
+display(pd.crosstab(*hits, rownames=["before"], colnames=["after"]))
 folder.save_figure("gallery", ax, alt=alt)
 
 # %% [markdown]

@@ -53,6 +53,7 @@ from edgeopt.hardware import (
     measure_ceilings,
     measure_networks,
     operator_table,
+    over_bound,
     place_on_roofline,
     profile_candidates,
 )
@@ -107,7 +108,9 @@ layers = folder.write_table("layerwise_breakdown.csv", layers)
 for model, rows in layers.groupby("model", sort=False):
     longest = rows.nlargest(20, "measured_ms").sort_index()
     ax = plots.layer_breakdown(longest)
-    alt = f"Share of MACs beside share of measured time, per layer of {model}, in eager torch."
+    gap = (rows["measured_share"] - rows["macs"] / rows["macs"].sum()).abs()
+    far = f"they differ most in {rows.loc[gap.idxmax(), 'layer']}, by {100 * gap.max():.0f} points"
+    alt = f"Share of MACs beside share of time per layer of {model}, in eager torch: {far}."
     display(folder.save_figure(f"layers-{file_stem(model)}", ax, alt=alt, numbers=rows))
 
 # %% [markdown]
@@ -130,6 +133,18 @@ print(f"profiled: {profile['candidate'].nunique()}; unavailable: {unavailable or
 folder.write_table("runtime_profiles.csv", profile).groupby("candidate", sort=False).head(12).round(
     4
 )
+
+# %% [markdown]
+# Is int8 slower anywhere, although it moves a quarter of the bytes? The layer that int8 slows most, by
+# network and runtime:
+
+# %% tags=["nbval-ignore-output"]
+kinds = chosen.set_index("candidate")[["model", "runtime", "precision"]]
+times = profile.join(kinds, on="candidate").pivot_table(
+    "measured_ms", ["model", "runtime", "layer"], "precision", sort=False
+)
+slower = times.assign(slower_ms=times.get("int8", np.nan) - times.get("fp32", np.nan)).dropna()
+slower.sort_values("slower_ms").groupby(["model", "runtime"], sort=False).tail(1)
 
 # %% [markdown]
 # What the operators take together need not be what a call takes: the profiler itself costs time inside,
@@ -193,7 +208,11 @@ folder.write_table("hardware_summary.csv", summary)[columns].round(3)
 
 # %% tags=["nbval-ignore-output"]
 ax = plots.roofline(summary.assign(runtime=known["runtime"].to_numpy()), ceilings)
-alt = "Achieved GMAC/s against arithmetic intensity under this machine's measured ceilings."
+near = summary.loc[summary[["compute_utilization", "bandwidth_utilization"]].max(axis=1).idxmax()]
+share = max(near["compute_utilization"], near["bandwidth_utilization"])
+alt = (
+    f"Candidates under this machine's ceilings: {near['candidate']} comes nearest, at {share:.0%}."
+)
 folder.save_figure("roofline", ax, alt=alt, numbers=summary[columns])
 
 # %% [markdown]
@@ -206,8 +225,6 @@ folder.save_figure("roofline", ax, alt=alt, numbers=summary[columns])
 fastest = unpruned.loc[unpruned["latency_p50_ms"].idxmin()]
 shape = shapes[fastest["model"]]
 session = load_session(artifact_of(fastest, store, input_shape=shape), threads=config.threads)
-
-# %% tags=["nbval-ignore-output"]
 with session.bound(np.zeros(shape, np.float32)) as call:
     counters = read_counters(lambda: [call() for _ in range(1000)])
 folder.write_table("counters.csv", counters)
@@ -227,9 +244,11 @@ print(f"Scheme {scheme.name}: {scheme.reason}. {scheme.note}")
 # ## What if: other devices
 #
 # **Estimates, not measurements.** One core, sustained rates from the device table; every constant
-# there has a source and says whether it is from a data sheet, measured, or assumed. Left out are the
-# runtime's own overhead and all layers that do not multiply, so that what is real is slower. The rates
-# are a good library's for the device; whether the runtime itself exists there is for you to check.
+# there has a source and says whether it is from a data sheet, measured, or assumed. The low end is what
+# the device's rates allow at best; the high end is as far above it as the candidate was measured above
+# this machine's own bound, because the call itself and layers that do not multiply cost time everywhere.
+# Of the runtimes only ExecuTorch runs without an operating system, from a file exported for its portable
+# or Cortex-M kernels: on microcontrollers the others are left out.
 
 # %%
 devices = folder.write_table("devices.csv", load_devices())
@@ -240,22 +259,24 @@ summed = folder.read_json("summary.json")
 roles = [summed[role]["candidate"] for role in ("baseline", "pick", "runner_up") if summed[role]]
 wanted = sweep[sweep["candidate"].isin(roles) & (sweep["status"] == "ok")]
 wanted = wanted.assign(macs=config.benchmark_batch_size * wanted["macs"])
+wanted["over_bound"] = over_bound(wanted, ceilings=ceilings)
 
 # %% tags=["nbval-ignore-output"]
 table = estimate_on_devices(wanted, devices=devices)
 estimates = folder.write_table("device_estimates.csv", table)
 named = wanted[["candidate", "runtime", "pruning_level"]]
 ax = plots.device_estimates(estimates.merge(named, on="candidate"))
-alt = "Estimated, not measured, latency on other devices."
+alt = "Estimated, not measured, latency of one call on other devices, from low to high end."
 folder.save_figure("device_estimates", ax, alt=alt, numbers=estimates)
 
 # %% tags=["nbval-ignore-output"]
-fits = estimates.assign(fits=estimates["fits_ram"] & estimates["fits_flash"])
-fits.pivot_table("fits", "device", "candidate", sort=False, aggfunc="all")
+estimates.assign(left=100 * estimates["headroom"]).pivot_table(
+    "left", "device", "candidate", sort=False
+)
 
 # %% [markdown]
-# Above: whether a candidate's weights and activations fit the device's memories, with nothing else in
-# them.
+# Above: how much of the device's scarcer memory, RAM or flash, a candidate leaves, in %, with nothing else
+# in it; below 0 it does not fit.
 #
 # ## Conclusion
 

@@ -27,7 +27,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "sample_images",
             "training_history",
         ],
-        "style": ["INK", "use_style"],
+        "style": ["use_style"],
         "sweep": ["budgets", "energy_tiers", "frontier", "precision_tradeoffs"],
     },
 )

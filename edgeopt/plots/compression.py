@@ -148,7 +148,7 @@ def recovery(
     ax.set_yticks(steps.index, steps["remedy"])
     ax.set_ylim(len(steps) - 0.4, -0.6)
     percent_axis(ax.xaxis)
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=2, steps=[1, 2, 5, 10]))
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=1, steps=[1, 5, 10]))
     ax.set_xlabel(label("accuracy"))
     return ax
 

@@ -11,7 +11,6 @@ from edgeopt.plots.annotations import HALO, beside, label_points
 from edgeopt.plots.style import (
     INK,
     QUIET,
-    describe,
     key_below,
     log_axis,
     new_axes,
@@ -42,7 +41,7 @@ def latency_distribution(
     ax = new_axes(ax, height=row_height(len(order)), grid="x")
     for y, (name, row) in enumerate(known.iterrows()):
         _draw_samples(ax, groups.get_group(name), y, color=PRECISIONS[row["precision"]].color)
-    ax.set_yticks(range(len(order)), [describe(row) for _, row in known.iterrows()])
+    ax.set_yticks(range(len(order)), order)
     log_axis(ax.xaxis)
     ax.set_ylim(len(order) - 0.4, -0.6)
     ax.set_xlabel("Latency of one call (ms)")
@@ -154,11 +153,12 @@ def device_estimates(estimates: pd.DataFrame, *, ax: Axes | None = None) -> Axes
         color, x = PRECISIONS[row["precision"]].color, row["latency_estimate_ms"]
         if pd.notna(x):
             ax.hlines(y, left, x, color=color, ls=":", lw=1)
+            ax.hlines(y, x, row.get("latency_estimate_high_ms", x), color=color, lw=1)
             marker = runtime_named(row["runtime"]).marker
             ax.scatter(x, y, s=45, marker=marker, fc="white", ec=color, zorder=3)
-        beside(ax, left if pd.isna(x) else x, y, _estimate_words(row))
+        beside(ax, left if pd.isna(x) else _far_end(row), y, _estimate_words(row))
     log_axis(ax.xaxis)
-    ax.set_xlim(left, estimates["latency_estimate_ms"].max() * 60)
+    ax.set_xlim(left, estimates.apply(_far_end, axis=1).max() * 60)
     ax.set_yticks(range(len(devices)), devices)
     ax.hlines(
         np.arange(len(devices) - 1) + 0.5, 0, 1, QUIET, lw=0.6, transform=ax.get_yaxis_transform()
@@ -169,12 +169,19 @@ def device_estimates(estimates: pd.DataFrame, *, ax: Axes | None = None) -> Axes
     return ax
 
 
+def _far_end(row: pd.Series) -> float:
+    """High end of an estimate, or the estimate where it has none."""
+    high = row.get("latency_estimate_high_ms", np.nan)
+    return row["latency_estimate_ms"] if pd.isna(high) else high
+
+
 def _estimate_words(row: pd.Series) -> str:
     level = f", {row['pruning_level']:.0%} pruned" if row["pruning_level"] else ", unpruned"
     if pd.isna(row["latency_estimate_ms"]):
         return f"no rate known for {row['precision']}{level}"
     fits = row.get("fits_ram", True) and row.get("fits_flash", True)
-    return f"{row['latency_estimate_ms']:.2g}{level}{'' if fits else ' (does not fit)'}"
+    ends = dict.fromkeys(f"{v:.2g}" for v in (row["latency_estimate_ms"], _far_end(row)))
+    return f"{' to '.join(ends)}{level}{'' if fits else ' (does not fit)'}"
 
 
 def _draw_samples(ax: Axes, values: pd.Series, y: int, *, color: str) -> None:

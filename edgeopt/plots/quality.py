@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
@@ -16,7 +15,6 @@ from edgeopt.plots.annotations import beside, label_lines
 from edgeopt.plots.style import (
     INK,
     QUIET,
-    WIDTH,
     dot,
     key_below,
     new_axes,
@@ -29,7 +27,6 @@ FELL, ROSE = "#7B3294", "#009E73"  # of no precision
 
 SHEET_COLUMNS = 20
 GALLERY_COLUMNS = 6
-CAPTION = {"fontsize": 10, "fontweight": "normal"}
 
 
 def training_history(history: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
@@ -67,24 +64,19 @@ def confusion_matrix(table: pd.DataFrame, *, title: str = "", ax: Axes | None = 
     return ax
 
 
-def confusion_change(before: pd.DataFrame, after: pd.DataFrame, *, titles: Sequence[str]) -> Axes:
-    """Two confusion matrices side by side, and the second minus the first in points.
+def confusion_change(
+    before: pd.DataFrame, after: pd.DataFrame, *, title: str = "", ax: Axes | None = None
+) -> Axes:
+    """Second confusion matrix minus the first, in points of each true class.
 
-    Both are tables of :func:`confusion_matrix` with the same classes; ``titles`` name the two.
-    Returns the axes of the difference.
+    Both are tables of :func:`confusion_matrix` with the same classes.
     """
-    size = (2.3 * WIDTH, 5)
-    _, axes = plt.subplots(1, 3, figsize=size, layout="constrained", sharey=True)
-    shares = _class_shares(before), _class_shares(after)
-    for ax, table, title in zip(axes, shares, titles, strict=False):
-        _heat_map(ax, table, sign="", cmap="Blues", vmin=0, vmax=100, cbar=False)
-        ax.set(title=title, xlabel="Predicted class")
-    change = shares[1] - shares[0]
+    change = _class_shares(after) - _class_shares(before)
     most = max(change.abs().to_numpy().max(), 1)
-    _heat_map(axes[2], change, sign="+", cmap="PuOr", vmin=-most, vmax=most, cbar=False)
-    axes[2].set(title="Change (points)", xlabel="Predicted class")
-    axes[0].set_ylabel("True class (shares of it in %)")
-    return axes[2]
+    ax = new_axes(ax, height=5.6)
+    _heat_map(ax, change, sign="+", cmap="PuOr", vmin=-most, vmax=most, cbar=False)
+    ax.set(xlabel="Predicted class", ylabel="True class", title=title)
+    return ax
 
 
 def _class_shares(table: pd.DataFrame) -> pd.DataFrame:
@@ -163,27 +155,35 @@ def sample_images(
 
 
 def lost_images(
-    split: Split, *, before: np.ndarray, after: np.ndarray, names: Sequence[str], rows: int = 2
+    split: Split,
+    *,
+    before: np.ndarray,
+    after: np.ndarray,
+    names: Sequence[str],
+    rows: int = 2,
+    ax: Axes | None = None,
 ) -> Axes:
     """First images that ``before`` answers right and ``after`` wrong, with the true class and that.
 
     ``before`` and ``after`` are predicted classes [N] of the images of ``split``, indices into
-    ``names``. With none an empty figure says so.
+    ``names``. Where there is none the figure says so.
     """
     labels = split.labels.numpy()
     lost = np.flatnonzero((before == labels) & (after != labels))[: rows * GALLERY_COLUMNS]
-    size = (WIDTH, 0.6 + 1.7 * rows)
-    figure, axes = plt.subplots(rows, GALLERY_COLUMNS, figsize=size, layout="constrained")
-    for ax in axes.flat:
-        ax.axis("off")
+    ax = new_axes(ax, height=0.4 + 1.6 * rows)
+    ax.axis("off")
+    ax.set(xlim=(0, GALLERY_COLUMNS), ylim=(1.5 * rows, 0), aspect="equal")
     if not len(lost):
-        figure.suptitle("There is no such image.")
-        return axes.flat[0]
-    shown = replace(split.select(lost), mean=None, std=None).take(len(lost))
-    pictures = shown.numpy().transpose(0, 2, 3, 1)
-    for ax, picture, place in zip(axes.flat, pictures, lost, strict=False):
-        ax.imshow(picture.squeeze(), cmap="gray" if picture.shape[2] == 1 else None, vmin=0, vmax=1)
-        ax.set_title(
-            f"{names[labels[place]]}\n\u2192 {names[after[place]]}", loc="center", **CAPTION
-        )
-    return axes.flat[0]
+        ax.text(0.5, 0.5, "There is no such image.", transform=ax.transAxes, ha="center")
+        return ax
+    pictures = replace(split.select(lost), mean=None, std=None).take(len(lost)).numpy()
+    for number, (place, picture) in enumerate(zip(lost, pictures, strict=True)):
+        row, column = divmod(number, GALLERY_COLUMNS)
+        left, top = column + 0.05, 1.5 * row + 0.5
+        words = f"{names[labels[place]]}\n\u2192 {names[after[place]]}"
+        ax.text(column + 0.5, top - 0.06, words, ha="center", va="bottom", fontsize=10)
+        shown = picture.transpose(1, 2, 0).squeeze()
+        box = (left, left + 0.9, top + 0.9, top)
+        ax.imshow(shown, cmap="gray" if shown.ndim == 2 else None, vmin=0, vmax=1, extent=box)
+    ax.set(xlim=(0, GALLERY_COLUMNS), ylim=(1.5 * rows, 0))
+    return ax

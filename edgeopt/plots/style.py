@@ -83,13 +83,6 @@ def row_height(count: int) -> float:
     return 1.3 + 0.32 * count
 
 
-def describe(row: pd.Series) -> str:
-    """Name a candidate in words, e.g. ``ExecuTorch int8, 50% pruned``."""
-    level = f"{row['pruning_level']:.0%} pruned" if row["pruning_level"] else "unpruned"
-    backbone = "" if row.get("model", "small_cnn") == "small_cnn" else f"{row['model']}, "
-    return f"{backbone}{runtime_named(row['runtime']).title} {row['precision']}, {level}"
-
-
 def log_axis(axis: Axis, *, unit: str = "") -> None:
     """Make an axis logarithmic with plain numbers at 1, 2 and 5 of each decade.
 

@@ -13,7 +13,6 @@ from edgeopt.plots.annotations import beside, bound, label_points
 from edgeopt.plots.style import (
     INK,
     QUIET,
-    describe,
     key_below,
     log_axis,
     new_axes,
@@ -216,7 +215,7 @@ def _label_frontier(
         (others, "", "normal"),
     ):
         texts = [
-            (row[x_col], row["accuracy"], prefix + describe(row)) for _, row in part.iterrows()
+            (row[x_col], row["accuracy"], prefix + row["candidate"]) for _, row in part.iterrows()
         ]
         label_points(ax, texts, avoid=avoid, weight=weight)
 

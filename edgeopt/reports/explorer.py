@@ -12,7 +12,6 @@ from IPython.display import HTML
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from edgeopt.plots import INK
 from edgeopt.reports.card import PAGES, bound_names, render
 from edgeopt.reports.results import ROLES, Results
 from edgeopt.runtimes import registered, runtime_named
@@ -136,7 +135,7 @@ def chart_data(results: Results, axes: list[str]) -> dict[str, Any]:
         "bounds": {n: bound_names(n) for n in axes if set(bound_names(n)) <= set(columns)},
         "filters": {name: sweep[name].astype(str).tolist() for name in FILTERS if name in sweep},
         "accepted": accepted.tolist(),
-        "colors": {n: "" if p.color == INK else p.color for n, p in PRECISIONS.items()},
+        "colors": {n: "" if n == "fp32" else p.color for n, p in PRECISIONS.items()},
         "symbols": {name: SYMBOLS[runtime_named(name).marker] for name in registered()},
         "roles": {
             word: results.decision[role]["candidate"]

@@ -200,6 +200,8 @@ class Runtime(ABC):
         What it runs, of :data:`edgeopt.schema.PRECISIONS`.
     takes_int8_options : bool
         Whether its static int8 is made as :class:`Int8Options` say.
+    bare_metal : bool
+        Whether it runs where there is no operating system.
     """
 
     name: ClassVar[str]
@@ -208,6 +210,7 @@ class Runtime(ABC):
     suffix: ClassVar[str]
     precisions: ClassVar[tuple[str, ...]]
     takes_int8_options: ClassVar[bool] = False
+    bare_metal: ClassVar[bool] = False
 
     def unavailable(self) -> str:
         """Say why the runtime cannot be used here; empty when it can."""

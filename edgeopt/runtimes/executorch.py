@@ -67,6 +67,7 @@ class ExecuTorchRuntime(Runtime):
     marker = "^"
     suffix = ".pte"
     precisions = ("fp32", "int8")
+    bare_metal = True  # with a file exported for the portable or Cortex-M kernels, not XNNPACK's
 
     def unavailable(self) -> str:
         """Say whether the package is missing."""

@@ -44,8 +44,8 @@ def export_artifact(
     calibration : iterable of (images, labels)
         Batches of training images of every class, all of which are used; int8 only.
     tolerance : float
-        Largest allowed |logit difference| between the float artifact and torch, over the largest
-        |logit|; fp16 gets at least what its rounding takes. What was found stands in the artifact.
+        Largest allowed difference of a logit between the float artifact and torch, over the largest
+        logit; fp16 gets at least what its rounding takes. What was found stands in the artifact.
     options : Int8Options
         How static int8 ONNX is made; int8 of onnxruntime and openvino only.
 

@@ -1,12 +1,13 @@
 """Tables as readers see them: headings with units, numbers aligned, at most four digits."""
 
+import re
 from collections.abc import Hashable
 from html import escape
 from typing import Any
 
 import pandas as pd
 
-from edgeopt.schema import COLUMNS, DASH, display_unit, known, significant
+from edgeopt.schema import DASH, column, display_unit, known, significant
 
 MAX_ROWS = 200
 LONG_TEXT = 40
@@ -56,9 +57,9 @@ def flatten(df: pd.DataFrame) -> pd.DataFrame:
 
 
 def column_heading(name: Hashable, unit: str) -> str:
-    """Heading of a column, with the unit that its numbers are shown in."""
-    words = "" if name == "index" else str(name).replace("_", " ")
-    title = COLUMNS[name].title if name in COLUMNS else words[:1].upper() + words[1:]
+    """Heading of a column, with the unit that its numbers are shown in; proper names stay."""
+    plain = re.fullmatch(r"[a-z][a-z0-9_., ]*", str(name))
+    title = "" if name == "index" else column(str(name)).title if plain else str(name)
     return f"{title} ({unit})" if unit else title
 
 

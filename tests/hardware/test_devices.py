@@ -14,6 +14,7 @@ def toy_device(**changes):
         "flash_bytes": 5000,
         "power_watts": 3.0,
         "weights_in_flash": 1,
+        "operating_system": 1,
         "macs_per_cycle_fp32": 0.5,
         **changes,
     }

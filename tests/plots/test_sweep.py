@@ -124,21 +124,6 @@ class TestStyle:
         style.use_style()
         assert mpl.rcParams["font.size"] == style.RC["font.size"]
 
-    @pytest.mark.parametrize(
-        ("row", "words"),
-        [
-            ({"pruning_level": 0.0}, "ONNX Runtime int8, unpruned"),
-            ({"pruning_level": 0.25}, "ONNX Runtime int8, 25% pruned"),
-            (
-                {"pruning_level": 0.5, "model": "efficientnet_b0"},
-                "efficientnet_b0, ONNX Runtime int8, 50% pruned",
-            ),
-        ],
-    )
-    def test_describe(self, row, words):
-        row = pd.Series({"runtime": "onnxruntime", "precision": "int8", **row})
-        assert style.describe(row) == words
-
     @pytest.mark.parametrize(("unit", "expected"), [("", "0.002"), ("J", "2 mJ")])
     def test_log_axis_writes_plain_numbers_or_si_prefixes(self, unit, expected):
         ax = style.new_axes(None)
@@ -201,7 +186,7 @@ class TestFrontier:
         (line,) = [line for line in ax.lines if line.get_drawstyle() == "steps-post"]
         assert line.get_xdata().tolist() == front["latency_p50_ms"].tolist()
         assert line.get_ydata().tolist() == front["accuracy"].tolist()
-        assert texts(ax) == [style.describe(row) for _, row in front.iterrows()]
+        assert texts(ax) == list(front["candidate"])
 
     def test_wilson_bars_are_those_of_the_table(self, sweep):
         ax = plots.frontier(sweep.iloc[:1])
@@ -222,7 +207,7 @@ class TestFrontier:
         [crosses] = [c for c in ax.collections if c.get_zorder() == 5]
         assert crosses.get_offsets().tolist() == [[inside["latency_p50_ms"], inside["accuracy"]]]
         assert "refused" in key(ax)
-        assert f"baseline: {style.describe(outside)}" in texts(ax)
+        assert f"baseline: {outside['candidate']}" in texts(ax)
 
     def test_more_probable_points_are_larger(self, sweep):
         two = sweep.iloc[:2].assign(frontier_probability=[0.0, 1.0])
