@@ -34,7 +34,6 @@ learning_rate = 0.003
 channel_multiple = None
 
 # %%
-import numpy as np
 import pandas as pd
 from IPython.display import display
 
@@ -123,11 +122,7 @@ history.drop(columns="seed").groupby(["model", "stage", "epoch"], sort=False).me
 # %% tags=["nbval-ignore-output"]
 for model, rows in history.groupby("model", sort=False):
     name, ax = f"training_history-{file_stem(model)}", plots.training_history(rows)
-    last = rows.groupby("seed")[["train_accuracy", "val_accuracy"]].last().mean()
-    ends = (
-        f"{last['train_accuracy']:.1%} on training, {last['val_accuracy']:.1%} on validation images"
-    )
-    alt = f"{model} by epoch, one line per seed: it ends at {ends}."
+    alt = plots.readings.training_history(rows, model=model)
     display(folder.save_figure(name, ax, alt=alt, numbers=rows))
 
 # %% [markdown]
@@ -173,10 +168,7 @@ study.require_better_than_chance(hits, images=len(labels))
 for model in config.models:
     confusion = confusion_table(labels, first[model], class_names=study.class_names)
     ax = plots.confusion_matrix(confusion, title=f"{model}, {len(labels):,} validation images")
-    wrong = confusion.where(~np.eye(len(confusion), dtype=bool))
-    true, most = wrong.max(axis=1).idxmax(), int(wrong.max(axis=None))
-    pair = f"{true} is taken for {wrong.loc[true].idxmax()}"
-    alt = f"{model} on validation images: most often {pair}, {most} times."
+    alt = plots.readings.confusion_matrix(confusion, model=model)
     name = f"confusion-{file_stem(model)}"
     display(folder.save_figure(name, ax, alt=alt, numbers=confusion.reset_index()))
 

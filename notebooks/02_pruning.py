@@ -103,9 +103,7 @@ sizes.round(3)
 for recipe in study.baselines()[:: len(config.seeds)]:
     norms = filter_norms(baselines[recipe], layers=6)
     name, ax = f"filter_norms-{file_stem(recipe.model)}", plots.filter_norms(norms)
-    spread = norms.groupby("layer")["l1_norm"].agg(lambda norm: norm.min() / norm.max())
-    least = f"in {spread.idxmin()} the weakest has {spread.min():.0%} of the strongest's"
-    alt = f"L1 norm of every filter of {recipe.model}, sorted, the lowest pruned first: {least}."
+    alt = plots.readings.filter_norms(norms, model=recipe.model)
     display(folder.save_figure(name, ax, alt=alt, numbers=norms))
 
 # %% [markdown]
@@ -128,10 +126,7 @@ by_recipe.round(3)
 # %% tags=["nbval-ignore-output"]
 for model, rows in accuracies.groupby("model", sort=False):
     name, ax = f"pruning_curves-{file_stem(model)}", plots.pruning_curves(rows)
-    deep = rows[rows["pruning_level"] == rows["pruning_level"].max()]
-    means = deep.groupby("recipe", sort=False)["accuracy"].mean()
-    words = ", ".join(f"{recipe} {share:.1%}" for recipe, share in means.items())
-    alt = f"{model} at its highest level, {deep['pruning_level'].iloc[0]:.0%}: {words}."
+    alt = plots.readings.pruning_curves(rows, model=model)
     display(folder.save_figure(name, ax, alt=alt, numbers=rows))
 
 # %% [markdown]

@@ -105,10 +105,7 @@ folder.write_table("quantization.csv", table)[[*shown, "parity_difference", "err
 # %% tags=["nbval-ignore-output"]
 for model, rows in table.groupby("model", sort=False):
     name, ax = f"quantization-{file_stem(model)}", plots.quantization(rows)
-    int8 = rows[rows["precision"] == "int8"]
-    share = int8["weight_bytes"].max() / rows["weight_bytes"].max()
-    agree = f"{int8['agreement'].min():.1%} or more of the images"
-    alt = f"{model}: int8 takes {share:.0%} of fp32's weights and answers {agree} as fp32 does."
+    alt = plots.readings.quantization(rows, model=model)
     display(folder.save_figure(name, ax, alt=alt, numbers=rows[["candidate", *shown]]))
 
 # %% [markdown]
@@ -179,9 +176,7 @@ for model, candidate in broken.items():
 # %% tags=["nbval-ignore-output"]
 for model, diagnosis in diagnoses.items():
     ax = plots.diagnosis_bars(diagnosis)
-    worst = diagnosis.iloc[0]
-    alone = f"with {worst['tensor']} alone in int8 {worst['accuracy_alone']:.1%} is left"
-    alt = f"Noise of each quantized tensor of the collapsed {model}, the worst on top: {alone}."
+    alt = plots.readings.diagnosis_bars(diagnosis, model=model)
     name = f"diagnosis-{file_stem(model)}"
     display(folder.save_figure(name, ax, alt=alt, numbers=diagnosis))
 

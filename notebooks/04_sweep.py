@@ -170,9 +170,7 @@ print(f"{len(samples):,} timed calls of {len(candidates)} candidates")
 # %% tags=["nbval-ignore-output"]
 print(disturbance(conditions) or "The machine was quiet while latency was measured.")
 display(conditions.drop(columns="round").describe().loc[["min", "50%", "max"]].round(3))
-rounds = samples.pivot_table("latency_ms", "candidate", "round", aggfunc="median")
-steps = rounds.div(rounds.median(axis=1), axis=0).median()
-alt = f"Half of all candidates take {steps.max():.2f} times their median in round {steps.idxmax()}."
+alt = plots.readings.drift(samples)
 folder.save_figure("drift", plots.drift(samples), alt=alt)
 
 # %% [markdown]
@@ -195,12 +193,8 @@ sweep[["candidate", "weight_bytes", "macs", "int8_mac_share", "accepted", "statu
 
 # %% tags=["nbval-ignore-output"]
 shown = ["candidate", "accuracy", "agreement", "latency_p50_ms", "latency_p95_ms", "error"]
-memories = ["artifact_bytes", "weight_bytes", "peak_activation_bytes", "peak_rss_bytes"]
-display(sweep[shown].round(4), sweep.loc[sweep["pruning_level"] == 0, ["candidate", *memories]])
-order = sweep.set_index("candidate")["latency_p50_ms"]
-times = f"{order.idxmin()} takes {order.min():.3g} ms, {order.idxmax()} {order.max():.3g} ms"
-alt = f"Every single call and its box per candidate, fastest on top: {times}."
-ax = plots.latency_distribution(samples, sweep)
+display(sweep[shown], sweep[sweep["pruning_level"] == 0].filter(regex="candidate|_bytes"))
+ax, alt = plots.latency_distribution(samples, sweep), plots.readings.latency_distribution(sweep)
 folder.save_figure("latency_distribution", ax, alt=alt, numbers=sweep[shown])
 
 # %% [markdown]
@@ -212,8 +206,7 @@ folder.save_figure("latency_distribution", ax, alt=alt, numbers=sweep[shown])
 # %% tags=["nbval-ignore-output"]
 fits = ["accepted", *sweep.filter(like="violates_")]
 display(sweep.groupby("precision", sort=False)[fits].sum())
-alt = f"Weights against the budgets: {sweep['accepted'].sum()} of {len(sweep)} fit the active one."
-numbers = sweep[["candidate", *fits]]
+alt, numbers = plots.readings.budgets(sweep), sweep[["candidate", *fits]]
 folder.save_figure("budgets", plots.budgets(sweep), alt=alt, numbers=numbers)
 
 # %% [markdown]
@@ -272,8 +265,7 @@ print("measured energy:", measured_energy_unavailable() or "by RAPL, in energy_m
 # %% tags=["nbval-ignore-output"]
 ax = plots.energy_tiers(sweep, unavailable=measured_energy_unavailable())
 numbers = sweep[["candidate", "energy_proxy_j", "energy_model_j"]]
-agree = sweep["energy_proxy_j"].corr(sweep["energy_model_j"], method="spearman")
-alt = f"Two estimates of energy, which rank candidates alike to {agree:.2f} (Spearman)."
+alt = plots.readings.energy_tiers(sweep)
 folder.save_figure("energy", ax, alt=alt, numbers=numbers)
 
 # %% [markdown]
@@ -289,11 +281,7 @@ display(means.drop(columns="energy_proxy_j_mean").round(4))
 by_runtime = precision_tradeoff_table(sweep, by=("runtime", "precision"))
 folder.write_table("runtime_tradeoffs.csv", by_runtime)
 ax = plots.precision_tradeoffs(by_runtime)
-fp32 = by_runtime[by_runtime["precision"] == "fp32"].set_index("runtime")["latency_ms_mean"]
-ratio = by_runtime["latency_ms_mean"] / by_runtime["runtime"].map(fp32)
-slow = by_runtime.assign(ratio=ratio)[ratio > 1].sort_values("ratio", ascending=False)
-words = [f"{row.runtime} {row.precision} ({row.ratio:.2f} times)" for row in slow.itertuples()]
-alt = f"Slower than fp32 in the same runtime: {', '.join(words) or 'none'}."
+alt = plots.readings.precision_tradeoffs(by_runtime)
 folder.save_figure("precision_tradeoffs", ax, alt=alt, numbers=by_runtime)
 
 # %% [markdown]
@@ -316,6 +304,7 @@ refused = folder.write_table("rejected.csv", decision.rejected)
 refused.head(10)
 
 # %% tags=["nbval-ignore-output"]
+sweep = sweep.merge(decision.standings, "left", "candidate")
 ax = plots.frontier(sweep, pick=pick, baseline=parent, refused=refused["candidate"])
 alt = f"Validation accuracy against median latency of all candidates. {decision.reason}"
 folder.save_figure("frontier", ax, alt=alt, numbers=sweep[shown])
@@ -344,7 +333,6 @@ for name, rows in tests.items():
 
 # %% tags=["nbval-ignore-output"]
 sweep = with_test(sweep, predicted, labels=labels, class_names=study.class_names)
-sweep = sweep.merge(decision.standings, "left", "candidate")
 tests = {"test": comparison.to_dict("records"), "against_pick": against_pick.to_dict("records")}
 folder.write_json("summary.json", decision.to_dict() | tests | {"busy": disturbance(conditions)})
 folder.write_table("sweep_results.csv", sweep)[["candidate", "accuracy", "test_accuracy"]].round(4)
@@ -359,9 +347,7 @@ folder.write_table("sweep_results.csv", sweep)[["candidate", "accuracy", "test_a
 # %% tags=["nbval-ignore-output"]
 chosen = pick or refused["candidate"].iloc[0]
 change = class_shares(right, labels, before=parent, after=chosen, names=study.class_names)
-worst = change.assign(lost=change["before"] - change["after"]).nlargest(1, "lost").iloc[0]
-most = f"{worst['class_name']} loses most, {100 * worst['lost']:.1f} points"
-alt = f"Recall on the test images, before ({parent}) and after ({chosen}): {most}."
+alt = plots.readings.per_class_change(change, before=parent, after=chosen)
 folder.save_figure("per_class_change", plots.per_class_change(change), alt=alt, numbers=change)
 
 # %% tags=["nbval-ignore-output"]

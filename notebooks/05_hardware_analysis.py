@@ -106,11 +106,8 @@ layers = folder.write_table("layerwise_breakdown.csv", layers)
 
 # %% tags=["nbval-ignore-output"]
 for model, rows in layers.groupby("model", sort=False):
-    longest = rows.nlargest(20, "measured_ms").sort_index()
-    ax = plots.layer_breakdown(longest)
-    gap = (rows["measured_share"] - rows["macs"] / rows["macs"].sum()).abs()
-    far = f"they differ most in {rows.loc[gap.idxmax(), 'layer']}, by {100 * gap.max():.0f} points"
-    alt = f"Share of MACs beside share of time per layer of {model}, in eager torch: {far}."
+    ax = plots.layer_breakdown(rows.nlargest(20, "measured_ms").sort_index())
+    alt = plots.readings.layer_breakdown(rows, model=model)
     display(folder.save_figure(f"layers-{file_stem(model)}", ax, alt=alt, numbers=rows))
 
 # %% [markdown]
@@ -208,11 +205,7 @@ folder.write_table("hardware_summary.csv", summary)[columns].round(3)
 
 # %% tags=["nbval-ignore-output"]
 ax = plots.roofline(summary.assign(runtime=known["runtime"].to_numpy()), ceilings)
-near = summary.loc[summary[["compute_utilization", "bandwidth_utilization"]].max(axis=1).idxmax()]
-share = max(near["compute_utilization"], near["bandwidth_utilization"])
-alt = (
-    f"Candidates under this machine's ceilings: {near['candidate']} comes nearest, at {share:.0%}."
-)
+alt = plots.readings.roofline(summary)
 folder.save_figure("roofline", ax, alt=alt, numbers=summary[columns])
 
 # %% [markdown]

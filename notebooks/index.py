@@ -10,6 +10,7 @@ from itables import init_notebook_mode
 
 from edgeopt import plots
 from edgeopt.reports import (
+    all_files,
     decision_card,
     explorer,
     parameter_table,
@@ -92,4 +93,7 @@ provenance_table(results)
 HTML(f"<details><summary>Parameters</summary>{table_html(parameter_table(results))}</details>")
 
 # %% [markdown]
-# `manifest.json` beside this page lists the SHA-256 of every file of the run; `make verify` checks them.
+# `manifest.json` lists the SHA-256 of every file of the run; `make verify` checks them.
+
+# %% tags=["remove-input"]
+HTML(all_files(folder))

@@ -243,8 +243,8 @@ def _standings(
     return pd.DataFrame(
         {
             "candidate": table["candidate"],
-            "standing": table["candidate"].map(role).fillna(pd.Series(standing, table.index)),
-            "decided_by": table["candidate"].map(reasons["reason"]).fillna(words),
+            "standing": [*map(role.get, table["candidate"], standing)],
+            "decided_by": words.mask(refused, table["candidate"].map(reasons["reason"])),
         }
     )
 

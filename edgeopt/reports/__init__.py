@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "explorer": ["explorer"],
         "manifest": ["find_run", "read_manifest", "verify"],
         "readme": ["write_readme"],
-        "results": ["parameter_table", "provenance_table", "read_results"],
+        "results": ["all_files", "parameter_table", "provenance_table", "read_results"],
         "runner": ["find_notebooks", "make_comparison", "make_report", "only_one", "write_back"],
         "stamps": ["INDEX"],
     },

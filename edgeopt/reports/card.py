@@ -107,14 +107,11 @@ def comparisons(results: Results) -> list[str]:
         times(pick, baseline, "memory_mb", words=("smaller", "larger")),
         times(pick, full, "latency_p50_ms", words=("faster", "slower"), than=against),
     ]
-    return [
-        line
-        for line in (points(pick, baseline), *tested(results), "; ".join(filter(None, beaten)))
-        if line
-    ]
+    lines = [points(pick, baseline), *on_test_images(results), "; ".join(filter(None, beaten))]
+    return [line for line in lines if line]
 
 
-def tested(results: Results) -> list[str]:
+def on_test_images(results: Results) -> list[str]:
     """Say how the pick did on the test images, beside the baseline and a better runner-up.
 
     ``decision["against_pick"]`` are rows of :func:`edgeopt.decision.paired_comparison` with

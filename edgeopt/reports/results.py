@@ -2,15 +2,17 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
+from html import escape
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 
 from edgeopt.decision import STANDINGS, Constraints, Gates, rules
-from edgeopt.reports.manifest import read_manifest
+from edgeopt.reports.manifest import MANIFEST, artifact_paths, read_manifest
 from edgeopt.schema import quantity
 from edgeopt.study import RunFolder, check_schema
 from edgeopt.study.layout import OPERATORS, SUMMARY, SWEEP
@@ -213,6 +215,18 @@ def parameter_table(results: Results) -> pd.DataFrame:
     pairs = results.manifest["parameters"].items()
     shown = [(k, ", ".join(map(str, v)) if isinstance(v, list) else str(v)) for k, v in pairs]
     return pd.DataFrame(shown, columns=["parameter", "value"])
+
+
+def all_files(run: RunFolder) -> str:
+    """Write links to every file of a run as HTML, folded."""
+    names = [name for name in artifact_paths(run) if not name.startswith(("_static", "index."))]
+    return file_list("All files of this run", [*names, MANIFEST])
+
+
+def file_list(title: str, names: Iterable[str]) -> str:
+    """Write links to files beside the page as HTML, folded under a title."""
+    links = "".join(f'<li><a href="{quote(n)}" download>{escape(n)}</a></li>' for n in names)
+    return f"<details><summary>{title}</summary><ul>{links}</ul></details>"
 
 
 def images_as_seen(model: str | None, data: Mapping[str, Any]) -> str:

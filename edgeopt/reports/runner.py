@@ -21,11 +21,13 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets import default
 
 from edgeopt.config import ExperimentConfig
-from edgeopt.reports.manifest import provenance, write_manifest
+from edgeopt.reports.manifest import MANIFEST, provenance, verify, write_manifest
 from edgeopt.reports.site import build_run_site, build_runs_index
 from edgeopt.reports.stamps import (
+    INDEX,
     Record,
     clear,
+    digest,
     file_times,
     is_current,
     last_written,
@@ -38,7 +40,7 @@ from edgeopt.reports.stamps import (
     stamp_of,
 )
 from edgeopt.study import RunFolder, open_run
-from edgeopt.system import environment_facts, project_root, write_atomically
+from edgeopt.system import environment_facts, file_sha256, project_root, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -192,11 +194,16 @@ def only_one(run: RunFolder) -> Iterator[None]:
 def publish_run(run: RunFolder, facts: Mapping[str, Any]) -> bool:
     """Execute the front page, build the site, and write the manifest and the index of all runs.
 
-    ``facts`` are :func:`edgeopt.reports.manifest.provenance`. Returns whether the front page ended
-    well.
+    ``facts`` are :func:`edgeopt.reports.manifest.provenance`. Nothing is done where the site was
+    built from the same facts by the same code and no file differs from the manifest. Returns
+    whether the front page ended well.
     """
+    front = _front_page("index", run=run.name, facts=facts)
+    if _is_published(run, front):
+        log.info("report: up to date: %s", run.path(INDEX))
+        return True
     write_manifest(run, facts)
-    succeeded = execute(run, _step("index", run=run.name), cwd=project_root())
+    succeeded = execute(run, front, cwd=project_root())
     names = ["index", *facts["notebooks"]]
     log.info("report: %s", build_run_site(run, names, title=f"edgeopt: run {run.name}"))
     write_manifest(run, facts)
@@ -204,9 +211,17 @@ def publish_run(run: RunFolder, facts: Mapping[str, Any]) -> bool:
     return succeeded
 
 
-def _step(name: str, **parameters: str) -> Step:
-    """Make a step of a notebook outside of the order, which is executed every time."""
-    return Step(project_root() / "notebooks" / f"{name}.ipynb", parameters, stamp="")
+def _front_page(name: str, *, facts: Mapping[str, Any], **parameters: str) -> Step:
+    """Make a step of a notebook outside of the order, stamped with all that its site shows."""
+    path = project_root() / "notebooks" / f"{name}.ipynb"
+    code = {"notebook": file_sha256(path), "pages": package_digest(pages=True)}
+    return Step(path, parameters, stamp=digest({**code, "facts": facts}))
+
+
+def _is_published(run: RunFolder, front: Step) -> bool:
+    record = read_record(run.path(front.notebook.name))
+    current = record and record.status == "done" and record.stamp == front.stamp
+    return bool(current and run.path(MANIFEST).is_file() and verify(run).empty)
 
 
 def make_report(run: RunFolder, notebooks: Sequence[Path], *, config: ExperimentConfig) -> bool:
@@ -221,7 +236,7 @@ def make_report(run: RunFolder, notebooks: Sequence[Path], *, config: Experiment
 def make_comparison(first: RunFolder, second: RunFolder) -> bool:
     """Execute the notebook that compares two runs, as a site beside them."""
     folder = open_run(f"compare-{first.name}-{second.name}", root=first.root.parent)
-    step = _step("compare", run_a=first.name, run_b=second.name)
+    step = _front_page("compare", run_a=first.name, run_b=second.name, facts={})
     succeeded = execute(folder, step, cwd=project_root())
     title = f"edgeopt: {second.name} against {first.name}"
     log.info("comparison: %s", build_run_site(folder, ["compare"], title=title))

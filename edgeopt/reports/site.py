@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from html import escape
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,7 +16,7 @@ import pandas as pd
 
 from edgeopt.reports.card import PAGES
 from edgeopt.reports.manifest import read_manifest
-from edgeopt.reports.results import finished, read_summary
+from edgeopt.reports.results import file_list, finished, read_summary
 from edgeopt.reports.stamps import INDEX, read_record
 from edgeopt.schema import DASH, quantity
 from edgeopt.study import RunFolder, table_html
@@ -25,6 +26,7 @@ MADE = ("_static", "_images", "searchindex.js", "objects.inv", "search.html", "g
 SHOWN_LINES = 5
 PHOTOS = ("samples", "gallery")
 INJECTED = "injected-parameters"
+ALL_RUNS = '<a href="../index.html">All runs</a>'
 log = logging.getLogger(__name__)
 
 
@@ -43,7 +45,7 @@ def build_run_site(run: RunFolder, names: Iterable[str], *, title: str) -> Path:
     return run.path(INDEX)
 
 
-def build(sources: Mapping[str, str], out: Path, *, title: str) -> None:
+def build(sources: Mapping[str, str], out: Path, *, title: str, footer: str = ALL_RUNS) -> None:
     """Build a site from the texts of its pages; ``out`` gets it at once, the front page last.
 
     Raises
@@ -57,7 +59,8 @@ def build(sources: Mapping[str, str], out: Path, *, title: str) -> None:
         for name, text in sources.items():
             (source / name).write_text(text, encoding="utf-8")
         command = [sys.executable, "-m", "sphinx", "-q", "-b", "html"]
-        options = ["-D", f"html_title={title}", "-d", str(Path(scratch) / "doctrees")]
+        settings = [f"html_title={title}", f"html_theme_options.extra_footer={footer}"]
+        options = [*chain(*(("-D", own) for own in settings)), "-d", str(Path(scratch) / "trees")]
         done = subprocess.run(
             [*command, *options, str(source), str(made)], capture_output=True, text=True
         )
@@ -99,9 +102,8 @@ def published(run: RunFolder, name: str) -> nbformat.NotebookNode:
             _show_figure(run, output)
     record = read_record(run.path(f"{name}.ipynb"))
     if record and record.outputs:
-        notebook.cells.append(
-            nbformat.v4.new_markdown_cell(file_list(name, sorted(record.outputs)))
-        )
+        written = file_list("Files of this chapter", [f"{name}.ipynb", *sorted(record.outputs)])
+        notebook.cells.append(nbformat.v4.new_markdown_cell(written))
     return notebook
 
 
@@ -131,14 +133,6 @@ def figure_html(run: RunFolder, stem: str, words: Mapping[str, Any]) -> str:
     )
 
 
-def file_list(name: str, files: Iterable[str]) -> str:
-    """Links to the notebook and the files that it wrote, folded."""
-    links = "".join(
-        f'<li><a href="{file}" download>{file}</a></li>' for file in (f"{name}.ipynb", *files)
-    )
-    return f"<details><summary>Files of this chapter</summary><ul>{links}</ul></details>"
-
-
 def contents(chapters: Iterable[str]) -> nbformat.NotebookNode:
     """List the chapters of a site, as MyST wants it."""
     return nbformat.v4.new_markdown_cell(
@@ -166,7 +160,7 @@ def build_runs_index(folder: Path) -> Path:
     parts = ["# All runs", html, *problems, "## Comparisons"]
     parts += ["\n".join(f"- {link}" for link in links)] if links else []
     parts.append("Compare two runs, candidate by candidate: `make compare RUN=first WITH=second`.")
-    build({"index.md": "\n\n".join(parts)}, folder, title="edgeopt: all runs")
+    build({"index.md": "\n\n".join(parts)}, folder, title="edgeopt: all runs", footer="")
     return folder / INDEX
 
 

@@ -35,14 +35,14 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def package_digest(package: Path = PACKAGE) -> str:
-    """SHA-256 over the package's files, but for those that only lay out pages."""
+def package_digest(package: Path = PACKAGE, *, pages: bool = False) -> str:
+    """SHA-256 over the package's files but for those that only lay out pages, or over these."""
     paths = {path.relative_to(package): path for path in sorted(package.rglob("*"))}
     return digest(
         {
             name.as_posix(): file_sha256(path)
             for name, path in paths.items()
-            if path.is_file() and path.suffix != ".pyc" and name.parts[0] not in PAGE_PARTS
+            if path.is_file() and path.suffix != ".pyc" and (name.parts[0] in PAGE_PARTS) == pages
         }
     )
 

@@ -33,6 +33,6 @@ def operator_times(calls: pd.DataFrame, *, warmup: int) -> pd.DataFrame:
 
 
 def with_shares(table: pd.DataFrame) -> pd.DataFrame:
-    """Add each operator's share of the measured time."""
-    share = table["measured_ms"] / table["measured_ms"].sum()
+    """Add each operator's share of the measured time, unknown where the clock was too coarse."""
+    share = table["measured_ms"] / (table["measured_ms"].sum() or np.nan)
     return table.assign(share=share)[list(COLUMNS)]

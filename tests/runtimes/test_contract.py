@@ -122,7 +122,10 @@ def test_layer_times_are_a_table_or_say_why_not(name, exported):
         return
     table = target.layer_times(artifact, **options)
     assert list(table) == ["layer", "op", "measured_ms", "share"]
-    assert table["share"].sum() == pytest.approx(1)
+    if table["measured_ms"].sum():  # profilers of whole microseconds may see none
+        assert table["share"].sum() == pytest.approx(1)
+    else:
+        assert table["share"].isna().all()
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -1,4 +1,4 @@
-"""Sphinx settings of the site of a run; the title is set where the site is built."""
+"""Sphinx settings of the site of a run; title and footer are set where it is built."""
 
 project = "edgeopt"
 extensions = ["myst_nb"]
@@ -21,5 +21,4 @@ html_theme_options = {
     "navbar_persistent": [],
     "footer_content_items": ["extra-footer.html"],
     "toc_title": "On this page",
-    "extra_footer": '<a href="../index.html">All runs</a>',
 }
