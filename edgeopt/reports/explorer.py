@@ -35,6 +35,7 @@ COSTS = (
 )
 QUALITIES = ("accuracy", "macro_f1", "agreement", "test_accuracy")
 AXES = {"x": COSTS, "y": QUALITIES}
+LAST_OF_ALL = "1e308"  # what is not known comes behind all numbers
 NUMBERS = (*COSTS, *QUALITIES)
 FIRST = ("candidate", "latency_p50_ms", "accuracy", "memory_mb", "standing", "decided_by")
 LAST = ("int8_mac_share", "pruning_level", "recipe", "error")
@@ -111,8 +112,8 @@ def table_row(
         number = known(value) and isinstance(value, int | float)
         cells.append(
             {
-                "text": cell_text(value, scale, unit) if known(value) or name in COSTS else "",
-                "order": value if number else str(value) if known(value) else "",
+                "text": cell_text(value, scale, unit) if known(value) or name in NUMBERS else "",
+                "order": value if number else str(value) if known(value) else LAST_OF_ALL,
                 "css": "number" if name in NUMBERS else name,
             }
         )

@@ -46,8 +46,8 @@ def write_readme(run: RunFolder, *, root: Path) -> Path:
     if results.missing:
         raise FileNotFoundError(f"run {run.name}: {' '.join(results.missing)}")
     table = results_table(results)
-    (root / "docs").mkdir(exist_ok=True)
     frontier = run.require(FRONTIER_FIGURE)
+    (root / "docs").mkdir(exist_ok=True)
     with Image.open(frontier) as figure:
         words = figure.info["Description"]
         on_white(figure).save(root / FRONTIER, optimize=True)
@@ -87,7 +87,7 @@ def on_white(figure: Image.Image) -> Image.Image:
     return Image.alpha_composite(ground, figure.convert("RGBA")).convert("RGB")
 
 
-def photograph(page: Path, selector: str, *, to: Path, width: int = 960) -> None:
+def photograph(page: Path, selector: str, *, to: Path, width: int = 1280) -> None:
     """Save a picture of one element of a page, at twice the size so that its text is sharp."""
     with open_browser() as browser:
         view = {"width": width, "height": 900}

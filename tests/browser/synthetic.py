@@ -5,13 +5,14 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pandas as pd
+import pytest
 from matplotlib import pyplot as plt
 
 from edgeopt.decision.budgets import apply_budgets
 from edgeopt.decision.choice import decide
 from edgeopt.decision.gates import Gates
+from edgeopt.reports import runner
 from edgeopt.reports.manifest import provenance
-from edgeopt.reports.runner import publish_run
 from edgeopt.study.folder import RunFolder, open_run
 from edgeopt.study.tables import table_html
 from tests.artifacts import PRECISIONS_OF_RUNTIME
@@ -93,7 +94,10 @@ def synthetic_run(folder: Path, name: str = "made-up", *, sweep: pd.DataFrame | 
     }
     parameters = {"run": name, "threads": 1, "pruning_levels": [0.0, 0.25, 0.5, 0.7]}
     facts = provenance(run, parameters=parameters, notebooks=states, root=Path.cwd())
-    publish_run(run, facts)
+    with pytest.MonkeyPatch.context() as patch:  # the front page is executed elsewhere
+        patch.setenv("EDGEOPT_REPORTS", str(folder))
+        patch.setattr(runner, "build_runs_index", lambda folder: folder)  # see test_site
+        runner.publish_run(run, facts)
     return run
 
 

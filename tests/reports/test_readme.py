@@ -1,6 +1,5 @@
 import json
 
-import pandas as pd
 import pytest
 from PIL import Image
 
@@ -9,7 +8,8 @@ from edgeopt.decision.frontier import pareto_frontier
 from edgeopt.reports import readme
 from edgeopt.reports.browser import find_browser
 from edgeopt.reports.manifest import read_manifest
-from edgeopt.reports.readme import markdown_table, outside, picture, results_table, write_readme
+from edgeopt.reports.readme import on_white, outside, picture, results_table, write_readme
+from edgeopt.reports.results import read_results
 from tests.browser.synthetic import synthetic_run
 
 README = f"# title\n\n{readme.BEGIN}\nold\n{readme.END}\n\nrest\n"
@@ -52,8 +52,9 @@ def test_results_replace_only_what_stands_between_the_marks(root, made, no_brows
     assert "![Mean validation accuracy falls from the unpruned" in once
     assert f"]({readme.FRONTIER})" in once
     assert read_manifest(made)["host"]["cpu"] in once
-    frontier = made.path("figures/frontier.png").read_bytes()
-    assert (root / readme.FRONTIER).read_bytes() == frontier
+    with Image.open(root / readme.FRONTIER) as drawn:
+        assert drawn.mode == "RGB"
+        assert drawn.getpixel((0, 0)) == (255, 255, 255)
     assert "no picture of the decision card: no browser is on the path" in caplog.text
     assert readme.CARD not in once
     assert main(["readme", "--run", "made-up"]) == 0
@@ -68,7 +69,7 @@ def test_the_decision_card_is_a_picture_of_the_page(root, made):
     pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     write_readme(made, root=root)
     with Image.open(root / readme.CARD) as card:
-        assert card.width > 1600
+        assert card.width > 1200
         assert len(card.getcolors(10**6)) > 2
     reason = summary_of(made)["reason"]
     assert f"![Decision card. {reason}]({readme.CARD})" in (root / "README.md").read_text()
@@ -76,25 +77,28 @@ def test_the_decision_card_is_a_picture_of_the_page(root, made):
 
 def test_the_table_holds_the_frontier_and_the_baseline_fastest_first(made):
     summary = summary_of(made)
-    table = results_table(made, summary)
+    table = results_table(read_results(made))
     frontier = made.read_table("pareto_frontier_latency.csv")
     sweep = made.read_table("sweep_results.csv").set_index("candidate")
     baseline, pick = (summary[role]["candidate"] for role in ("baseline", "pick"))
     assert len(table) == len({*frontier["candidate"], baseline})
-    assert table["Variant"].str.endswith("(baseline)").sum() == 1
-    assert table["Variant"].str.endswith("** (pick)").sum() == 1
+    assert table["Candidate"].str.endswith("(baseline)").sum() == 1
+    assert table["Candidate"].str.endswith("** (pick)").sum() == 1
     latencies = [float(text.removesuffix(" ms")) for text in table["Latency, median"]]
     assert latencies == sorted(latencies)
-    row = table[table["Variant"].str.endswith("(pick)")].iloc[0]
+    row = table[table["Candidate"].str.endswith("(pick)")].iloc[0]
     accuracy = [f"{100 * sweep.loc[pick, name]:.1f}%" for name in sweep if name[:8] == "accuracy"]
     assert row["Validation accuracy"] == "{} ({} to {})".format(*accuracy)
     assert row["Test accuracy"] == "\N{EN DASH}"
 
 
-def test_markdown_keeps_its_cells_apart():
-    table = pd.DataFrame({"a": ["x|y"], "b": ["1"]})
-    assert markdown_table(table) == "| a | b |\n| --- | ---: |\n| x\\|y | 1 |"
+def test_words_of_a_picture_keep_to_one_line():
     assert picture("two\nlines [1]", "p.png") == "![two lines \\[1\\]](p.png)"
+
+
+def test_a_transparent_figure_is_put_on_white():
+    clear = Image.new("RGBA", (1, 1), (0, 0, 0, 0))
+    assert on_white(clear).getpixel((0, 0)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("text", ["nothing", readme.BEGIN, f"{readme.END} {readme.BEGIN}"])

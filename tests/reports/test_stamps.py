@@ -91,10 +91,13 @@ def test_the_code_counts_but_the_layout_of_pages_does_not(tmp_path):
     before = package_digest(tmp_path)
     (tmp_path / "reports").mkdir()
     (tmp_path / "reports/pages.py").write_text("1")
-    (tmp_path / "assets/page.css").write_text("1")
     assert package_digest(tmp_path) == before
+    pages = package_digest(tmp_path, pages=True)
     (tmp_path / "training.py").write_text("2")
     assert package_digest(tmp_path) != before
+    assert package_digest(tmp_path, pages=True) == pages
+    (tmp_path / "reports/pages.py").write_text("2")
+    assert package_digest(tmp_path, pages=True) != pages
 
 
 def test_a_notebook_gets_its_record_and_its_name_in_one_step(run):

@@ -1,12 +1,18 @@
 import numpy as np
 import pandas as pd
 import pytest
-from edgeopt.reports.compare import changed_facts, compare_tables
 
-from edgeopt.reports import compare
+from edgeopt.reports import results
+from edgeopt.reports.comparison import (
+    changed_facts,
+    compare_picks,
+    compare_runs,
+    compare_tables,
+)
 from edgeopt.study.folder import RunFolder
 
 FAILED = (np.nan, np.nan)
+LATENCY = "Latency, median"
 
 
 def table(**rows):
@@ -78,7 +84,7 @@ def test_the_regressions_come_first():
 
 def test_accuracy_on_other_data_is_not_judged():
     row = compare_tables(table(a=(0.9, 1.0)), table(a=(0.5, 1.0)), accuracy=False).iloc[0]
-    assert (row["accuracy_verdict"], row["verdict"]) == ("not judged", "no change beyond noise")
+    assert (row["accuracy_verdict"], row["verdict"]) == ("not judged", "not judged")
 
 
 def test_nothing_judged_gives_no_verdict():
@@ -117,7 +123,7 @@ def test_only_what_differs_is_listed():
         "parameters": {"run": "b", "epochs": 3, "levels": [0.0], "new": 1},
         "threads": 2,
     }
-    assert changed_facts(first, second) == [
+    assert changed_facts(first, second).to_dict("records") == [
         {"fact": "parameters: levels", "first": "0.0, 0.5", "second": "0.0"},
         {"fact": "parameters: new", "first": "\N{EN DASH}", "second": "1"},
         {"fact": "threads", "first": "1", "second": "2"},
@@ -132,16 +138,16 @@ def test_latencies_of_other_batch_sizes_are_not_judged(tmp_path, monkeypatch):
         run.write_table("sweep_results.csv", table(a=(0.9, float(batch))))
         run.write_table("conditions.csv", pd.DataFrame({"reference_ms": [1.0]}))
     monkeypatch.setattr(
-        compare,
+        results,
         "read_manifest",
         lambda run: facts | {"parameters": {"benchmark_batch_size": sizes[run.name]}},
     )
-    compared = compare.compare_runs(*(RunFolder(tmp_path / name) for name in sizes))
-    assert compared["warnings"] == [
+    compared = compare_runs(*(RunFolder(tmp_path / name) for name in sizes))
+    assert compared.warnings == [
         "The two runs differ in benchmark_batch_size: 1 and 8. "
         "Their latencies are shown but not judged."
     ]
-    assert compared["rows"][0]["latency_verdict"] == "not judged"
+    assert compared.candidates.iloc[0]["latency_verdict"] == "not judged"
 
 
 EPYC = {"cpu": "AMD EPYC", "cpu_family": "25", "cpu_model": "1", "isa": ["avx2"]}
@@ -163,15 +169,15 @@ def compared_on(tmp_path, monkeypatch, *hosts, references=(1.0, 1.0), ceilings=(
         run.name: {"data": {}, "parameters": {}, "git": {}, "packages": {}, "threads": 1, "host": h}
         for run, h in zip(runs, hosts, strict=True)
     }
-    monkeypatch.setattr(compare, "read_manifest", lambda run: manifests[run.name])
-    return compare.compare_runs(*runs)
+    monkeypatch.setattr(results, "read_manifest", lambda run: manifests[run.name])
+    return compare_runs(*runs)
 
 
 def test_compare_runs_judges_latency_on_the_same_host(tmp_path, monkeypatch):
     compared = compared_on(tmp_path, monkeypatch, EPYC, EPYC, ceilings=(40.0, 36.0))
-    assert compared["rows"][0]["latency_verdict"] == "worse"
-    assert compared["warnings"] == []
-    assert not compared["relative"]
+    assert compared.candidates.iloc[0]["latency_verdict"] == "worse"
+    assert compared.warnings == []
+    assert "latency, a (ms)" in compared.table("a", "b")
 
 
 @pytest.mark.parametrize(
@@ -187,9 +193,9 @@ def test_compare_runs_takes_one_name_of_two_designs_for_two_hosts(
     tmp_path, monkeypatch, changes, said
 ):
     compared = compared_on(tmp_path, monkeypatch, EPYC, EPYC | changes)
-    assert compared["rows"][0]["latency_verdict"] == "not judged"
-    assert f"measured on different hosts: {said}." in compared["warnings"][0]
-    assert compared["relative"]
+    assert compared.candidates.iloc[0]["latency_verdict"] == "not judged"
+    assert f"measured on different hosts: {said}." in compared.warnings[0]
+    assert "latency, a (of the reference kernel)" in compared.table("a", "b")
 
 
 @pytest.mark.parametrize(
@@ -201,11 +207,46 @@ def test_compare_runs_takes_one_name_of_two_designs_for_two_hosts(
 )
 def test_compare_runs_takes_two_speeds_for_two_hosts(tmp_path, monkeypatch, speeds, said):
     compared = compared_on(tmp_path, monkeypatch, EPYC, EPYC, **speeds)
-    assert compared["rows"][0]["latency_verdict"] == "not judged"
-    assert f"different hosts: {said}, as the runs measured it" in compared["warnings"][0]
+    assert compared.candidates.iloc[0]["latency_verdict"] == "not judged"
+    assert f"different hosts: {said}, as the runs measured it" in compared.warnings[0]
 
 
 def test_compare_runs_shows_latencies_relative_to_the_reference_kernel(tmp_path, monkeypatch):
     compared = compared_on(tmp_path, monkeypatch, EPYC, EPYC, references=(1.0, 2.0))
-    row = compared["rows"][0]
+    row = compared.candidates.iloc[0]
     assert (row["relative_first"], row["relative_second"]) == (1.0, 0.7)
+
+
+def picked(tmp_path, name, **changes):
+    """Results of a run whose pick is ``a``, with changes; without a pick when that is None."""
+    row = table(a=(0.90, 1.0)).assign(artifact_bytes=1000).iloc[0].to_dict()
+    pick = None if changes.get("pick", row) is None else row | changes
+    decision = {"pick": pick, "baseline": row, "runner_up": None}
+    return results.Results(RunFolder(tmp_path / name), {}, decision, None, ())
+
+
+@pytest.mark.parametrize(
+    ("changes", "worse"),
+    [
+        ({}, []),
+        ({"accuracy": 0.87, "accuracy_low": 0.86, "accuracy_high": 0.88}, ["Validation accuracy"]),
+        ({"latency_p50_ms": 2, "latency_p50_low_ms": 1.9, "latency_p50_high_ms": 2.1}, [LATENCY]),
+        ({"artifact_bytes": 1009}, []),
+        ({"artifact_bytes": 1011}, ["Artifact on disk"]),
+        ({"memory_mb": 0.5}, []),
+        ({"memory_mb": 1.02}, ["Weights"]),
+        ({"pick": None}, ["candidate"]),
+    ],
+)
+def test_compare_picks_names_what_got_worse_beyond_noise(tmp_path, changes, worse):
+    first, second = picked(tmp_path, "first"), picked(tmp_path, "second", **changes)
+    judged = compare_picks(first, second).set_index("number")["verdict"]
+    assert [*judged.index[judged == "worse"]] == worse
+
+
+def test_compare_picks_judges_no_accuracy_on_other_data(tmp_path):
+    low = {"accuracy": 0.5, "accuracy_low": 0.49, "accuracy_high": 0.51}
+    runs = picked(tmp_path, "first"), picked(tmp_path, "second", **low)
+    judged = compare_picks(*runs, accuracy=False, latency=False).set_index("number")["verdict"]
+    assert judged["Validation accuracy"] == judged[LATENCY] == "not judged"
+    assert judged["Weights"] == "within noise"
