@@ -51,11 +51,11 @@ from edgeopt.system import process_pool
 # images as each of them takes them, and its folder, the only way in which the notebooks hand over to
 # each other.
 
-# %%
-config = ExperimentConfig.from_namespace(globals())
-study = open_study(config)
-folder = study.folder
+# %% tags=["nbval-ignore-output"]
+study = open_study(ExperimentConfig.from_namespace(globals()))
+config, folder = study.config, study.folder
 plots.use_style()
+print(study.heading)
 
 # %% [markdown]
 # ## Four roles

@@ -59,11 +59,11 @@ from edgeopt.schema import file_stem
 from edgeopt.study import open_study
 from edgeopt.system import process_pool
 
-# %%
-config = ExperimentConfig.from_namespace(globals())
-study = open_study(config)
-folder = study.folder
+# %% tags=["nbval-ignore-output"]
+study = open_study(ExperimentConfig.from_namespace(globals()))
+config, folder = study.config, study.folder
 plots.use_style()
+print(study.heading)
 
 # %%
 baselines = study.kept(study.baselines())

@@ -101,11 +101,11 @@ from edgeopt.metrics import confusion_table, disturbance, measured_energy_unavai
 from edgeopt.study import open_study
 from edgeopt.system import process_pool
 
-# %%
-config = ExperimentConfig.from_namespace(globals())
-study = open_study(config)
-folder = study.folder
+# %% tags=["nbval-ignore-output"]
+study = open_study(ExperimentConfig.from_namespace(globals()))
+config, folder = study.config, study.folder
 plots.use_style()
+print(study.heading)
 
 # %% [markdown]
 # The networks come from the two notebooks before: the baselines, and their fine-tuned pruned versions.

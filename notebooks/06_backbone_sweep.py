@@ -28,7 +28,9 @@ recalls = folder.read_table("per_class.csv")
 decision = folder.read_json("summary.json")
 pruning = folder.read_table("pruning_accuracy.csv")
 ran = sweep[sweep["status"] == "ok"]
-print(f"{len(ran)} of {len(sweep)} candidates of {sweep['model'].nunique()} network(s) ran")
+print(
+    f"Run {config.run}: {len(ran)} of {len(sweep)} candidates of {sweep['model'].nunique()} network(s) ran"
+)
 
 # %% [markdown]
 # ## The networks

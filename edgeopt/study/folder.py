@@ -100,7 +100,7 @@ class RunFolder:
         made_by = maker(name)
         raise FileNotFoundError(
             f"{path} is missing: notebook {made_by} makes it. Run `make report RUN={self.name}`, "
-            f"or that notebook alone: `papermill notebooks/{made_by}.ipynb "
+            f"or that notebook alone: `papermill --log-level ERROR notebooks/{made_by}.ipynb "
             f"{self.root / made_by}.ipynb -f params/{self.name}.yaml`"
         )
 

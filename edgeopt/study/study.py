@@ -55,6 +55,14 @@ class Study:
     folder: RunFolder
     preprocessing: Mapping[str, Preprocessing]
 
+    @property
+    def heading(self) -> str:
+        """What the numbers of a notebook are of: run, data, seeds and machine."""
+        config = self.config
+        seeds = ", ".join(map(str, config.seeds))
+        cpu = host_facts()["cpu"]
+        return f"Run {config.run}: {config.dataset}, seed(s) {seeds}, measured on {cpu}."
+
     @cached_property
     def splits(self) -> dict[str, Splits]:
         """Images in four roles, by network; networks that take the same images share them."""

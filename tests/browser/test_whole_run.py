@@ -65,7 +65,13 @@ def test_a_users_network_gets_the_whole_study(whole_run):
     layers = folder.read_table("layerwise_breakdown.csv")
     assert layers["macs"].sum() == sweep.loc[sweep["pruning_level"] == 0, "macs"].iloc[0]
     names = {path.name for path in folder.root.rglob("*")}
-    assert {"results.csv", "pareto.md", "06_backbone_sweep.html", "pick_operators.csv", "gallery.png"} <= names
+    assert {
+        "results.csv",
+        "pareto.md",
+        "06_backbone_sweep.html",
+        "pick_operators.csv",
+        "gallery.png",
+    } <= names
     index = folder.path("index.html").read_text()
     assert "mean 0.485, 0.456, 0.406, std 0.229, 0.224, 0.225" in index
     assert "may have been trained" not in index

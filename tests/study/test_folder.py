@@ -71,7 +71,7 @@ def test_a_missing_file_names_the_notebook_and_the_commands(run):
     message = str(caught.value)
     assert "weights/net-scratch-p50-seed0.pt is missing: notebook 02_pruning makes it" in message
     assert "make report RUN=quick" in message
-    assert "papermill notebooks/02_pruning.ipynb" in message
+    assert "papermill --log-level ERROR notebooks/02_pruning.ipynb" in message
 
 
 def test_a_file_that_is_there_is_returned(run):
