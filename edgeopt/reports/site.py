@@ -91,10 +91,14 @@ def published(run: RunFolder, name: str) -> nbformat.NotebookNode:
     """
     notebook = nbformat.read(run.path(f"{name}.ipynb"), as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    declared = set(code[0].metadata.get("tags", []))
+    overridden = any(INJECTED in cell.metadata.get("tags", []) for cell in code)
     for cell in code:
         tags = cell.metadata.get("tags", [])
-        if INJECTED in tags:  # papermill puts them behind those that they override
-            cell.metadata["tags"] = code[0].metadata.get("tags", [])
+        if "parameters" in tags and overridden:  # papermill's own follow
+            cell.metadata["tags"] = ["remove-cell"]
+        elif INJECTED in tags:
+            cell.metadata["tags"] = [*(declared & {"remove-input"} or {"hide-input"})]
         elif "parameters" in tags or cell.source.count("\n") >= SHOWN_LINES:
             cell.metadata["tags"] = [*tags, "hide-input"]
         cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]

@@ -3,7 +3,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeopt.hardware.devices import check_devices, estimate_on_devices, load_devices
+from edgeopt.hardware.devices import (
+    check_devices,
+    estimate_on_devices,
+    load_devices,
+    over_bound,
+)
 
 
 def toy_device(**changes):
@@ -69,6 +74,35 @@ def test_weights_count_as_ram_unless_read_from_flash():
 def test_flash_holds_the_artifact():
     assert estimate(artifact_bytes=5000)["fits_flash"]
     assert not estimate(artifact_bytes=5001)["fits_flash"]
+
+
+def test_headroom_is_that_of_the_scarcer_memory():
+    assert estimate(peak_activation_bytes=250, artifact_bytes=1000)["headroom"] == 0.75  # RAM
+    assert estimate(peak_activation_bytes=100, artifact_bytes=4000)["headroom"] == pytest.approx(
+        0.2
+    )  # flash
+    assert estimate(peak_activation_bytes=1500)["headroom"] == -0.5
+
+
+def test_the_high_end_is_as_far_above_the_bound_as_measured_here():
+    assert estimate(over_bound=3.0)["latency_estimate_high_ms"] == pytest.approx(6.0)
+    assert pd.isna(estimate()["latency_estimate_high_ms"])
+    rows = [("compute", "fp32", 10.0), ("compute", "int8", 40.0), ("memory", "", 1.0)]
+    ceilings = pd.DataFrame(rows, columns=["name", "precision", "value"])
+    # 1e6 MACs at 10 GMAC/s take 0.1 ms, 4 kB at 1 GB/s 0.004 ms
+    measured = candidate(latency_p50_ms=0.5)
+    assert over_bound(measured, ceilings=ceilings).item() == pytest.approx(5)
+    assert over_bound(candidate(latency_p50_ms=0.01), ceilings=ceilings).item() == 1
+    dynamic = candidate(latency_p50_ms=0.5, precision="int8-dynamic", macs=1000)
+    assert over_bound(dynamic, ceilings=ceilings).item() == pytest.approx(125)
+
+
+def test_a_runtime_that_needs_an_operating_system_is_left_out_where_there_is_none():
+    bare = toy_device(operating_system=0)
+    both = pd.concat([candidate(runtime="torch"), candidate(candidate="b", runtime="executorch")])
+    assert estimate_on_devices(both, devices=bare)["candidate"].tolist() == ["b"]
+    assert len(estimate_on_devices(both, devices=toy_device())) == 2
+    assert len(estimate_on_devices(candidate(), devices=bare)) == 1
 
 
 def test_dynamic_int8_runs_at_the_int8_rate():

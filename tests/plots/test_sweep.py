@@ -401,6 +401,23 @@ class TestQuality:
         assert texts(ax) == ["75", "25", "", "100"]
         assert (ax.get_xlabel(), ax.get_ylabel()) == ("Predicted class", "True class")
 
+    def test_confusion_change_is_points_of_the_true_class(self):
+        names = {"index": ["cat", "dog"], "columns": ["cat", "dog"]}
+        before, after = (pd.DataFrame([row, [0, 5]], **names) for row in ([3, 1], [2, 2]))
+        ax = plots.confusion_change(before, after)
+        assert np.ravel(ax.collections[0].get_array()).tolist() == [-25, 25, 0, 0]
+        assert texts(ax) == ["-25", "+25", "", ""]
+
+    def test_lost_images_are_right_before_and_wrong_after(self):
+        images = torch.linspace(0.1, 0.4, 4).reshape(4, 1, 1, 1) * torch.ones(1, 1, 4, 4)
+        split = Split(images, torch.tensor([0, 0, 1, 1]), mean=0.5, std=0.1)
+        before, after = np.array([0, 1, 1, 1]), np.array([1, 1, 0, 1])
+        ax = plots.lost_images(split, before=before, after=after, names=["cat", "dog"])
+        assert [image.get_array()[0, 0] for image in ax.images] == pytest.approx([0.1, 0.3])
+        assert texts(ax) == ["cat\n\u2192 dog", "dog\n\u2192 cat"]
+        none = plots.lost_images(split, before=before, after=before, names=["cat", "dog"])
+        assert texts(none) == ["There is no such image."]
+
     def test_per_class_change_has_the_largest_fall_on_top(self):
         table = pd.DataFrame({"class_name": ["a", "b"], "before": [0.9, 0.9], "after": [0.95, 0.7]})
         ax = plots.per_class_change(table)
