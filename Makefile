@@ -35,7 +35,7 @@ test-code: setup
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-notebooks: setup
-	$(PY) -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg notebooks/*.ipynb
+	$(PY) -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg notebooks/[0-9]*.ipynb
 
 mutants: setup  ## change the core in one place at a time: which changes do tests notice?
 	$(PY) -m tests.mutants
