@@ -73,8 +73,37 @@ class TestGates:
         assert judged["missed"].startswith(missed)
         assert bool(judged["missed"]) == bool(missed)
 
+    def test_decide_says_where_every_candidate_stands_and_what_decided_it(self):
+        data = sweep(
+            row("fast", 0.90, 0.2, 0.02),
+            row("next", 0.90, 0.4, 0.02),
+            row("third", 0.90, 0.45, 0.02),
+            row("slow", 0.90, 0.9, 0.02),
+            row("wrong", 0.70, 0.1, 0.02),
+            row("gone", NAN, NAN, NAN),
+        )
+        found = decide(data, gates=Gates()).standings.set_index("candidate")
+        assert found["standing"].to_dict() == {
+            "base": "acceptable",
+            "fast": "pick",
+            "next": "runner-up",
+            "third": "good",
+            "slow": "acceptable",
+            "wrong": "refused",
+            "gone": "failed",
+        }
+        assert found.loc[["fast", "next", "third"], "decided_by"].tolist() == ["", "", ""]
+        assert found.loc["slow", "decided_by"].startswith("latency reduction 10.0%")
+        assert found.loc["wrong", "decided_by"].startswith("accuracy drop 20.00 points")
+        heavy = decide(data.assign(active_budget_mb=0.05), gates=Gates()).standings
+        assert heavy.set_index("candidate").loc["base", "standing"] == "over budget"
+        full = decide(data.assign(active_budget_mb=0.02), gates=Gates()).standings
+        assert full.set_index("candidate").loc["wrong", "standing"] == "refused"
+
     def test_the_numbers_by_hand(self):
-        table = gate_table(sweep(row("x", 0.87, 0.25, 0.02)), baseline="base", gates=Gates())
+        data = sweep(row("x", 0.87, 0.25, 0.02))
+        data["latency_p50_ms"] *= 3  # a baseline of 1 would hide a product in place of a ratio
+        table = gate_table(data, baseline="base", gates=Gates())
         drop, size, latency = table.iloc[1][
             ["accuracy_drop", "size_reduction", "latency_reduction"]
         ]
