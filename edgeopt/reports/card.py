@@ -16,6 +16,14 @@ from edgeopt.schema import COLUMNS, TIMES, known, quantity
 PAGES = Path(__file__).parent / "assets"
 HEADINGS = {**ROLES, UNCOMPRESSED: "Fastest uncompressed"}
 MEASURES = ("accuracy", "latency_p50_ms", "memory_mb", "artifact_bytes")
+MEMORY = (
+    "memory_mb",
+    "artifact_bytes",
+    "peak_activation_bytes",
+    "added_rss_bytes",
+    "peak_rss_bytes",
+)
+ENERGY = ("energy_proxy_j", "energy_model_j", "energy_measured_j")
 COMPARED = (
     "accuracy",
     "test_accuracy",
@@ -24,14 +32,8 @@ COMPARED = (
     "latency_p50_ms",
     "latency_p95_ms",
     "throughput_sps",
-    "memory_mb",
-    "artifact_bytes",
-    "peak_activation_bytes",
-    "added_rss_bytes",
-    "peak_rss_bytes",
-    "energy_proxy_j",
-    "energy_model_j",
-    "energy_measured_j",
+    *MEMORY,
+    *ENERGY,
     "int8_mac_share",
 )
 

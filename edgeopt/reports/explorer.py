@@ -12,27 +12,14 @@ from IPython.display import HTML
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from edgeopt.reports.card import PAGES, bound_names, render
+from edgeopt.reports.card import ENERGY, MEMORY, PAGES, bound_names, render
 from edgeopt.reports.results import ROLES, Results
 from edgeopt.runtimes import registered, runtime_named
 from edgeopt.schema import COLUMNS, PRECISIONS, display_unit, known
 from edgeopt.study import cell_text, column_heading
 
 FILTERS = ("model", "runtime", "precision")
-COSTS = (
-    "latency_p50_ms",
-    "latency_p95_ms",
-    "latency_ms",
-    "memory_mb",
-    "artifact_bytes",
-    "peak_activation_bytes",
-    "added_rss_bytes",
-    "peak_rss_bytes",
-    "energy_proxy_j",
-    "energy_model_j",
-    "energy_measured_j",
-    "macs",
-)
+COSTS = ("latency_p50_ms", "latency_p95_ms", "latency_ms", *MEMORY, *ENERGY, "macs")
 QUALITIES = ("accuracy", "macro_f1", "agreement", "test_accuracy")
 AXES = {"x": COSTS, "y": QUALITIES}
 LAST_OF_ALL = "1e308"  # what is not known comes behind all numbers

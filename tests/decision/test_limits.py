@@ -12,7 +12,6 @@ from edgeopt.decision.limits import (
     Finding,
     Limit,
     findings,
-    quantity,
     texts,
 )
 
@@ -148,27 +147,3 @@ def test_texts_say_each_column_once_and_only_what_has_the_verdict():
     assert texts(own, NOT_SETTLED) == "drop, allowed 5; recall"
     assert texts(own, BROKEN) == "weights"
     assert texts(own, MET) == ""
-
-
-@pytest.mark.parametrize(
-    ("column", "value", "words"),
-    [
-        ("accuracy_drop", 0.05, "5.00 points"),
-        ("worst_recall_drop", 0.123, "12.30 points"),
-        ("worst_recall", 0.2, "20.0%"),
-        ("accuracy", 0.905, "90.5%"),
-        ("size_reduction", 0.5, "50.0%"),
-        ("memory_mb", 0.05, "51.2 KiB"),
-        ("memory_mb", 1.0, "1 MiB"),
-        ("peak_rss_bytes", 3 * 2**20, "3 MiB"),
-        ("latency_p50_ms", 0.12345, "0.1235 ms"),
-    ],
-)
-def test_quantity_has_the_unit_of_its_column(column, value, words):
-    assert quantity(column, value) == words
-
-
-def test_quantity_exact_tells_close_numbers_apart():
-    assert quantity("accuracy_drop", 0.050001, exact=True) == "5.0001 points"
-    assert quantity("accuracy", 0.90501, exact=True) == "90.501%"
-    assert quantity("latency_p50_ms", 0.123456, exact=True) == "0.123456 ms"
