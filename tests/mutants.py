@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import random
 import sys
+from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from importlib.abc import MetaPathFinder
@@ -65,6 +66,7 @@ def mutants(source: str) -> list[tuple[str, ast.Module]]:
     """Every change of one operator or constant: what it is, and the module's tree with it."""
     walked = [*ast.walk(ast.parse(source))]
     inert = {id(n.value) for n in walked if isinstance(n, ast.keyword) and n.arg in INERT}
+    inert |= {id(default) for default in _seeds(walked)}
     found = []
     for number in (n for n, node in enumerate(walked) if id(node) not in inert):
         tree = ast.parse(source)
@@ -74,6 +76,13 @@ def mutants(source: str) -> list[tuple[str, ast.Module]]:
             after = ast.unparse(ast.fix_missing_locations(node))
             found.append((f"line {node.lineno}: {before} -> {after}", tree))
     return found
+
+
+def _seeds(walked: list[ast.AST]) -> Iterator[ast.expr]:
+    """Defaults of arguments called ``seed``: another one is no defect."""
+    for function in (node for node in walked if isinstance(node, ast.FunctionDef)):
+        pairs = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
+        yield from (default for argument, default in pairs if argument.arg == "seed" and default)
 
 
 def _mutate(node: ast.AST) -> bool:

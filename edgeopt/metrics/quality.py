@@ -22,8 +22,8 @@ def wilson_interval(correct: int, total: int, *, confidence: float = 0.95) -> tu
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}; allowed: above 0 and below 1")
     low, high = proportion_confint(correct, total, alpha=1 - confidence, method="wilson")
-    # By rounding the ends may fall short of a share of 0 or 1, which they hold.
-    return float(min(low, correct / total)), float(max(high, correct / total))
+    share = correct / total  # by rounding the ends may fall short of a share of 0 or 1
+    return float(min(low, share)), float(max(high, share))
 
 
 def quality_row(labels: ArrayLike, predictions: ArrayLike, *, num_classes: int) -> dict[str, float]:
@@ -44,7 +44,7 @@ def quality_row(labels: ArrayLike, predictions: ArrayLike, *, num_classes: int) 
         "accuracy": correct / len(labels),
         "accuracy_low": low,
         "accuracy_high": high,
-        "macro_f1": float(f1_score(labels, predictions, average="macro", zero_division=0.0)),
+        "macro_f1": float(f1_score(labels, predictions, average="macro")),
     }
 
 

@@ -10,25 +10,38 @@ def conditions(reference, **others):
     return pd.DataFrame({"reference_ms": reference, **quiet, **others})
 
 
-def stat_line(user, idle, steal):
-    return f"cpu  {user} 0 0 {idle} 0 0 0 {steal} 0 0\ncpu0 1 1 1 1\n"
+def stat_line(*ticks):
+    """user, nice, system, idle, iowait, irq, softirq, steal; guests and single cores follow."""
+    return f"cpu  {' '.join(map(str, ticks))} 7 7\ncpu0 1 1 1 1\n"
 
 
-def test_watch_counts_other_cores_and_steal_from_recorded_counters(tmp_path, monkeypatch):
+@pytest.fixture
+def watched(tmp_path, monkeypatch):
+    """A watch over a recorded file, 100 ticks a second; clock and own CPU time are given."""
     path = tmp_path / "stat"
-    path.write_text(stat_line(1000, 5000, 100))
+    path.write_text(stat_line(1000, 10, 20, 5000, 30, 40, 50, 100))
     clock, own = iter([10.0, 14.0]), iter([1.0, 3.0])
     monkeypatch.setattr("edgeopt.metrics.conditions.time.perf_counter", lambda: next(clock))
     monkeypatch.setattr("edgeopt.metrics.conditions.time.process_time", lambda: next(own))
     monkeypatch.setattr("edgeopt.metrics.conditions.os.sysconf", lambda _: 100)
-    watch = Watch(proc_stat=path)
-    path.write_text(stat_line(1600, 5160, 140))
+    return path, Watch(proc_stat=path)
+
+
+def test_watch_counts_other_cores_and_steal_from_recorded_counters(watched):
+    path, watch = watched
+    path.write_text(stat_line(1300, 60, 130, 5100, 90, 100, 130, 140))
     lap = watch.lap()
-    # In 4 s the machine was busy for 6 s of CPU time, 2 s of it ours: one core by others.
+    # In 4 s the machine was busy for 3 + 0.5 + 1.1 + 0.6 + 0.8 = 6 s of CPU time, 2 s of it ours,
+    # idle or waiting for 1 + 0.6 s, and 0.4 s were taken: one core by others.
     assert lap["seconds"] == 4.0
     assert lap["other_cores"] == pytest.approx((6 - 2) / 4)
     assert lap["steal_share"] == pytest.approx(0.4 / (6 + 1.6 + 0.4))
     assert lap["reference_ms"] > 0
+
+
+def test_watch_says_zero_where_no_tick_has_passed(watched):
+    lap = watched[1].lap()
+    assert (lap["other_cores"], lap["steal_share"]) == (0.0, 0.0)
 
 
 def test_watch_says_nan_where_the_system_does_not_tell(tmp_path):

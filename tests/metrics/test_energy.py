@@ -55,10 +55,19 @@ def test_model_charges_a_multiplication_and_an_addition(precision, picojoules):
     assert energy == pytest.approx(picojoules * 1e-6)
 
 
+def test_model_charges_what_is_not_in_integers_as_fp32():
+    energy = energy_model_j(macs=1_000, memory_bytes=0, precision="int8", int8_mac_share=0.75)
+    assert 1e12 * energy == pytest.approx(1_000 * (0.75 * 0.3 + 0.25 * 4.6))
+
+
+def test_a_counter_that_stands_still_has_spent_nothing(powercap):
+    assert measured_energy_j(lambda: None, calls=1, powercap_root=powercap) == 0
+
+
 def test_model_charges_memory_by_where_it_lies():
     dram = energy_model_j(macs=0, memory_bytes=8, precision="int8")
     cache = energy_model_j(macs=0, memory_bytes=0, cache_bytes=8, precision="int8")
-    assert (dram, cache) == pytest.approx((1.3e-9, 100e-12))
+    assert (1e12 * dram, 1e12 * cache) == pytest.approx((1300, 100))
 
 
 @pytest.mark.parametrize(
