@@ -36,10 +36,12 @@ def rounds_around_1(rng, *, rounds, autocorrelation, load=0.01, call=0.003, call
 
 
 def test_latency_statistics_by_hand():
-    row = latency_statistics(samples_of([1.0, 2.0, 3.0, 6.0], calls=2), batch_size=4).iloc[0]
+    samples = samples_of([1.0, 2.0, 3.0, 6.0], calls=2)
+    row = latency_statistics(samples, batch_size=4).iloc[0]
     assert (row["samples"], row["latency_ms"], row["latency_p50_ms"]) == (4, 3.0, 2.5)
     assert row["latency_std_ms"] == pytest.approx(np.sqrt((4 + 1 + 0 + 9) / 3))
     assert row["throughput_sps"] == pytest.approx(4 / 0.003)
+    assert latency_statistics(samples)["throughput_sps"].iloc[0] == pytest.approx(1 / 0.003)
     assert row["error"] == ""
 
 

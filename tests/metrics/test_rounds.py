@@ -2,6 +2,7 @@
 
 import gc
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -44,6 +45,20 @@ def test_measure_latency_times_every_candidate_in_every_round():
     assert samples.groupby("round")["position"].unique().apply(sorted).tolist() == [[0, 1, 2]] * 4
     assert (samples["latency_ms"] > 0).all()
     assert (samples["error"] == "").all()
+
+
+def test_a_latency_is_what_the_clock_gained_in_milliseconds(monkeypatch):
+    ticks = iter([5_000_000, 7_000_000, 9_000_000, 9_500_000])  # ns: two calls, of 2 and 0.5 ms
+    clock = SimpleNamespace(perf_counter_ns=lambda: next(ticks))
+    monkeypatch.setattr("edgeopt.metrics.rounds.time", clock)
+    samples = measured("a", log=[], rounds=1, calls=2, warmup_calls=0).samples
+    assert samples["latency_ms"].tolist() == [2.0, 0.5]
+
+
+def test_ten_calls_are_made_before_the_timed_ones():
+    log = []
+    measured("a", log=log, rounds=2, calls=3)
+    assert len(log) == 2 * (10 + 3)
 
 
 def test_measure_latency_tells_the_order_of_the_calls():
