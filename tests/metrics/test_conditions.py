@@ -24,6 +24,7 @@ def watched(tmp_path, monkeypatch):
     monkeypatch.setattr("edgeopt.metrics.conditions.time.perf_counter", lambda: next(clock))
     monkeypatch.setattr("edgeopt.metrics.conditions.time.process_time", lambda: next(own))
     monkeypatch.setattr("edgeopt.metrics.conditions.os.sysconf", lambda _: 100)
+    monkeypatch.setattr("edgeopt.metrics.conditions.os.getloadavg", lambda: (1.5, 0.7, 0.2))
     return path, Watch(proc_stat=path)
 
 
@@ -33,7 +34,7 @@ def test_watch_counts_other_cores_and_steal_from_recorded_counters(watched):
     lap = watch.lap()
     # In 4 s the machine was busy for 3 + 0.5 + 1.1 + 0.6 + 0.8 = 6 s of CPU time, 2 s of it ours,
     # idle or waiting for 1 + 0.6 s, and 0.4 s were taken: one core by others.
-    assert lap["seconds"] == 4.0
+    assert (lap["seconds"], lap["load_1min"]) == (4.0, 1.5)
     assert lap["other_cores"] == pytest.approx((6 - 2) / 4)
     assert lap["steal_share"] == pytest.approx(0.4 / (6 + 1.6 + 0.4))
     assert lap["reference_ms"] > 0
