@@ -17,6 +17,7 @@ from edgeopt.reports import (
     provenance_table,
     read_results,
     role_table,
+    saved_figure,
     warnings_box,
 )
 from edgeopt.study import open_run, table_html
@@ -47,6 +48,12 @@ print("\n\n".join(results.what_would_change()) or "Nothing was chosen.")
 
 # %% tags=["remove-input"]
 role_table(results)
+
+# %% [markdown]
+# What the pick loses, image by image: what the baseline gets right and the pick does not.
+
+# %% tags=["remove-input"]
+saved_figure(folder, "gallery")
 
 # %% [markdown]
 # ## All candidates

@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "readme": ["write_readme"],
         "results": ["all_files", "parameter_table", "provenance_table", "read_results"],
         "runner": ["find_notebooks", "make_comparison", "make_report", "only_one", "write_back"],
+        "site": ["saved_figure"],
         "stamps": ["INDEX"],
     },
 )

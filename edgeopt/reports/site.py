@@ -13,13 +13,15 @@ from typing import Any
 
 import nbformat
 import pandas as pd
+from IPython.display import HTML
+from PIL import Image
 
 from edgeopt.reports.card import PAGES
 from edgeopt.reports.manifest import read_manifest
 from edgeopt.reports.results import file_list, finished, read_summary
 from edgeopt.reports.stamps import INDEX, read_record
 from edgeopt.schema import DASH, quantity
-from edgeopt.study import RunFolder, table_html
+from edgeopt.study import FIGURE_DPI, RunFolder, table_html
 from edgeopt.system import write_atomically
 
 MADE = ("_static", "_images", "searchindex.js", "objects.inv", "search.html", "genindex.html")
@@ -135,6 +137,16 @@ def figure_html(run: RunFolder, stem: str, words: Mapping[str, Any]) -> str:
         f'<figcaption>{alt} <a href="#figure-{stem}" aria-label="Link to this figure">#</a>'
         f"</figcaption>{table}</figure>"
     )
+
+
+def saved_figure(run: RunFolder, stem: str) -> HTML:
+    """Show a figure that a chapter has saved; nothing where there is none."""
+    path = run.path(f"figures/{stem}.png")
+    if not path.is_file():
+        return HTML("")
+    with Image.open(path) as picture:
+        words = {"alt": picture.info["Description"], "width": picture.width * 96 // FIGURE_DPI}
+    return HTML(figure_html(run, stem, words))
 
 
 def contents(chapters: Iterable[str]) -> nbformat.NotebookNode:

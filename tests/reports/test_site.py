@@ -8,7 +8,7 @@ from bs4 import BeautifulSoup
 
 from edgeopt.reports.manifest import read_manifest, verify, write_manifest
 from edgeopt.reports.runner import make_comparison, publish_run
-from edgeopt.reports.site import build_runs_index, published
+from edgeopt.reports.site import build_runs_index, published, saved_figure
 from edgeopt.study.folder import RunFolder, open_run
 from tests.browser.synthetic import synthetic_run, synthetic_sweep
 
@@ -74,6 +74,14 @@ def test_a_figure_has_caption_numbers_and_a_name_to_link_to(reports):
     assert figure.img["alt"] in figure.figcaption.text
     head = [cell.text for cell in figure.find("details").find_all("th", scope="col")]
     assert head == ["Pruning level (%)", "Validation accuracy (%)"]
+
+
+def test_a_saved_figure_is_shown_again_and_a_missing_one_is_nothing(reports):
+    run = RunFolder(reports / "first")
+    html = saved_figure(run, "accuracy_by_level").data
+    assert 'src="figures/accuracy_by_level.png"' in html
+    assert "Mean validation accuracy falls" in html
+    assert saved_figure(run, "gallery").data == ""
 
 
 def test_code_is_folded_by_tags_and_logs_are_left_out(reports):
