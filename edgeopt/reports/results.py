@@ -93,15 +93,15 @@ class Results:
         """Rules that the candidates were judged by, in words."""
         given = self.manifest["parameters"]
         gates, limits = (
-            part(**{field.name: given[field.name] for field in fields(part) if field.name in given})
+            part(**{field.name: given[field.name] for field in fields(part)})
             for part in (Gates, Constraints)
         )
-        budget = given.get("active_memory_budget_mb", math.inf)
+        budget = given["active_memory_budget_mb"]
         judged = rules(gates, constraints=limits, active_memory_budget_mb=budget)
         return pd.DataFrame(judged, columns=["what is judged", "rule"])
 
     def funnel(self) -> pd.DataFrame:
-        """How many candidates there are of each standing, and what decided it most often."""
+        """Count the candidates of each standing, in the order of the rule."""
         if self.sweep is None or "standing" not in self.sweep:
             return pd.DataFrame(columns=["standing", "candidates"])
         counts = self.sweep["standing"].value_counts().reindex([*STANDINGS]).dropna().astype(int)

@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import quote
 
 import nbformat
 import pandas as pd
@@ -24,7 +25,6 @@ from edgeopt.schema import DASH, quantity
 from edgeopt.study import FIGURE_DPI, RunFolder, table_html
 from edgeopt.system import write_atomically
 
-MADE = ("_static", "_images", "searchindex.js", "objects.inv", "search.html", "genindex.html")
 SHOWN_LINES = 5
 PHOTOS = ("samples", "gallery")
 INJECTED = "injected-parameters"
@@ -164,41 +164,36 @@ def build_runs_index(folder: Path) -> Path:
             rows.append(_run_row(RunFolder(path.parent)))
         except ValueError as error:
             problems.append(f"Run {path.parent.name} is not listed: {error}")
-    table = pd.DataFrame(rows).sort_values("finished", ascending=False) if rows else None
-    html = "No run has been published yet: `make report` makes the first." if table is None else ""
-    if table is not None:
-        html = table_html(table.reset_index(drop=True))
-        for name in table["run"]:
-            cell = f">{escape(name)}</th>"
-            html = html.replace(cell, f'><a href="{name}/index.html">{escape(name)}</a></th>', 1)
+    listed = "No run has been published yet: `make report` makes the first."
+    if rows:
+        table = pd.DataFrame(rows).sort_values("Finished", ascending=False)
+        listed = table.to_markdown(index=False, disable_numparse=True)
     compared = [path.parent.name for path in sorted(folder.glob("compare-*/index.html"))]
     links = [f'<a href="{name}/index.html">{name}</a>' for name in compared]
-    parts = ["# All runs", html, *problems, "## Comparisons"]
+    parts = ["# All runs", listed, *problems, "## Comparisons"]
     parts += ["\n".join(f"- {link}" for link in links)] if links else []
     parts.append("Compare two runs, candidate by candidate: `make compare RUN=first WITH=second`.")
     build({"index.md": "\n\n".join(parts)}, folder, title="edgeopt: all runs", footer="")
     return folder / INDEX
 
 
-def _run_row(run: RunFolder) -> dict[str, Any]:
+def _run_row(run: RunFolder) -> dict[str, str]:
     manifest = read_manifest(run)
     summary, _ = read_summary(run)
     pick = (summary or {}).get("pick") or {}
     states = {state["status"] for state in manifest["notebooks"].values()}
-    seeds = manifest["parameters"].get("seeds", [])
-    return {
-        "run": run.name,
-        "state": "failed"
-        if "failed" in states
-        else "complete"
-        if states == {"done"}
-        else "partial",
+    complete = "complete" if states == {"done"} else "partial"
+    row = {
+        "state": "failed" if "failed" in states else complete,
         "recommended": pick.get("candidate", "nothing fits" if summary else "no decision"),
         "validation accuracy": quantity("accuracy", pick.get("accuracy")),
         "latency, median": quantity("latency_p50_ms", pick.get("latency_p50_ms")),
         "data": manifest["data"].get("name", DASH),
-        "seeds": len(seeds),
+        "seeds": str(len(manifest["parameters"].get("seeds", []))),
         "host": manifest["host"]["cpu"],
         "commit": manifest["git"]["commit"][:10],
         "finished": finished(manifest["notebooks"]),
     }
+    link = f'<a href="{quote(run.name)}/index.html">{escape(run.name)}</a>'
+    words = {column[:1].upper() + column[1:]: escape(cell) for column, cell in row.items()}
+    return {"Run": link, **words}

@@ -25,12 +25,15 @@ def show_tables() -> None:
 def table_html(df: pd.DataFrame) -> str:
     """Write a table as HTML: an index that says something is its first columns.
 
-    Numbers are in the unit of their column, which its heading names; columns with a unit of bytes
-    take the one that suits their largest number. Cells are escaped. Rows beyond 200 are left out,
+    Headings of a named axis, such as a pivot's, are values and stay as they are. Numbers are in the
+    unit of their column, which its heading names; columns with a unit of bytes take the one that
+    suits their largest number. Cells are escaped. Rows beyond 200 are left out,
     which a last line says.
     """
     flat = flatten(df)
-    columns = [_column(name, flat.iloc[:, place]) for place, name in enumerate(flat)]
+    named = any(name is not None for name in df.columns.names)
+    own = {*flat} - {*df.index.names} if named else set()
+    columns = [_column(name, flat.iloc[:, place], own) for place, name in enumerate(flat)]
     heads = "".join(f'<th scope="col"{css}>{escape(head)}</th>' for head, css, _ in columns)
     body = []
     for row in list(zip(*(cells for *_, cells in columns), strict=True))[:MAX_ROWS]:
@@ -63,8 +66,8 @@ def column_heading(name: Hashable, unit: str) -> str:
     return f"{title} ({unit})" if unit else title
 
 
-def _column(name: Hashable, cells: pd.Series) -> tuple[str, str, list[str]]:
-    """Heading, class and texts of a column."""
+def _column(name: Hashable, cells: pd.Series, own: set[Hashable]) -> tuple[str, str, list[str]]:
+    """Heading, class and texts of a column; those of ``own`` keep their names."""
     values = cells.tolist()
     numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
     largest = max((abs(v) for v in values if known(v)), default=0) if numeric else 0
@@ -72,7 +75,7 @@ def _column(name: Hashable, cells: pd.Series) -> tuple[str, str, list[str]]:
     texts = [cell_text(value, scale if numeric else 1, unit) for value in values]
     long = max(map(len, texts), default=0) > LONG_TEXT
     css = ' class="number"' if numeric else ' class="words"' if long else ""
-    return column_heading(name, unit), css, texts
+    return str(name) if name in own else column_heading(name, unit), css, texts
 
 
 def cell_text(value: Any, scale: float = 1, unit: str = "") -> str:

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
+from edgeopt.config import ExperimentConfig
 from edgeopt.decision.budgets import apply_budgets
 from edgeopt.decision.choice import decide
 from edgeopt.decision.gates import Gates
@@ -92,7 +93,8 @@ def synthetic_run(folder: Path, name: str = "made-up", *, sweep: pd.DataFrame | 
         "02_pruning": _notebook(run, "02_pruning", picture, error="ValueError: <b>level</b> is 1"),
         "03_quantization": {"status": "not run", "title": "03 quantization", "error": ""},
     }
-    parameters = {"run": name, "threads": 1, "pruning_levels": [0.0, 0.25, 0.5, 0.7]}
+    config = ExperimentConfig(run=name, pruning_levels=[0.0, 0.25, 0.5, 0.7])
+    parameters = config.model_dump(mode="json")
     facts = provenance(run, parameters=parameters, notebooks=states, root=Path.cwd())
     with pytest.MonkeyPatch.context() as patch:  # the front page is executed elsewhere
         patch.setenv("EDGEOPT_REPORTS", str(folder))

@@ -55,6 +55,12 @@ def test_a_named_index_goes_first_and_a_counter_is_dropped():
     assert cells(wide)[0][0] == ["One, two"]
 
 
+def test_headings_that_are_values_stay_as_they_are():
+    df = pd.DataFrame({"model": ["small_cnn", "b"], "level": [0.0, 0.0], "accuracy": [0.5, 1.0]})
+    pivot = df.pivot_table("accuracy", "level", "model", sort=False)
+    assert cells(pivot)[0] == [["Level", "small_cnn", "b"], ["0", "0.5", "1"]]
+
+
 def test_long_tables_say_what_they_leave_out_and_cells_are_text():
     html = table_html(pd.DataFrame({"<b>": ["<i>"] * 230}))
     assert html.count("<tr>") == 201
