@@ -19,19 +19,19 @@ from benchmarks.runtimes import medians
 from edgeopt.config import load_config
 from edgeopt.data import Splits
 from edgeopt.experiments import (
-    DIAGNOSIS_IMAGES,
-    Candidate,
     Recipe,
     accuracy_table,
+    candidate_table,
     diagnose,
     grid,
-    mean_macro_f1,
     prepare_candidates,
     pruned_recipes,
-    recover_candidate,
     recover_int8,
     score,
+    with_test,
 )
+from edgeopt.experiments.candidates import Candidate
+from edgeopt.experiments.recovery import DIAGNOSIS_IMAGES, recover_candidate
 from edgeopt.runtimes import RUNTIMES, export_artifact, load_session
 from edgeopt.study import Study, open_study
 from edgeopt.system import process_pool, project_root
@@ -68,8 +68,10 @@ def int8_quality(
             options = {"directory": scratch, **recovery_options(splits)}
             best = recover_candidate(best.spec, network, splits.validation, **options).candidate
         parent = fp32[best.spec.runtime]
-        answers = score([best, parent], study.role("test"))
-        f1 = mean_macro_f1(answers, study.labels("test"), class_names=study.class_names)
+        both, named = [best, parent], {"class_names": study.class_names}
+        predicted = score(both, study.role("test"))
+        table = with_test(candidate_table(both), predicted, labels=study.labels("test"), **named)
+        f1 = table.set_index("candidate")["test_macro_f1"]
         ratio = parent.artifact.size_bytes / best.artifact.size_bytes
         rows.append((recipe.model, best.name, 100 * (f1[best.name] - f1[parent.name]), ratio))
     table = pd.DataFrame(rows, columns=["model", "best", "points", "ratio"])

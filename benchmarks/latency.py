@@ -23,7 +23,6 @@ from edgeopt.metrics import (
     latency_ratios,
     latency_statistics,
     measure_latency,
-    relative_latency,
 )
 from edgeopt.model import SmallCNN, set_deterministic
 from edgeopt.runtimes import (
@@ -75,10 +74,12 @@ def repeated_measurement() -> Iterator[str]:
     }
     counts = {"rounds": config.rounds, "calls_per_round": config.calls_per_round}
     twice = [measure_latency(loaders, _image(), seed=seed, **counts) for seed in (0, 1)]
-    tables = [latency_statistics(measured.samples).set_index("candidate") for measured in twice]
+    tables = [
+        latency_statistics(m.samples, conditions=m.conditions).set_index("candidate") for m in twice
+    ]
     order = tables[0].index  # that of the first round, which is random
     medians = [table["latency_p50_ms"].loc[order] for table in tables]
-    relative = [relative_latency(m.samples, m.conditions).loc[order] for m in twice]
+    relative = [table["latency_relative"].loc[order] for table in tables]
     for words, pair in (("ms", medians), ("relation to the reference kernel", relative)):
         change = (pair[1] / pair[0] - 1).abs()
         yield (

@@ -11,7 +11,7 @@ from statistics import median
 
 import yaml
 
-from edgeopt.reports import INDEX, find_run, open_browser
+from edgeopt.reports import find_run, open_browser
 from edgeopt.system import REPORTS_VARIABLE
 from tests.browser.synthetic import synthetic_run, synthetic_sweep
 
@@ -34,7 +34,7 @@ SMALL = {
 def index_page() -> Iterator[str]:
     """Size of the default run's site, and the time until its front page can be used."""
     run = find_run("default")
-    index = run.require(INDEX)
+    index = run.require("index.html")
     parts = [
         *run.root.glob("*.html"),
         *run.path("_static").rglob("*"),
@@ -62,7 +62,7 @@ def filter_time() -> Iterator[str]:
     with tempfile.TemporaryDirectory() as scratch, open_browser() as browser:
         run = synthetic_run(Path(scratch), "large", sweep=sweep)
         page = browser.new_page()
-        page.goto(run.path(INDEX).as_uri())
+        page.goto(run.path("index.html").as_uri())
         page.wait_for_function(DRAWN)
         times = [page.evaluate(FILTERING, name) for name in FILTERS for _ in range(4)]
     spent = f"a filter takes {median(times):.0f} ms, at worst {max(times):.0f}"

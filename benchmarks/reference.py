@@ -16,7 +16,7 @@ from edgeopt.data import Split
 from edgeopt.model import SmallCNN, set_deterministic
 from edgeopt.pruning import structured_channel_prune
 from edgeopt.quantization import precision_variant
-from edgeopt.system import transforms
+from edgeopt.system.torchvision import transforms
 
 
 class PilImages(Dataset):

@@ -14,11 +14,11 @@ from torch import nn
 from edgeopt.data import Split
 from edgeopt.experiments import artifact_of
 from edgeopt.metrics import latency_statistics, measure_latency
-from edgeopt.model import load_small_cnn, set_deterministic
+from edgeopt.model import build_model, set_deterministic
 from edgeopt.runtimes import export_artifact, load_session
 from edgeopt.schema import INT8_PRECISIONS
 from edgeopt.study import open_run
-from edgeopt.system import models
+from edgeopt.system.torchvision import models
 
 BACKBONE_TARGETS = (
     ("onnxruntime", "fp32"),
@@ -62,7 +62,7 @@ def small_cnn() -> Iterator[str]:
     artifacts = {name: artifact_of(row, store, input_shape=shape) for name, row in rows.items()}
     loaders = {name: partial(load_session, artifact) for name, artifact in artifacts.items()}
     weights = folder.path("weights/baseline-p0-seed0.pt")
-    loaders["torch eager fp32"] = lambda: Eager(load_small_cnn(weights))
+    loaders["torch eager fp32"] = lambda: Eager(build_model("small_cnn", weights=weights).eval())
     p50 = medians(loaders, np.random.default_rng(0).random(shape, np.float32))
     yield f"best accepted int8 artifact: {best['candidate']}"
     yield f"torch eager fp32 / it: {p50['torch eager fp32'] / p50['best int8']:.2f} (goal: 5)"

@@ -3,24 +3,20 @@
 import argparse
 import logging
 import sys
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 
 from edgeopt.config import load_config
 from edgeopt.data import rebuild_embedded
 from edgeopt.reports import (
     compare_runs,
-    find_notebooks,
     find_run,
     make_comparison,
     make_report,
-    only_one,
     read_manifest,
     verify,
-    write_back,
     write_readme,
 )
-from edgeopt.study import open_run
 from edgeopt.system import project_root
 
 log = logging.getLogger("edgeopt")
@@ -29,15 +25,7 @@ log = logging.getLogger("edgeopt")
 def report(options: argparse.Namespace) -> int:
     """Execute the notebooks of a parameter file; 1 when one of them failed."""
     config = load_config(options.params)
-    notebooks = find_notebooks(config.notebooks, root=project_root())
-    run = open_run(config.run)
-    with ExitStack() as stack:
-        stack.enter_context(only_one(run))
-        if not make_report(run, notebooks, config=config):
-            return 1
-        if options.write_back:
-            write_back(run, notebooks)
-    return 0
+    return 0 if make_report(config, write_back=options.write_back) else 1
 
 
 def verify_run(options: argparse.Namespace) -> int:
@@ -46,10 +34,10 @@ def verify_run(options: argparse.Namespace) -> int:
     differences = verify(run)
     for row in differences.itertuples():
         log.error("%-8s %s", row.problem, row.file)
-    total = len(read_manifest(run)["artifacts"])
     if len(differences):
         log.error("run %s: %d of its files differ from manifest.json", run.name, len(differences))
         return 1
+    total = len(read_manifest(run)["artifacts"])
     log.info("run %s: all %d files are as manifest.json says", run.name, total)
     return 0
 
@@ -84,40 +72,28 @@ def rebuild(options: argparse.Namespace) -> int:
 def parser() -> argparse.ArgumentParser:
     """Build the parser of all commands; each sets ``action``, what it calls."""
     top = argparse.ArgumentParser(prog="python -m edgeopt", description=__doc__)
-    commands = top.add_subparsers(dest="command", required=True)
-    for name, action in COMMANDS.items():
+    commands = top.add_subparsers(required=True)
+
+    def add(name: str, action: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=action.__doc__, description=action.__doc__)
         command.set_defaults(action=action)
-        for flags, settings in ARGUMENTS[name].items():
-            command.add_argument(flags, **settings)
+        return command
+
+    command = add("report", report)
+    command.add_argument("--params", required=True, type=Path, help="e.g. params/quick.yaml")
+    command.add_argument(
+        "--write-back", action="store_true", help="put outputs into notebooks/ too"
+    )
+    add("verify", verify_run).add_argument("--run", required=True, help="name of the run")
+    command = add("compare", compare)
+    command.add_argument("first", help="name of the run")
+    command.add_argument("second", help="name of the run")
+    command.add_argument("--fail", action="store_true", help="exit with 1 when the pick got worse")
+    add("readme", readme).add_argument("--run", default="default", help="name of the run")
+    command = add("rebuild-embedded", rebuild)
+    command.add_argument("--data-dir", default="data", help="where the full set is, or will be")
+    command.add_argument("--output", type=Path, help="also write the rebuilt file here")
     return top
-
-
-COMMANDS = {
-    "report": report,
-    "verify": verify_run,
-    "compare": compare,
-    "readme": readme,
-    "rebuild-embedded": rebuild,
-}
-RUN = {"help": "name of the run"}
-ARGUMENTS = {
-    "report": {
-        "--params": {"required": True, "type": Path, "help": "e.g. params/quick.yaml"},
-        "--write-back": {"action": "store_true", "help": "put the outputs into notebooks/ too"},
-    },
-    "verify": {"--run": {**RUN, "required": True}},
-    "compare": {
-        "first": RUN,
-        "second": RUN,
-        "--fail": {"action": "store_true", "help": "exit with 1 when the pick got worse"},
-    },
-    "readme": {"--run": {**RUN, "default": "default"}},
-    "rebuild-embedded": {
-        "--data-dir": {"default": "data", "help": "where the full set is, or will be"},
-        "--output": {"type": Path, "help": "also write the rebuilt file here"},
-    },
-}
 
 
 def main(arguments: list[str] | None = None) -> int:

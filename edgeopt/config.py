@@ -1,10 +1,9 @@
 """One run's parameters: a flat YAML file, validated as a whole before anything runs."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -33,6 +32,7 @@ from edgeopt.system import project_root, usable_cores
 Spec = TypeVar("Spec")
 PARTS = (Schedule, Target, Gates, Constraints)
 Level = Annotated[float, Field(ge=0, lt=1)]
+Numbers = Annotated[tuple[float, ...], Field(min_length=1)]
 NOTEBOOKS = (
     "01_baseline_training",
     "02_pruning",
@@ -57,14 +57,8 @@ class ConfigError(ValueError):
     """A parameter is unknown, of the wrong type or out of range."""
 
 
-def _parameters_of(spec: type) -> dict[str, tuple[Any, Any]]:
-    hints = get_type_hints(spec, include_extras=True)
-    return {field.name: (hints[field.name], field.default) for field in fields(spec)}
-
-
-_Parts = create_model(
-    "_Parts", **{name: kind for spec in PARTS for name, kind in _parameters_of(spec).items()}
-)
+_PARAMETERS = {name: part for spec in PARTS for name, part in spec.__pydantic_fields__.items()}
+_Parts = create_model("_Parts", **{n: (part.annotation, part) for n, part in _PARAMETERS.items()})
 
 
 class ExperimentConfig(_Parts):
@@ -74,10 +68,10 @@ class ExperimentConfig(_Parts):
     of the specs in ``PARTS``, with their defaults and ranges; :meth:`part` builds one of them.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     run: str = Field("quick", pattern=r"^[a-z0-9][a-z0-9._-]*$")
-    notebooks: tuple[str, ...] = Field(NOTEBOOKS, min_length=1)
+    notebooks: tuple[Literal[NOTEBOOKS], ...] = Field(NOTEBOOKS, min_length=1)
 
     dataset: str = "fashion-mnist-20k"
     data_dir: str = "data"
@@ -91,8 +85,8 @@ class ExperimentConfig(_Parts):
     channels: Literal[1, 3] | None = None
     resize: Literal["stretch", "crop"] = "stretch"
     interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
-    mean: float | tuple[float, ...] | str | None = None
-    std: float | tuple[float, ...] | str | None = None
+    mean: float | Numbers | Literal["imagenet"] | None = None
+    std: float | Numbers | Literal["imagenet"] | None = None
     class_names: tuple[str, ...] | None = Field(None, min_length=2)
     max_image_pixels: Positive = 89_478_485
 
@@ -105,7 +99,7 @@ class ExperimentConfig(_Parts):
     pruning_criteria: tuple[Literal[CRITERIA], ...] = Field(CRITERIA, min_length=1)
     channel_multiple: Positive | None = None
 
-    precisions: tuple[str, ...] = Field(tuple(PRECISIONS), min_length=1)
+    precisions: tuple[Literal[tuple(PRECISIONS)], ...] = Field(tuple(PRECISIONS), min_length=1)
     runtimes: tuple[str, ...] = Field(RUNTIMES, min_length=1)
 
     threads: Positive = 1
@@ -124,17 +118,10 @@ class ExperimentConfig(_Parts):
     def _lists_are_tuples(cls, value: Any) -> Any:
         return tuple(value) if isinstance(value, list) else value
 
-    @field_validator("notebooks", "precisions", "runtimes")
+    @field_validator("runtimes")
     @classmethod
-    def _known_names(cls, values: tuple[str, ...], info: Any) -> tuple[str, ...]:
-        allowed = {
-            "notebooks": NOTEBOOKS,
-            "precisions": PRECISIONS,
-            "runtimes": tuple(registered()),
-        }
-        for value in values:
-            require_known(value, allowed=allowed[info.field_name], what=info.field_name)
-        return values
+    def _known_runtimes(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(require_known(v, allowed=registered(), what="runtime") for v in values)
 
     @field_validator("dataset")
     @classmethod
@@ -143,14 +130,14 @@ class ExperimentConfig(_Parts):
             return value
         return require_known(value, allowed=(*DATASETS, "folder:<path>"), what="dataset")
 
-    @field_validator("mean", "std", mode="before")
+    @field_validator("mean", "std", mode="wrap")
     @classmethod
-    def _numbers_of_channels(cls, value: Any) -> Any:
-        value = tuple(value) if isinstance(value, list) else value
-        numbers = value if isinstance(value, tuple) else (value,)
-        if value is None or value == "imagenet" or (numbers and all(map(_is_number, numbers))):
-            return value
-        raise ValueError("allowed: null, one number, one number a channel, or imagenet")
+    def _numbers_of_channels(cls, value: Any, validated: Callable[[Any], Any]) -> Any:
+        try:
+            return validated(value)
+        except ValidationError:  # says what each kind of value misses
+            allowed = "null, one number, one number a channel, or imagenet"
+            raise ValueError(f"allowed: {allowed}") from None
 
     @field_validator("threads")
     @classmethod
@@ -243,10 +230,6 @@ def load_config(path: str | Path, **overrides: Any) -> ExperimentConfig:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _explain(error: ValidationError) -> str:
     """One line per bad key: its name, its value, what is allowed."""
     lines = []
@@ -254,17 +237,13 @@ def _explain(error: ValidationError) -> str:
         if problem["type"] == "too_short" and problem["input"]:
             continue  # pydantic counts an item that was refused for its own reason
         key = ".".join(str(part) for part in problem["loc"])
+        reason = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden" and key in RENAMED:
             lines.append(f"parameter {key!r} is now {RENAMED[key]!r}")
         elif problem["type"] == "extra_forbidden":
             known = ", ".join(ExperimentConfig.model_fields)
             lines.append(f"unknown parameter {key!r}; allowed: {known}")
-        elif not key:
-            lines.append(_reason(problem))
         else:
-            lines.append(f"parameter {key} is {problem['input']!r}: {_reason(problem)}")
+            given = f"parameter {key} is {problem['input']!r}: " if key else ""
+            lines.append(given + reason)
     return "; ".join(lines)
-
-
-def _reason(problem: Any) -> str:
-    return problem["msg"].removeprefix("Value error, ")

@@ -77,11 +77,6 @@ class Column:
     unit: str = ""
     meaning: str = ""
 
-    @property
-    def label(self) -> str:
-        """Axis label, e.g. ``Latency, median (ms)``; an axis of shares has the % at its ticks."""
-        return f"{self.title} ({self.unit})" if self.unit not in ("", "%") else self.title
-
 
 TIMES, MINUS, DASH = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}", "\N{EN DASH}"
 COLUMNS = {
@@ -221,15 +216,14 @@ def column(name: str) -> Column:
 
 
 def label(name: str) -> str:
-    """Axis label of a column."""
-    return column(name).label
+    """Axis label, e.g. ``Latency, median (ms)``; an axis of shares has the % at its ticks."""
+    shown = column(name)
+    return f"{shown.title} ({shown.unit})" if shown.unit not in ("", "%") else shown.title
 
 
 def known(value: Any) -> bool:
     """Whether a cell holds something: not None, not NaN, not empty."""
-    return (
-        value is not None and value != "" and not (isinstance(value, float) and math.isnan(value))
-    )
+    return value not in (None, "") and not (isinstance(value, float) and math.isnan(value))
 
 
 def significant(value: float) -> str:
@@ -248,14 +242,8 @@ def quantity(name: str, value: Any, *, exact: bool = False, signed: bool = False
     """
     if not known(value):
         return DASH
-    unit = COLUMNS[name].unit
-    if unit in ("bytes", "MiB"):
-        number, unit = _bytes(value * MIB if unit == "MiB" else value, exact)
-    elif unit == "J":
-        scale, unit = next((s, u) for s, u in JOULES if abs(value) >= s or s == JOULES[-1][0])
-        number = value / scale
-    else:
-        number = value * SCALES.get(unit, 1)
+    scale, unit = display_unit(name, abs(value), exact=exact)
+    number = value * scale
     digits = {"%": ",.1f", "points": ".2f"}.get(unit)
     text = f"{number:,.10g}" if exact else f"{number:{digits}}" if digits else significant(number)
     text = text.replace("-", MINUS)
@@ -265,18 +253,16 @@ def quantity(name: str, value: Any, *, exact: bool = False, signed: bool = False
     return f"{sign}{text}{'' if unit == '%' else ' '}{unit}".strip()
 
 
-def _bytes(count: float, exact: bool) -> tuple[float, str]:
-    """Bytes in the unit that suits their number."""
-    if exact:
-        return count, "bytes"
-    return (count / MIB, "MiB") if abs(count) >= MIB else (count / 1024, "KiB")
+def display_unit(name: str, largest: float, *, exact: bool = False) -> tuple[float, str]:
+    """Scale and unit of a whole table column, whose largest value decides.
 
-
-def display_unit(name: str, largest: float) -> tuple[float, str]:
-    """Scale and unit of a whole table column, whose largest value decides."""
+    ``exact`` leaves bytes in place of KiB and MiB.
+    """
     unit = column(name).unit
     if unit in ("bytes", "MiB"):
         size = MIB if unit == "MiB" else 1
+        if exact:
+            return size, "bytes"
         return (size / MIB, "MiB") if largest * size >= MIB else (size / 1024, "KiB")
     if unit == "J":
         scale, prefixed = next((s, u) for s, u in JOULES if largest >= s or s == JOULES[-1][0])

@@ -42,8 +42,9 @@ from edgeopt.config import ExperimentConfig
 from edgeopt.data import shared_images
 from edgeopt.metrics import confusion_table, per_class_table, quality_row
 from edgeopt.model import predict_logits
+from edgeopt.plots import readings
 from edgeopt.schema import file_stem
-from edgeopt.study import open_study
+from edgeopt.study import open_study, use_style
 from edgeopt.system import process_pool
 
 # %% [markdown]
@@ -54,7 +55,7 @@ from edgeopt.system import process_pool
 # %% tags=["nbval-ignore-output"]
 study = open_study(ExperimentConfig.from_namespace(globals()))
 config, folder = study.config, study.folder
-plots.use_style()
+use_style()
 print(study.heading)
 
 # %% [markdown]
@@ -122,7 +123,7 @@ history.drop(columns="seed").groupby(["model", "stage", "epoch"], sort=False).me
 # %% tags=["nbval-ignore-output"]
 for model, rows in history.groupby("model", sort=False):
     name, ax = f"training_history-{file_stem(model)}", plots.training_history(rows)
-    alt = plots.readings.training_history(rows, model=model)
+    alt = readings.training_history(rows, model=model)
     display(folder.save_figure(name, ax, alt=alt, numbers=rows))
 
 # %% [markdown]
@@ -168,7 +169,7 @@ study.require_better_than_chance(hits, images=len(labels))
 for model in config.models:
     confusion = confusion_table(labels, first[model], class_names=study.class_names)
     ax = plots.confusion_matrix(confusion, title=f"{model}, {len(labels):,} validation images")
-    alt = plots.readings.confusion_matrix(confusion, model=model)
+    alt = readings.confusion_matrix(confusion, model=model)
     name = f"confusion-{file_stem(model)}"
     display(folder.save_figure(name, ax, alt=alt, numbers=confusion.reset_index()))
 

@@ -40,21 +40,16 @@ from IPython.display import display
 
 from edgeopt import plots
 from edgeopt.config import ExperimentConfig
-from edgeopt.experiments import (
-    accuracy_table,
-    filter_norms,
-    pruned_recipes,
-    size_table,
-    with_intervals,
-)
+from edgeopt.experiments import accuracy_table, filter_norms, pruned_recipes, size_table
+from edgeopt.plots import readings
 from edgeopt.schema import file_stem
-from edgeopt.study import open_study
+from edgeopt.study import open_study, use_style
 from edgeopt.system import process_pool
 
 # %% tags=["nbval-ignore-output"]
 study = open_study(ExperimentConfig.from_namespace(globals()))
 config, folder = study.config, study.folder
-plots.use_style()
+use_style()
 print(study.heading)
 
 # %%
@@ -103,7 +98,7 @@ sizes.round(3)
 for recipe in study.baselines()[:: len(config.seeds)]:
     norms = filter_norms(baselines[recipe], layers=6)
     name, ax = f"filter_norms-{file_stem(recipe.model)}", plots.filter_norms(norms)
-    alt = plots.readings.filter_norms(norms, model=recipe.model)
+    alt = readings.filter_norms(norms, model=recipe.model)
     display(folder.save_figure(name, ax, alt=alt, numbers=norms))
 
 # %% [markdown]
@@ -114,9 +109,7 @@ for recipe in study.baselines()[:: len(config.seeds)]:
 # have (Liu et al., 2019, arXiv:1810.05270).
 
 # %% tags=["nbval-ignore-output"]
-images = len(study.validation_labels)
-table = with_intervals(accuracy_table(networks, validation), images=images)
-accuracies = folder.write_table("pruning_accuracy.csv", table)
+accuracies = folder.write_table("pruning_accuracy.csv", accuracy_table(networks, validation))
 
 # %% tags=["nbval-ignore-output"]
 levels = ["model", "pruning_level"]
@@ -126,7 +119,7 @@ by_recipe.round(3)
 # %% tags=["nbval-ignore-output"]
 for model, rows in accuracies.groupby("model", sort=False):
     name, ax = f"pruning_curves-{file_stem(model)}", plots.pruning_curves(rows)
-    alt = plots.readings.pruning_curves(rows, model=model)
+    alt = readings.pruning_curves(rows, model=model)
     display(folder.save_figure(name, ax, alt=alt, numbers=rows))
 
 # %% [markdown]

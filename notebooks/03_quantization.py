@@ -54,15 +54,16 @@ from edgeopt.experiments import (
     recover_int8,
 )
 from edgeopt.model import predict_logits
+from edgeopt.plots import readings
 from edgeopt.quantization import plant_specimen, quantization_aware_train
 from edgeopt.schema import file_stem
-from edgeopt.study import open_study
+from edgeopt.study import open_study, use_style
 from edgeopt.system import process_pool
 
 # %% tags=["nbval-ignore-output"]
 study = open_study(ExperimentConfig.from_namespace(globals()))
 config, folder = study.config, study.folder
-plots.use_style()
+use_style()
 print(study.heading)
 
 # %%
@@ -105,7 +106,7 @@ folder.write_table("quantization.csv", table)[[*shown, "parity_difference", "err
 # %% tags=["nbval-ignore-output"]
 for model, rows in table.groupby("model", sort=False):
     name, ax = f"quantization-{file_stem(model)}", plots.quantization(rows)
-    alt = plots.readings.quantization(rows, model=model)
+    alt = readings.quantization(rows, model=model)
     display(folder.save_figure(name, ax, alt=alt, numbers=rows[["candidate", *shown]]))
 
 # %% [markdown]
@@ -176,7 +177,7 @@ for model, candidate in broken.items():
 # %% tags=["nbval-ignore-output"]
 for model, diagnosis in diagnoses.items():
     ax = plots.diagnosis_bars(diagnosis)
-    alt = plots.readings.diagnosis_bars(diagnosis, model=model)
+    alt = readings.diagnosis_bars(diagnosis, model=model)
     name = f"diagnosis-{file_stem(model)}"
     display(folder.save_figure(name, ax, alt=alt, numbers=diagnosis))
 

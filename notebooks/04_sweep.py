@@ -93,18 +93,18 @@ from edgeopt.experiments import (
     recover_collapsed,
     score,
     sweep_table,
-    with_seeds,
     with_test,
 )
 from edgeopt.hardware import precision_tradeoff_table
 from edgeopt.metrics import confusion_table, disturbance, measured_energy_unavailable
-from edgeopt.study import open_study
+from edgeopt.plots import readings
+from edgeopt.study import open_study, use_style
 from edgeopt.system import process_pool
 
 # %% tags=["nbval-ignore-output"]
 study = open_study(ExperimentConfig.from_namespace(globals()))
 config, folder = study.config, study.folder
-plots.use_style()
+use_style()
 print(study.heading)
 
 # %% [markdown]
@@ -170,7 +170,7 @@ print(f"{len(samples):,} timed calls of {len(candidates)} candidates")
 # %% tags=["nbval-ignore-output"]
 print(disturbance(conditions) or "The machine was quiet while latency was measured.")
 display(conditions.drop(columns="round").describe().loc[["min", "50%", "max"]].round(3))
-alt = plots.readings.drift(samples)
+alt = readings.drift(samples)
 folder.save_figure("drift", plots.drift(samples), alt=alt)
 
 # %% [markdown]
@@ -185,16 +185,15 @@ folder.save_figure("drift", plots.drift(samples), alt=alt)
 # %%
 with ThreadPoolExecutor(2) as pool:
     resident = peak_rss_table(candidates, executor=pool)
-size = config.benchmark_batch_size
-table = sweep_table(candidates, measured, target=config.part(Target), batch_size=size)
-sweep = with_seeds(table, prepared, labels=study.validation_labels)
-sweep = sweep.merge(resident, "left", "candidate")
+labels, size = study.validation_labels, config.benchmark_batch_size
+options = {"labels": labels, "target": config.part(Target), "batch_size": size}
+sweep = sweep_table(prepared, measured, **options).merge(resident, "left", "candidate")
 sweep[["candidate", "weight_bytes", "macs", "int8_mac_share", "accepted", "status"]]
 
 # %% tags=["nbval-ignore-output"]
 shown = ["candidate", "accuracy", "agreement", "latency_p50_ms", "latency_p95_ms", "error"]
 display(sweep[shown], sweep[sweep["pruning_level"] == 0].filter(regex="candidate|_bytes"))
-ax, alt = plots.latency_distribution(samples, sweep), plots.readings.latency_distribution(sweep)
+ax, alt = plots.latency_distribution(samples, sweep), readings.latency_distribution(sweep)
 folder.save_figure("latency_distribution", ax, alt=alt, numbers=sweep[shown])
 
 # %% [markdown]
@@ -206,7 +205,7 @@ folder.save_figure("latency_distribution", ax, alt=alt, numbers=sweep[shown])
 # %% tags=["nbval-ignore-output"]
 fits = ["accepted", *sweep.filter(like="violates_")]
 display(sweep.groupby("precision", sort=False)[fits].sum())
-alt, numbers = plots.readings.budgets(sweep), sweep[["candidate", *fits]]
+alt, numbers = readings.budgets(sweep), sweep[["candidate", *fits]]
 folder.save_figure("budgets", plots.budgets(sweep), alt=alt, numbers=numbers)
 
 # %% [markdown]
@@ -265,7 +264,7 @@ print("measured energy:", measured_energy_unavailable() or "by RAPL, in energy_m
 # %% tags=["nbval-ignore-output"]
 ax = plots.energy_tiers(sweep, unavailable=measured_energy_unavailable())
 numbers = sweep[["candidate", "energy_proxy_j", "energy_model_j"]]
-alt = plots.readings.energy_tiers(sweep)
+alt = readings.energy_tiers(sweep)
 folder.save_figure("energy", ax, alt=alt, numbers=numbers)
 
 # %% [markdown]
@@ -281,7 +280,7 @@ display(means.drop(columns="energy_proxy_j_mean").round(4))
 by_runtime = precision_tradeoff_table(sweep, by=("runtime", "precision"))
 folder.write_table("runtime_tradeoffs.csv", by_runtime)
 ax = plots.precision_tradeoffs(by_runtime)
-alt = plots.readings.precision_tradeoffs(by_runtime)
+alt = readings.precision_tradeoffs(by_runtime)
 folder.save_figure("precision_tradeoffs", ax, alt=alt, numbers=by_runtime)
 
 # %% [markdown]
@@ -347,7 +346,7 @@ folder.write_table("sweep_results.csv", sweep)[["candidate", "accuracy", "test_a
 # %% tags=["nbval-ignore-output"]
 chosen = pick or refused["candidate"].iloc[0]
 change = class_shares(right, labels, before=parent, after=chosen, names=study.class_names)
-alt = plots.readings.per_class_change(change, before=parent, after=chosen)
+alt = readings.per_class_change(change, before=parent, after=chosen)
 folder.save_figure("per_class_change", plots.per_class_change(change), alt=alt, numbers=change)
 
 # %% tags=["nbval-ignore-output"]
@@ -357,7 +356,7 @@ tables = [confusion_table(labels, own, class_names=names) for own in pair.values
 _, axes = plt.subplots(1, 3, figsize=(18, 5.6), layout="constrained")
 for table, name, ax in zip(tables, (parent, chosen), axes, strict=False):
     plots.confusion_matrix(table, title=name, ax=ax)
-ax = plots.confusion_change(*tables, title="Change (points)", ax=axes[2])
+ax = plots.confusion_matrix(tables[1], before=tables[0], title="Change (points)", ax=axes[2])
 alt = f"Confusion matrices of {parent} and {chosen} on the test images, and their difference."
 numbers = pd.concat(tables, keys=(parent, chosen), names=["candidate"]).reset_index()
 folder.save_figure("confusion", ax, alt=alt, numbers=numbers)

@@ -53,20 +53,20 @@ from edgeopt.hardware import (
     measure_ceilings,
     measure_networks,
     operator_table,
-    over_bound,
     place_on_roofline,
     profile_candidates,
 )
 from edgeopt.metrics import read_counters
+from edgeopt.plots import readings
 from edgeopt.runtimes import load_session
 from edgeopt.schema import file_stem
-from edgeopt.study import open_study
+from edgeopt.study import open_study, use_style
 from edgeopt.system import host_facts
 
 # %% tags=["nbval-ignore-output"]
 study = open_study(ExperimentConfig.from_namespace(globals()))
 config, folder = study.config, study.folder
-plots.use_style()
+use_style()
 print(study.heading)
 
 # %%
@@ -107,7 +107,7 @@ layers = folder.write_table("layerwise_breakdown.csv", layers)
 # %% tags=["nbval-ignore-output"]
 for model, rows in layers.groupby("model", sort=False):
     ax = plots.layer_breakdown(rows.nlargest(20, "measured_ms").sort_index())
-    alt = plots.readings.layer_breakdown(rows, model=model)
+    alt = readings.layer_breakdown(rows, model=model)
     display(folder.save_figure(f"layers-{file_stem(model)}", ax, alt=alt, numbers=rows))
 
 # %% [markdown]
@@ -205,7 +205,7 @@ folder.write_table("hardware_summary.csv", summary)[columns].round(3)
 
 # %% tags=["nbval-ignore-output"]
 ax = plots.roofline(summary.assign(runtime=known["runtime"].to_numpy()), ceilings)
-alt = plots.readings.roofline(summary)
+alt = readings.roofline(summary)
 folder.save_figure("roofline", ax, alt=alt, numbers=summary[columns])
 
 # %% [markdown]
@@ -252,10 +252,9 @@ summed = folder.read_json("summary.json")
 roles = [summed[role]["candidate"] for role in ("baseline", "pick", "runner_up") if summed[role]]
 wanted = sweep[sweep["candidate"].isin(roles) & (sweep["status"] == "ok")]
 wanted = wanted.assign(macs=config.benchmark_batch_size * wanted["macs"])
-wanted["over_bound"] = over_bound(wanted, ceilings=ceilings)
 
 # %% tags=["nbval-ignore-output"]
-table = estimate_on_devices(wanted, devices=devices)
+table = estimate_on_devices(wanted, devices=devices, ceilings=ceilings)
 estimates = folder.write_table("device_estimates.csv", table)
 named = wanted[["candidate", "runtime", "pruning_level"]]
 ax = plots.device_estimates(estimates.merge(named, on="candidate"))

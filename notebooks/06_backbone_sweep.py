@@ -9,18 +9,19 @@
 run = "quick"
 
 # %%
+import pandas as pd
 from IPython.display import display
 
 from edgeopt import plots
 from edgeopt.config import ExperimentConfig
 from edgeopt.decision import pareto_frontier
-from edgeopt.experiments import answer_sections, class_changes, int8_cost, markdown_page
-from edgeopt.study import open_run
+from edgeopt.experiments import answer_sections, int8_cost
+from edgeopt.study import open_run, use_style
 
 # %%
 config = ExperimentConfig.from_namespace(globals())
 folder = open_run(config.run)
-plots.use_style()
+use_style()
 
 # %%
 sweep = folder.read_table("sweep_results.csv")
@@ -102,14 +103,14 @@ cost.sort_values("accuracy_change").set_index("candidate")[numbers].round(4)
 # %% tags=["nbval-ignore-output"]
 held = cost[(cost["precision"] == "int8") & (cost["pruning_level"] == 0)]
 held = held.loc[held.groupby("model", sort=False)["accuracy_change"].idxmax()]
-paid = class_changes(recalls, held)
+recall = recalls.pivot_table("recall", "class_name", "candidate", sort=False)
+paid = pd.DataFrame({r.model: recall[r.candidate] - recall[r.parent] for r in held.itertuples()})
 paid.mul(100).round(2)
 
 # %% tags=["nbval-ignore-output"]
 if not paid.empty:
     model = paid.min().idxmin()
     row = held.set_index("model").loc[model]
-    recall = recalls.pivot_table("recall", "class_name", "candidate", sort=False)
     change = recall[[row["parent"], row["candidate"]]].set_axis(["before", "after"], axis=1)
     ax = plots.per_class_change(change.reset_index())
     alt = f"Recall of each class before and after int8: {row['candidate']}."
@@ -134,8 +135,10 @@ tables = {
     "All candidates, fastest first": sweep.sort_values("latency_p50_ms"),
 }
 columns = [*shown, "artifact_bytes", "frontier_probability", "remedy", "status"]
-page = markdown_page("Networks: accuracy, latency and size", sections, tables, columns=columns)
-folder.write_bytes("pareto.md", page.encode()).name
+parts = ["# Networks: accuracy, latency and size", *sections]
+for heading, table in tables.items():
+    parts += [f"## {heading}", table[columns].to_markdown(index=False, floatfmt=".4g")]
+folder.write_bytes("pareto.md", "\n\n".join([*parts, ""]).encode()).name
 
 # %% [markdown]
 # ## Conclusion

@@ -12,13 +12,12 @@ run_b = "quick"
 # %% tags=["remove-input"]
 from IPython.display import HTML
 
-from edgeopt import plots
 from edgeopt.reports import compare_runs, find_run
-from edgeopt.study import table_html
+from edgeopt.study import table_html, use_style
 
 # %% tags=["remove-input"]
 found = compare_runs(find_run(run_a), find_run(run_b))
-plots.use_style()
+use_style()
 print("\n".join(found.warnings) or "Same images, same machine: everything is judged.")
 
 # %% [markdown]

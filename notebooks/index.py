@@ -8,7 +8,6 @@ run = "quick"
 from IPython.display import HTML
 from itables import init_notebook_mode
 
-from edgeopt import plots
 from edgeopt.reports import (
     all_files,
     decision_card,
@@ -20,12 +19,12 @@ from edgeopt.reports import (
     saved_figure,
     warnings_box,
 )
-from edgeopt.study import open_run, table_html
+from edgeopt.study import open_run, table_html, use_style
 
 # %% tags=["remove-input"]
 folder = open_run(run)
 results = read_results(folder)
-plots.use_style()
+use_style()
 
 # %% tags=["remove-input"]
 warnings_box(results)

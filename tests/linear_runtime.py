@@ -12,6 +12,23 @@ from edgeopt.runtimes.contract import Operation, Runtime, Session
 from edgeopt.runtimes.parity import check_parity, parity_images
 
 
+class LinearSession(Session):
+    """Arrays that are multiplied; NumPy's threads are the process's."""
+
+    threads = 1
+
+    def __init__(self, artifact, *, threads):
+        super().__init__(artifact)
+        self._arrays = read(artifact.path)
+
+    @contextmanager
+    def _ready(self, images):
+        yield partial(run, self._arrays, images)
+
+    def _logits(self, returned):
+        return returned
+
+
 class LinearRuntime(Runtime):
     """Linear layers one after the other, in float32."""
 
@@ -20,6 +37,7 @@ class LinearRuntime(Runtime):
     marker = "P"
     suffix = ".npz"
     precisions = ("fp32",)
+    session = LinearSession
 
     def write(self, model, path, *, input_shape, tolerance, **_):
         """Write weights and biases in the order of the layers."""
@@ -33,10 +51,6 @@ class LinearRuntime(Runtime):
         images = parity_images(input_shape)
         expected = model(images).detach()
         return check_parity(expected, run(arrays, images.numpy()), tolerance=tolerance)
-
-    def load(self, artifact, *, threads):
-        """Load the arrays; NumPy's threads are the process's."""
-        return LinearSession(artifact, read(artifact.path))
 
     def operations(self, artifact) -> Iterator[Operation]:
         """One product a layer."""
@@ -53,23 +67,6 @@ class LinearRuntime(Runtime):
     def weight_bytes(self, artifact) -> int:
         """Bytes of all arrays."""
         return sum(array.nbytes for array in read(artifact.path))
-
-
-class LinearSession(Session):
-    """Arrays that are multiplied."""
-
-    threads = 1
-
-    def __init__(self, artifact, arrays):
-        super().__init__(artifact)
-        self._arrays = arrays
-
-    def _run(self, images):
-        return run(self._arrays, images)
-
-    @contextmanager
-    def _ready(self, images):
-        yield partial(run, self._arrays, images)
 
 
 def read(path):

@@ -31,6 +31,7 @@ MODULES = (
     "decision.gates",
     "decision.limits",
     "decision.paired",
+    "decision.ranking",
     "metrics.activations",
     "metrics.conditions",
     "metrics.energy",
@@ -59,7 +60,7 @@ SWAPS = {
 # Settings that no result depends on: how strict a check is, how a table is copied.
 INERT = {"strict", "frozen", "eq", "sort", "ignore_index", "check"}
 SECONDS = 120
-TESTED_BY = {"gates": "choice"}  # a module whose tests are another's
+TESTED_BY = {"gates": "choice", "ranking": "choice"}  # modules whose tests are another's
 
 
 def mutants(source: str) -> list[tuple[str, ast.Module]]:

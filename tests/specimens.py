@@ -7,7 +7,7 @@ from torch import nn
 
 from edgeopt.data.splits import Split
 from edgeopt.model.networks import SmallCNN, set_deterministic
-from edgeopt.system import models
+from edgeopt.system.torchvision import models
 from tests.conftest import striped_split
 
 CLASSES = 4

@@ -17,6 +17,7 @@ import yaml
 
 from benchmarks.__main__ import BENCHMARKS, ON_REQUEST
 from edgeopt.config import NOTEBOOKS, ExperimentConfig, load_config
+from edgeopt.data.preprocessing import Preprocessing
 from edgeopt.decision.gates import Constraints, Gates
 from edgeopt.experiments.sweep import Target
 from edgeopt.experiments.trainings import Schedule
@@ -24,7 +25,7 @@ from edgeopt.system.workers import PRELOADED
 
 ROOT = Path(__file__).parent.parent
 ROOMS = sorted(path.parent.name for path in (ROOT / "edgeopt").glob("*/__init__.py"))
-PARTS = {part.__name__: part for part in (Constraints, Gates, Schedule, Target)}
+PARTS = {p.__name__: p for p in (Constraints, Gates, Preprocessing, Schedule, Target)}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PAIRS = [ROOT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
 

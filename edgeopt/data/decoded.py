@@ -19,10 +19,13 @@ import numpy as np
 import torch
 from numpy.lib import format as npy
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from edgeopt.system import replacing, usable_cores
+from edgeopt.data.images import stored_form
+from edgeopt.data.preprocessing import Preprocessing
+from edgeopt.system import replacing, run_in_order, usable_cores
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +51,6 @@ class PixelFile:
     dtype: ClassVar[torch.dtype] = torch.uint8
 
     def __len__(self) -> int:
-        """Count the images."""
         return self.shape[0]
 
     def __getitem__(self, index: Tensor) -> Tensor:
@@ -56,18 +58,17 @@ class PixelFile:
         return torch.from_numpy(np.asarray(np.take(self.mapped(), index.numpy(), axis=0)))
 
     def mapped(self) -> np.memmap:
-        """Map the file into memory.
-
-        Each reader maps it anew, because pages stay resident for as long as their mapping lives.
-        """
+        """Map the file anew: pages stay resident for as long as their mapping lives."""
         return np.memmap(self.path, np.uint8, mode="r", offset=self.offset, shape=self.shape)
 
 
-def open_decoded(path: Path) -> PixelFile | None:
-    """Open a file of decoded images after verifying every image.
+def pixel_path(folder: Path, checksum: str, preprocessing: Preprocessing) -> Path:
+    """Where the images of a data set are kept as this preprocessing stores them."""
+    return folder / f"{checksum[:16]}-{preprocessing.geometry}.npy"
 
-    None where there is none, and where it is broken, which the log says.
-    """
+
+def open_decoded(path: Path) -> PixelFile | None:
+    """Open a file and verify every image; None where there is none, or (logged) it is broken."""
     if not path.exists():
         return None
     try:
@@ -81,10 +82,7 @@ def open_decoded(path: Path) -> PixelFile | None:
 
 @contextlib.contextmanager
 def decoding(folder: Path) -> Iterator[Path]:
-    """Give the path of a temporary file in ``folder``, to one process at a time.
-
-    What a killed process left there is overwritten.
-    """
+    """Give a temporary path in ``folder`` to one process at a time; a killed one's is reused."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / ".decoding.tmp"
     with (folder / ".lock").open("w") as lock:
@@ -113,21 +111,19 @@ def decode_all(
     OSError
         When the disk has no room for all images.
     """
-    offset = _allocate(temporary, shape=(len(items), *shape))
-    task = partial(_decode_chunk, decode=decode, path=temporary, offset=offset, shape=shape)
+    _allocate(temporary, shape=(len(items), *shape))
+    task = partial(_decode_chunk, decode=decode, path=temporary)
     chunks = [(start, items[start : start + CHUNK]) for start in range(0, len(items), CHUNK)]
-    digests, contents, errors = [], [], []
+    decoded = []
     with tqdm(total=len(items), desc=f"decoding {title}", unit="image", disable=None) as bar:
         for done in _results(task, chunks, executor=executor):
             bar.update(len(done))
-            for digest, content, error in done:
-                digests.append(digest)
-                contents.append(content)
-                errors += [error] if error else []
-    if errors:
+            decoded += done
+    digests, contents, errors = zip(*decoded, strict=True)
+    if errors := [error for error in errors if error]:
         more = f"; and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
         raise ValueError("; ".join(errors[:SHOWN]) + more)
-    return np.frombuffer(b"".join(digests), np.uint8).reshape(len(items), -1), contents
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(len(items), -1), [*contents]
 
 
 def keep_decoded(temporary: Path, path: Path, *, digests: NDArray[np.uint8]) -> PixelFile:
@@ -136,6 +132,22 @@ def keep_decoded(temporary: Path, path: Path, *, digests: NDArray[np.uint8]) -> 
         np.save(file, digests)
     temporary.replace(path)
     return _with_header(path, digests=digests)
+
+
+def resize_once(images: Tensor, preprocessing: Preprocessing, *, path: Path) -> PixelFile:
+    """Scale grey images [N, 1, H, W] to ``image_size`` and keep them, or open what was kept."""
+    size = preprocessing.image_size
+    with decoding(path.parent) as temporary:
+        if found := open_decoded(path):
+            return found
+        digests, _ = decode_all(
+            images[:, 0].numpy(),
+            lambda image: (stored_form(Image.fromarray(image), preprocessing), ""),
+            temporary=temporary,
+            shape=(1, size, size),
+            title=f"{size}x{size} images",
+        )
+        return keep_decoded(temporary, path, digests=digests)
 
 
 def _digests_path(path: Path) -> Path:
@@ -157,15 +169,12 @@ def _with_header(path: Path, *, digests: NDArray[np.uint8]) -> PixelFile:
 
 
 def _require_intact(found: PixelFile) -> None:
-    """Compare every image with its digest."""
     starts = range(0, len(found), CHUNK)
     with ThreadPoolExecutor(usable_cores()) as threads:
-        for start, digests in zip(
-            starts, threads.map(partial(_digests, found), starts), strict=True
-        ):
-            wrong = (digests != found.digests[start : start + CHUNK]).any(axis=1)
-            if wrong.any():
-                raise ValueError(f"image {start + int(wrong.argmax())} is not what was decoded")
+        digests = np.concatenate([*threads.map(partial(_digests, found), starts)])
+    wrong = (digests != found.digests).any(axis=1)
+    if wrong.any():
+        raise ValueError(f"image {int(wrong.argmax())} is not what was decoded")
 
 
 def _digests(found: PixelFile, start: int) -> NDArray[np.uint8]:
@@ -174,27 +183,20 @@ def _digests(found: PixelFile, start: int) -> NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8).reshape(len(images), -1)
 
 
-def _allocate(path: Path, *, shape: tuple[int, ...]) -> int:
+def _allocate(path: Path, *, shape: tuple[int, ...]) -> None:
     """Write the header and reserve the room, so that a full disk is found before decoding."""
-    with path.open("wb") as file:
-        npy.write_array_header_1_0(
-            file, {"descr": "|u1", "fortran_order": False, "shape": tuple(shape)}
-        )
-        offset, wanted = file.tell(), math.prod(shape)
-        try:
-            os.posix_fallocate(file.fileno(), 0, offset + wanted)
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"no room for {wanted:,} bytes of decoded images ({error.strerror})",
-                path,
-            ) from error
-    return offset
+    npy.open_memmap(path, "w+", np.uint8, shape=shape)
+    try:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        wanted = f"{math.prod(shape):,} bytes of decoded images"
+        raise OSError(error.errno, f"no room for {wanted} ({error.strerror})", path) from error
 
 
 def _results(task: Callable, chunks: list, *, executor: Executor | None) -> Iterator[list]:
     try:
-        yield from (executor.map if executor else map)(task, chunks)
+        yield from run_in_order(task, chunks, executor=executor)
     except BrokenProcessPool as error:
         raise RuntimeError(
             "a process that decodes images ended without a word: memory may have run out"
@@ -202,26 +204,16 @@ def _results(task: Callable, chunks: list, *, executor: Executor | None) -> Iter
 
 
 def _decode_chunk(
-    chunk: tuple[int, Sequence[Any]],
-    *,
-    decode: Decode,
-    path: Path,
-    offset: int,
-    shape: tuple[int, int, int],
+    chunk: tuple[int, Sequence[Any]], *, decode: Decode, path: Path
 ) -> list[tuple[bytes, str, str]]:
     """Decode items into their places; for each the digest, the source's SHA-256, or its error."""
     start, items = chunk
-    done = []
-    with path.open("r+b") as file:
-        file.seek(offset + start * math.prod(shape))
-        for item in items:
-            try:
-                image, content = decode(item)
-            except ValueError as error:
-                file.seek(math.prod(shape), os.SEEK_CUR)
-                done.append((b"", "", str(error)))
-                continue
-            pixels = image.tobytes()
-            file.write(pixels)
-            done.append((hashlib.sha256(pixels).digest(), content, ""))
+    images, done = np.load(path, mmap_mode="r+"), []
+    for number, item in enumerate(items, start):
+        try:
+            images[number], content = decode(item)
+        except ValueError as error:
+            done.append((b"", "", str(error)))
+        else:
+            done.append((hashlib.sha256(images[number]).digest(), content, ""))
     return done

@@ -11,33 +11,26 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edgeopt.data.fetch import CorruptFileError, fetch
-from edgeopt.data.population import Population
+from edgeopt.data.fetch import CorruptFileError, fetch, require_digest
 from edgeopt.data.sources import FULL_SETS
-from edgeopt.data.splits import OFFICIAL_TEST, Split
-from edgeopt.system import file_sha256, write_atomically
+from edgeopt.data.splits import OFFICIAL_TEST, Population, Split
+from edgeopt.system import write_atomically
 
 EMBEDDED_NAME = "fashion-mnist-20k"
 EMBEDDED_FILE = Path(str(resources.files("edgeopt"))) / "assets" / "fashion_mnist_20k.npz"
 EMBEDDED_SHA256 = "7349f4e6e3ff1c1f88977db727c1b92eca4dd1b24b4e79ea80bd3ad6af07dda6"
 IMAGES_PER_CLASS = {"train": 1200, "validation": 300, "test": 500}
-_OFFICIAL_SPLIT = {"train": "train", "validation": "train", "test": "t10k"}
 
 
-def load_embedded(path: Path = EMBEDDED_FILE, *, sha256: str = EMBEDDED_SHA256) -> Population:
+def load_embedded(path: Path = EMBEDDED_FILE) -> Population:
     """Return the shipped images after checking the file's bytes."""
     if not path.exists():
         raise FileNotFoundError(f"the embedded data set {path} is missing; reinstall edgeopt")
-    found = file_sha256(path)
-    if found != sha256:
-        raise CorruptFileError(
-            f"{path} is truncated or corrupt: its {path.stat().st_size} bytes have SHA-256 "
-            f"{found}, expected {sha256}; reinstall edgeopt"
-        )
+    require_digest(path, EMBEDDED_SHA256, advice="reinstall edgeopt")
     with np.load(path) as arrays:
         roles = {role: _split(arrays, role) for role in IMAGES_PER_CLASS}
     names = FULL_SETS["fashion-mnist"].class_names
-    return Population(class_names=names, checksum=found, origin=OFFICIAL_TEST, **roles)
+    return Population(names, EMBEDDED_SHA256, origin=OFFICIAL_TEST, **roles)
 
 
 def _split(arrays: Mapping[str, np.ndarray], role: str) -> Split:
@@ -55,16 +48,16 @@ def build_embedded(data_dir: str | Path) -> dict[str, np.ndarray]:
     """
     full_set = FULL_SETS["fashion-mnist"]
     fetch(full_set, data_dir=data_dir)
-    arrays, taken = {}, {"train": 0, "t10k": 0}
+    arrays, taken = {}, {True: 0, False: 0}
     for role, per_class in IMAGES_PER_CLASS.items():
-        official = _OFFICIAL_SPLIT[role]
-        source = full_set.torchvision_class(data_dir, train=official == "train")
-        first, last = taken[official], taken[official] + per_class
+        train = role != "test"
+        source = full_set.torchvision_class(data_dir, train=train)
+        first, last = taken[train], taken[train] + per_class
         positions = _ranked_positions(source.data, source.targets, first=first, last=last)
         arrays[f"{role}_images"] = source.data.numpy()[positions]
         arrays[f"{role}_labels"] = source.targets.numpy()[positions].astype(np.uint8)
         arrays[f"{role}_positions"] = positions.astype(np.uint16)
-        taken[official] = last
+        taken[train] = last
     return arrays
 
 
@@ -92,10 +85,11 @@ def differences_from_shipped(arrays: Mapping[str, np.ndarray], path: Path) -> li
     content = path.read_bytes()
     try:
         with np.load(io.BytesIO(content)) as shipped:
-            names = sorted(set(arrays) | set(shipped.files))
-            differing = [f"array {name}" for name in names if not _same(arrays, shipped, name)]
+            ours, theirs = _comparable(arrays), _comparable(shipped)
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise CorruptFileError(f"{path} cannot be read: {error}") from error
+    names = sorted(ours.keys() | theirs.keys())
+    differing = [f"array {name}" for name in names if ours.get(name) != theirs.get(name)]
     if differing or content == packed(arrays):
         return differing
     return [
@@ -104,14 +98,8 @@ def differences_from_shipped(arrays: Mapping[str, np.ndarray], path: Path) -> li
     ]
 
 
-def _same(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], name: str) -> bool:
-    if name not in one or name not in other:
-        return False
-    return (one[name].dtype, one[name].shape, one[name].tobytes()) == (
-        other[name].dtype,
-        other[name].shape,
-        other[name].tobytes(),
-    )
+def _comparable(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple]:
+    return {name: (array.dtype, array.shape, array.tobytes()) for name, array in arrays.items()}
 
 
 def rebuild_embedded(data_dir: str | Path, *, output: Path | None = None) -> str:

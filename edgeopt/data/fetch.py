@@ -9,22 +9,13 @@ import subprocess
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from edgeopt.data.sources import FullSet, Source, remote_sources, unpack_gzip
+from edgeopt.data.sources import Deliver, FullSet, remote_sources, unpack_gzip
 from edgeopt.system import file_sha256
 
 logger = logging.getLogger(__name__)
-
-_PACKING_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError)
-_SOURCE_ERRORS = (
-    OSError,
-    http.client.HTTPException,
-    subprocess.SubprocessError,
-    *_PACKING_ERRORS,
-)
-_ADVICE = "; delete it and run again to fetch it anew"
 
 
 class CorruptFileError(ValueError):
@@ -33,6 +24,17 @@ class CorruptFileError(ValueError):
 
 class SourcesUnreachableError(ConnectionError):
     """No source delivered a data set; the message lists what was tried."""
+
+
+_PACKING_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError)
+_SOURCE_ERRORS = (
+    OSError,
+    http.client.HTTPException,
+    subprocess.SubprocessError,
+    CorruptFileError,
+    *_PACKING_ERRORS,
+)
+_ADVICE = "delete it and run again to fetch it anew"
 
 
 def combined_checksum(sha256: Mapping[str, str]) -> str:
@@ -62,7 +64,7 @@ def fetch(full_set: FullSet, *, data_dir: str | Path) -> Path:
         if not _already_there(folder / name, digest=digest)
     ]
     if absent:
-        _fetch_absent(full_set, absent, folder=folder)
+        _fetch_absent(full_set, {name: full_set.sha256[name] for name in absent}, folder=folder)
     return folder
 
 
@@ -70,7 +72,7 @@ def _already_there(path: Path, *, digest: str) -> bool:
     """Whether the verified file is there, unpacked from its .gz where only that is."""
     packed = path.with_name(f"{path.name}.gz")
     if path.exists():
-        _require_digest(path, digest=digest, culprit=path)
+        require_digest(path, digest, advice=_ADVICE)
         return True
     if not packed.exists():
         return False
@@ -79,15 +81,16 @@ def _already_there(path: Path, *, digest: str) -> bool:
         try:
             unpack_gzip(packed, unpacked)
         except _PACKING_ERRORS as error:
-            raise CorruptFileError(f"{packed} cannot be unpacked: {error}{_ADVICE}") from error
-        _require_digest(unpacked, digest=digest, culprit=packed)
+            raise CorruptFileError(f"{packed} cannot be unpacked: {error}; {_ADVICE}") from error
+        require_digest(unpacked, digest, advice=_ADVICE, culprit=packed)
         os.replace(unpacked, path)
     return True
 
 
-def _require_digest(path: Path, *, digest: str, culprit: Path) -> None:
+def require_digest(path: Path, digest: str, *, advice: str, culprit: Path | None = None) -> None:
+    """Raise ``CorruptFileError`` for a file of other bytes, or for the one it was made from."""
     if difference := _difference(path, digest=digest):
-        raise CorruptFileError(f"{culprit} is truncated or corrupt: {difference}{_ADVICE}")
+        raise CorruptFileError(f"{culprit or path} is truncated or corrupt: {difference}; {advice}")
 
 
 def _difference(path: Path, *, digest: str) -> str:
@@ -98,45 +101,40 @@ def _difference(path: Path, *, digest: str) -> str:
     return f"its {path.stat().st_size} bytes have SHA-256 {found}, expected {digest}"
 
 
-def _fetch_absent(full_set: FullSet, absent: Iterable[str], *, folder: Path) -> None:
+def _fetch_absent(full_set: FullSet, sha256: Mapping[str, str], *, folder: Path) -> None:
     """Take the absent files from the first source that delivers all of them intact."""
     failures = []
-    for source in remote_sources(full_set):
-        reason = _take_from(source, {name: full_set.sha256[name] for name in absent}, folder=folder)
-        if not reason:
-            logger.info("%s: fetched from %s into %s", full_set.name, source.title, folder)
+    for source, deliver in remote_sources(full_set).items():
+        try:
+            _take_from(deliver, sha256, folder=folder)
+        except _SOURCE_ERRORS as error:
+            reason = f"{source}: {type(error).__name__}: {error}"
+            logger.info("%s: nothing from %s", full_set.name, reason)
+            failures.append(f"  - {reason}")
+        else:
+            logger.info("%s: fetched from %s into %s", full_set.name, source, folder)
             return
-        logger.info("%s: nothing from %s: %s", full_set.name, source.title, reason)
-        failures.append(f"  - {source.title}: {reason}")
-    raise SourcesUnreachableError(_what_was_tried(full_set, failures, folder=folder))
+    files = [f"  - {name}  SHA-256 {digest}" for name, digest in full_set.sha256.items()]
+    lines = [
+        f"data set {full_set.name!r} is not complete in {folder} and no source delivered it:",
+        *failures,
+        f"To add it by hand, put these files (plain, or packed with .gz) into {folder}:",
+        *files,
+    ]
+    raise SourcesUnreachableError("\n".join(lines))
 
 
-def _take_from(source: Source, sha256: Mapping[str, str], *, folder: Path) -> str:
-    """Install a source's files, all or none; return why none where that is so."""
+def _take_from(deliver: Deliver, sha256: Mapping[str, str], *, folder: Path) -> None:
+    """Install a source's files, all or none."""
     with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as temporary:
         work = Path(temporary).resolve()
-        try:
-            source.deliver(work)
-            wrong = [
-                f"{name} arrived corrupt: {difference}"
-                for name, digest in sha256.items()
-                if (difference := _difference(work / name, digest=digest))
-            ]
-        except _SOURCE_ERRORS as error:
-            return f"{type(error).__name__}: {error}"
-        if not wrong:
-            for name in sha256:
-                os.replace(work / name, folder / name)
-        return "; ".join(wrong)
-
-
-def _what_was_tried(full_set: FullSet, failures: Iterable[str], *, folder: Path) -> str:
-    files = "\n".join(f"  - {name}  SHA-256 {digest}" for name, digest in full_set.sha256.items())
-    return "\n".join(
-        [
-            f"data set {full_set.name!r} is not complete in {folder} and no source delivered it:",
-            *failures,
-            f"To add it by hand, put these files (plain, or packed with .gz) into {folder}:",
-            files,
+        deliver(work)
+        wrong = [
+            f"{name} arrived corrupt: {difference}"
+            for name, digest in sha256.items()
+            if (difference := _difference(work / name, digest=digest))
         ]
-    )
+        if wrong:
+            raise CorruptFileError("; ".join(wrong))
+        for name in sha256:
+            os.replace(work / name, folder / name)

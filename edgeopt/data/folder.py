@@ -8,15 +8,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgeopt.data.decoded import PixelFile, decode_all, decoding, keep_decoded, open_decoded
+from edgeopt.data.decoded import (
+    PixelFile,
+    decode_all,
+    decoding,
+    keep_decoded,
+    open_decoded,
+    pixel_path,
+)
 from edgeopt.data.fetch import combined_checksum
 from edgeopt.data.images import read_picture
 from edgeopt.data.listing import (
@@ -27,15 +34,21 @@ from edgeopt.data.listing import (
     list_pictures,
     write_index,
 )
-from edgeopt.data.population import Population, split_off, without_duplicates
 from edgeopt.data.preprocessing import Preprocessing
-from edgeopt.data.splits import OWN_ROLES, SPLIT_BY_SEED, Split
+from edgeopt.data.splits import (
+    OWN_ROLES,
+    ROLE_NAMES,
+    SPLIT_BY_SEED,
+    SPLIT_SEED,
+    Population,
+    Split,
+    without_duplicates,
+)
 from edgeopt.system import process_pool
 
 logger = logging.getLogger(__name__)
 
 FOLDER_PREFIX = "folder:"
-ROLES = 4
 VALIDATION_SHARE = 0.2
 TEST_SHARE = 0.2
 ROLE_FOLDERS = {
@@ -47,9 +60,7 @@ PARALLEL_BYTES = 16 << 20  # of files: less is decoded before a worker process h
 SHOWN = 10  # names in a message
 
 
-def load_folder(
-    path: str, *, preprocessing: Preprocessing, split_seed: int, data_dir: str | Path
-) -> Population:
+def load_folder(path: str, *, preprocessing: Preprocessing, data_dir: str | Path) -> Population:
     """Return the images of ``<path>/<class>/**``, split 60/20/20 within each class.
 
     A folder with ``train/``, ``val/`` (or ``valid/``, ``validation/``) and ``test/``, each with
@@ -64,21 +75,21 @@ def load_folder(
         named.
     """
     root = _root(path)
-    contents = _list_folder(root)
-    checksum, pixels = _decoded(contents, root, preprocessing=preprocessing, data_dir=data_dir)
-    labels = [contents.class_names.index(picture.class_name) for picture in contents.pictures]
+    class_names, by_role = _list_folder(root)
+    pictures = [*chain.from_iterable(by_role.values())]
+    checksum, pixels = _decoded(pictures, root, preprocessing=preprocessing, data_dir=data_dir)
+    labels = [class_names.index(picture.class_name) for picture in pictures]
     everything = Split(pixels, torch.tensor(labels))
-    roles = (
-        _given_roles(everything, contents, root=root)
-        if contents.own_roles
-        else _split_by_seed(everything, contents, root=root, seed=split_seed)
-    )
+    if own_roles := "" not in by_role:
+        given = np.repeat([*by_role], [len(listed) for listed in by_role.values()])
+        roles = _given_roles(everything, given, class_names=class_names, root=root)
+    else:
+        roles = _split_by_seed(everything, class_names=class_names, root=root)
     return Population(
-        class_names=tuple(contents.class_names),
+        class_names=tuple(class_names),
         checksum=checksum,
         duplicates_dropped=len(everything) - sum(map(len, roles.values())),
-        origin=OWN_ROLES if contents.own_roles else SPLIT_BY_SEED,
-        left_out=tuple(contents.left_out),
+        origin=OWN_ROLES if own_roles else SPLIT_BY_SEED,
         **roles,
     )
 
@@ -103,30 +114,17 @@ def _root(path: str) -> Path:
     return root
 
 
-@dataclass(frozen=True)
-class _Contents:
-    """What is in a folder: classes, pictures, and, with roles of its own, the role of each."""
-
-    class_names: Sequence[str]
-    pictures: Sequence[Picture]
-    left_out: Sequence[str]
-    roles: Sequence[str] = ()
-
-    @property
-    def own_roles(self) -> bool:
-        return bool(self.roles)
-
-
-def _list_folder(root: Path) -> _Contents:
+def _list_folder(root: Path) -> tuple[list[str], dict[str, list[Picture]]]:
+    """Names of the classes, and the pictures by role; without roles of its own, all are of ""."""
     folders = _role_folders(root) or {"": root}
-    found = {role: list_pictures(folder, root=root) for role, folder in folders.items()}
-    names = {role: class_folders(folder) for role, folder in folders.items()}
-    pictures = [picture for listed, _ in found.values() for picture in listed]
-    left_out = sorted({name for _, others in found.values() for name in others})
-    _log_left_out(left_out, root=root)
-    _require_classes(names, {role: listed for role, (listed, _) in found.items()}, root=root)
-    roles = [role for role, (listed, _) in found.items() for _ in listed if role]
-    return _Contents(next(iter(names.values())), pictures, left_out, roles)
+    class_names = sorted({name for f in folders.values() for name in class_folders(f)})
+    found, left_out = {}, []
+    for role, folder in folders.items():
+        found[role], others = list_pictures(folder, root=root)
+        left_out += others
+    _log_left_out(sorted(left_out), root=root)
+    _require_classes(class_names, found, root=root)
+    return class_names, found
 
 
 def _role_folders(root: Path) -> dict[str, Path]:
@@ -165,21 +163,20 @@ def _log_left_out(left_out: Sequence[str], *, root: Path) -> None:
 
 
 def _require_classes(
-    names: Mapping[str, Sequence[str]], pictures: Mapping[str, Sequence[Picture]], *, root: Path
+    class_names: Sequence[str], pictures: Mapping[str, Sequence[Picture]], *, root: Path
 ) -> None:
     """Refuse fewer than two classes, and a class without pictures in any of the roles."""
-    every = sorted(set().union(*names.values()))
     if not any(pictures.values()):
         suffixes = " ".join(SUFFIXES)
         raise ValueError(
             f"{FOLDER_PREFIX}{root} has no images to offer; allowed: <class>/ with {suffixes}"
         )
-    if len(every) < 2:
+    if len(class_names) < 2:
         raise ValueError(
-            f"{FOLDER_PREFIX}{root} has one class, {every[0]!r}; at least 2 are needed"
+            f"{FOLDER_PREFIX}{root} has one class, {class_names[0]!r}; at least 2 are needed"
         )
     for role, listed in pictures.items():
-        if missing := sorted(set(every) - {picture.class_name for picture in listed}):
+        if missing := sorted(set(class_names) - {picture.class_name for picture in listed}):
             where = f" in its {role} images" if role else ""
             raise ValueError(
                 f"{FOLDER_PREFIX}{root} has no images to offer{where} of {', '.join(missing)}; "
@@ -188,10 +185,14 @@ def _require_classes(
 
 
 def _decoded(
-    contents: _Contents, root: Path, *, preprocessing: Preprocessing, data_dir: str | Path
+    pictures: Sequence[Picture],
+    root: Path,
+    *,
+    preprocessing: Preprocessing,
+    data_dir: str | Path,
 ) -> tuple[str, PixelFile]:
     """Return the checksum over names and bytes of all pictures, and their decoded images."""
-    folder, pictures = Path(data_dir) / "decoded", contents.pictures
+    folder = Path(data_dir) / "decoded"
     where = hashlib.sha256(str(root.resolve()).encode(errors="surrogateescape")).hexdigest()
     index = folder / f"index-{where[:16]}.txt"
     kept = partial(_kept, index, pictures, preprocessing=preprocessing)
@@ -212,7 +213,7 @@ def _decoded(
         )
         by_name = {p.name: content for p, content in zip(pictures, read, strict=True)}
         checksum = combined_checksum(by_name)
-        path = _pixel_path(folder, checksum, preprocessing)
+        path = pixel_path(folder, checksum, preprocessing)
         pixels = keep_decoded(temporary, path, digests=digests)
         write_index(index, pictures, by_name)
     return checksum, pixels
@@ -222,16 +223,11 @@ def _kept(
     index: Path, pictures: Sequence[Picture], *, preprocessing: Preprocessing
 ) -> tuple[str, PixelFile] | None:
     """Find what an earlier load of the same pictures left, if anything."""
-    known = known_contents(index, pictures)
-    if not known:
+    if not (known := known_contents(index, pictures)):
         return None
     checksum = combined_checksum(known)
-    found = open_decoded(_pixel_path(index.parent, checksum, preprocessing))
+    found = open_decoded(pixel_path(index.parent, checksum, preprocessing))
     return (checksum, found) if found else None
-
-
-def _pixel_path(folder: Path, checksum: str, preprocessing: Preprocessing) -> Path:
-    return folder / f"{checksum[:16]}-{preprocessing.geometry}.npy"
 
 
 @contextmanager
@@ -261,72 +257,62 @@ def _read_alike(
     """Read a picture that must be as large as the first one."""
     image, content = read_picture(path, preprocessing)
     if image.shape != shape:
+        wanted, found = (f"{width}x{height}" for _, height, width in (shape, image.shape))
         raise ValueError(
-            f"images differ in size: {first} is {_size(shape)}, {path} is {_size(image.shape)}; "
+            f"images differ in size: {first} is {wanted}, {path} is {found}; "
             "give image_size to scale them all"
         )
     return image, content
 
 
-def _size(shape: tuple[int, ...]) -> str:
-    return f"{shape[-1]}x{shape[-2]}"
-
-
-def _given_roles(everything: Split, contents: _Contents, *, root: Path) -> dict[str, Split]:
+def _given_roles(
+    everything: Split, given: np.ndarray, *, class_names: Sequence[str], root: Path
+) -> dict[str, Split]:
     """Keep the folder's roles; an image of two roles stays in the one that judges last."""
-    given = np.array(contents.roles)
     roles = {role: everything.select(np.flatnonzero(given == role)) for role in ROLE_FOLDERS}
     roles["validation"] = without_duplicates(roles["validation"], held_out=[roles["test"]])
     held_out = [roles["validation"], roles["test"]]
     roles["train"] = without_duplicates(roles["train"], held_out=held_out)
     for role, split in roles.items():
-        _require_images(split, 2 if role == "train" else 1, contents, root=root, role=role)
+        least, which = 2 if role == "train" else 1, f"{role} images that no other role has"
+        _require_images(split, least, which, class_names=class_names, root=root)
     return roles
 
 
 def _split_by_seed(
-    everything: Split, contents: _Contents, *, root: Path, seed: int
+    everything: Split, *, class_names: Sequence[str], root: Path
 ) -> dict[str, Split]:
     unique = without_duplicates(everything)
-    _require_images(unique, ROLES, contents, root=root)
-    test, rest = _split_share(unique, TEST_SHARE, of=unique, seed=seed)
-    validation, train = _split_share(rest, VALIDATION_SHARE, of=unique, seed=seed)
+    which = "one for each of train, calibration, validation and test"
+    _require_images(unique, len(ROLE_NAMES), which, class_names=class_names, root=root)
+    test, rest = _split_share(unique, TEST_SHARE, of=unique)
+    validation, train = _split_share(rest, VALIDATION_SHARE, of=unique)
     return {"train": train, "validation": validation, "test": test}
 
 
 def _require_images(
-    source: Split, least: int, contents: _Contents, *, root: Path, role: str = ""
+    source: Split, least: int, which: str, *, class_names: Sequence[str], root: Path
 ) -> None:
-    counts = torch.bincount(source.labels, minlength=len(contents.class_names)).tolist()
+    counts = torch.bincount(source.labels, minlength=len(class_names)).tolist()
     scarce = [
         f"{name!r} ({count})"
-        for name, count in zip(contents.class_names, counts, strict=True)
+        for name, count in zip(class_names, counts, strict=True)
         if count < least
     ]
     if scarce:
-        which = f"{role} images that no other role has" if role else "one for each of train, "
-        which += "" if role else "calibration, validation and test"
         raise ValueError(
             f"{FOLDER_PREFIX}{root}: each class needs at least {least} different images, {which}; "
             f"too few in {', '.join(scarce)}"
         )
 
 
-def _split_share(source: Split, share: float, *, of: Split, seed: int) -> tuple[Split, Split]:
+def _split_share(source: Split, share: float, *, of: Split) -> tuple[Split, Split]:
     """Split this share of each class of ``of``, at least one image, off ``source``."""
     taken, kept = [], []
     for label, count in enumerate(torch.bincount(of.labels).tolist()):
-        positions = np.flatnonzero(source.labels.numpy() == label)
-        of_class = source.select(positions)
-        one, other = split_off(of_class, max(1, round(share * count)), seed=seed)
-        taken.append(one)
-        kept.append(other)
-    return _concatenated(taken), _concatenated(kept)
-
-
-def _concatenated(parts: Sequence[Split]) -> Split:
-    """Join splits of the same pixels."""
-    labels, positions = (
-        torch.cat([getattr(part, name) for part in parts]) for name in ("labels", "positions")
-    )
-    return Split(parts[0].pixels, labels, positions)
+        of_class = np.flatnonzero(source.labels.numpy() == label)
+        shuffled = np.random.default_rng(SPLIT_SEED).permutation(of_class)
+        end = max(1, round(share * count))
+        taken.append(shuffled[:end])
+        kept.append(shuffled[end:])
+    return source.select(np.concatenate(taken)), source.select(np.concatenate(kept))

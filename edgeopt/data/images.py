@@ -93,7 +93,7 @@ def _scaled(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     size = preprocessing.image_size
     if size is None or picture.size == (size, size):
         return picture
-    from edgeopt.system import transforms
+    from edgeopt.system.torchvision import transforms
 
     functional = transforms.functional
     how = transforms.InterpolationMode(preprocessing.interpolation)

@@ -37,7 +37,8 @@ class Picture:
 
 def class_folders(folder: Path) -> list[str]:
     """Names of the sub-folders, sorted; hidden ones are not classes."""
-    return sorted(entry.name for entry in _entries(folder) if entry.is_class)
+    names = sorted(os.listdir(folder))
+    return [n for n in names if not n.startswith(".") and os.path.isdir(os.path.join(folder, n))]
 
 
 def list_pictures(folder: Path, *, root: Path) -> tuple[list[Picture], list[str]]:
@@ -47,15 +48,51 @@ def list_pictures(folder: Path, *, root: Path) -> tuple[list[Picture], list[str]
     kinds, hidden files, and what is not a regular file.
     """
     start = len(os.path.join(root, ""))
-    pictures, left_out = [], [e.path[start:] for e in _entries(folder) if not e.is_class]
-    for class_name in class_folders(folder):
-        for entry in sorted(_walk(folder / class_name), key=lambda entry: entry.order):
-            name = entry.path[start:]
-            if entry.is_picture:
-                pictures.append(Picture(root, name, class_name, entry.stamp))
+    classes = class_folders(folder)
+    others = set(os.listdir(folder)).difference(classes)
+    pictures, left_out = [], [os.path.join(folder, name)[start:] for name in others]
+    for class_name in classes:
+        for parent, name in sorted(_walk(folder / class_name)):
+            path = os.path.join(parent, name)
+            if stamp := _picture_stamp(path, name):
+                pictures.append(Picture(root, path[start:], class_name, stamp))
             else:
-                left_out.append(name)
+                left_out.append(path[start:])
     return pictures, sorted(left_out)
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield parent and name of all that is below a folder and is not one, each real folder once.
+
+    As text: of ``Path`` objects, tens of thousands take a second.
+    """
+    seen = set()
+    for parent, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
+        status = os.stat(parent)
+        identity = (status.st_dev, status.st_ino)
+        if identity in seen:
+            folders.clear()
+            continue
+        seen.add(identity)
+        folders.sort()
+        yield from ((parent, name) for name in names)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _picture_stamp(path: str, name: str) -> Stamp | None:
+    """Stamp of a picture; None for anything else, such as a pipe, which must not be opened."""
+    if name.startswith(".") or not name.lower().endswith(SUFFIXES):
+        return None
+    try:
+        status = os.stat(path)
+    except OSError:  # a link to nowhere or in a circle
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def known_contents(index: Path, pictures: Sequence[Picture]) -> dict[str, str]:
@@ -79,8 +116,7 @@ def known_contents(index: Path, pictures: Sequence[Picture]) -> dict[str, str]:
 
 def write_index(index: Path, pictures: Sequence[Picture], contents: Mapping[str, str]) -> None:
     """Keep the SHA-256 of every picture with its stamp."""
-    kept = {p.name: [*p.stamp, contents[p.name]] for p in pictures}
-    body = json.dumps(kept)
+    body = json.dumps({p.name: [*p.stamp, contents[p.name]] for p in pictures})
     digest = hashlib.sha256(body.encode()).hexdigest()
     write_atomically(index, f"{digest}\n{body}".encode())
 
@@ -93,64 +129,3 @@ def _read_index(index: Path) -> dict[str, tuple[Stamp, str]]:
         logger.warning("%s is broken; every image is read again", index)
         return {}
     return {name: (tuple(stamp), content) for name, (*stamp, content) in json.loads(body).items()}
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """What a folder holds under a name; no status where that is a link to nowhere or in a circle.
-
-    Paths are text: of ``Path`` objects, tens of thousands take a second.
-    """
-
-    path: str
-    name: str
-    status: os.stat_result | None
-
-    @property
-    def is_folder(self) -> bool:
-        return self.status is not None and stat.S_ISDIR(self.status.st_mode)
-
-    @property
-    def is_class(self) -> bool:
-        return self.is_folder and not self.name.startswith(".")
-
-    @property
-    def is_picture(self) -> bool:
-        """A regular file: opening a pipe would wait for ever."""
-        known = self.name.lower().endswith(SUFFIXES) and not self.name.startswith(".")
-        return known and self.status is not None and stat.S_ISREG(self.status.st_mode)
-
-    @property
-    def stamp(self) -> Stamp:
-        return self.status.st_size, self.status.st_mtime_ns, self.status.st_ctime_ns
-
-    @property
-    def order(self) -> tuple[str, str]:
-        return self.path[: -len(self.name) - 1], self.name
-
-
-def _entries(folder: str | Path) -> list[_Entry]:
-    with os.scandir(folder) as found:
-        return [_Entry(entry.path, entry.name, _status(entry)) for entry in found]
-
-
-def _status(entry: os.DirEntry) -> os.stat_result | None:
-    try:
-        return entry.stat()
-    except OSError:
-        return None
-
-
-def _walk(folder: Path) -> Iterator[_Entry]:
-    """Yield what is below a folder and is not a folder, each real folder once."""
-    seen, waiting = set(), [str(folder)]
-    while waiting:
-        current = waiting.pop()
-        status = os.stat(current)
-        identity = (status.st_dev, status.st_ino)
-        if identity in seen:
-            continue
-        seen.add(identity)
-        entries = _entries(current)
-        waiting += sorted((entry.path for entry in entries if entry.is_folder), reverse=True)
-        yield from (entry for entry in entries if not entry.is_folder)

@@ -1,21 +1,30 @@
 """Data sets by name, split into four disjoint roles."""
 
 import logging
-import numbers
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
+import torch
 from torch.utils.data import DataLoader
 
+from edgeopt.data.decoded import pixel_path, resize_once
 from edgeopt.data.embedded import EMBEDDED_NAME, load_embedded
 from edgeopt.data.fetch import combined_checksum, fetch
 from edgeopt.data.folder import FOLDER_PREFIX, folder_classes, load_folder
-from edgeopt.data.population import Population, split_off, stratified_order, without_duplicates
-from edgeopt.data.preprocessing import Preprocessing
-from edgeopt.data.resized import resize_population
-from edgeopt.data.sources import FULL_SETS, FullSet
-from edgeopt.data.splits import OFFICIAL_TEST, Split, Splits
+from edgeopt.data.preprocessing import Preprocessing, require_whole
+from edgeopt.data.sources import FULL_SETS
+from edgeopt.data.splits import (
+    OFFICIAL_TEST,
+    SPLIT_SEED,
+    Population,
+    Split,
+    Splits,
+    split_off,
+    stratified_order,
+    without_duplicates,
+)
 from edgeopt.schema import DATASETS, require_known
 
 logger = logging.getLogger(__name__)
@@ -37,13 +46,12 @@ def load_splits(
     data_dir: str | Path = "data",
     preprocessing: Preprocessing = AS_THEY_ARE,
     class_names: Sequence[str] | None = None,
-    split_seed: int = 0,
 ) -> Splits:
     """Load a data set and split it into train, calibration, validation and test.
 
     Calibration is drawn from the training images; train is drawn from the rest. ``seed`` draws
-    these two. ``split_seed`` draws validation and test, which thus stay the same over seeds. Every
-    draw is shuffled, and each of its prefixes is stratified.
+    these two; validation and test stay the same over seeds. Every draw is shuffled, and each of
+    its prefixes is stratified.
 
     Parameters
     ----------
@@ -64,30 +72,20 @@ def load_splits(
         An unknown data set or class name, numbers of mean or std that the channels do not have, or
         a number out of its range; the range is named.
     """
-    population = _load_population(
-        dataset_name, data_dir=data_dir, preprocessing=preprocessing, split_seed=split_seed
-    )
+    population = _load_population(dataset_name, data_dir=data_dir, preprocessing=preprocessing)
     if class_names is not None:
         population = population.with_classes(class_names)
-    calibration, train = _draw_training(
-        population.train,
-        train_subset=train_subset,
-        calibration_images=calibration_images,
-        seed=seed,
-    )
-    return Splits(
-        name=dataset_name,
-        class_names=population.class_names,
-        checksum=population.checksum,
-        train=train,
-        calibration=calibration,
-        validation=_draw(population.validation, val_subset, name="val_subset", seed=split_seed),
-        test=_draw(population.test, test_subset, name="test_subset", seed=split_seed),
-        duplicates_dropped=population.duplicates_dropped,
-        origin=population.origin,
-        left_out=population.left_out,
-        preprocessing=preprocessing,
-    )
+    half = len(population.train) // 2
+    if calibration_images is None:
+        calibration_images = min(CALIBRATION_IMAGES, half)
+    require_whole(calibration_images, name="calibration_images", high=half)
+    calibration, rest = split_off(population.train, calibration_images, seed=seed)
+    drawn = {
+        "train": _draw(rest, train_subset, name="train_subset", seed=seed),
+        "validation": _draw(population.validation, val_subset, name="val_subset", seed=SPLIT_SEED),
+        "test": _draw(population.test, test_subset, name="test_subset", seed=SPLIT_SEED),
+    }
+    return Splits(name=dataset_name, calibration=calibration, **{**vars(population), **drawn})
 
 
 def class_count(dataset_name: str) -> int:
@@ -116,11 +114,9 @@ def build_loaders(
 
     ``seed`` draws the training images and their order; no calibration images are set aside.
     """
-    population = _load_population(
-        dataset_name, data_dir=data_dir, split_seed=0, preprocessing=preprocessing
-    )
+    population = _load_population(dataset_name, data_dir=data_dir, preprocessing=preprocessing)
     train = _draw(population.train, train_subset, name="train_subset", seed=seed)
-    validation = _draw(population.validation, val_subset, name="val_subset", seed=0)
+    validation = _draw(population.validation, val_subset, name="val_subset", seed=SPLIT_SEED)
     return (
         train.loader(batch_size, shuffle=True, seed=seed, num_workers=num_workers),
         validation.loader(batch_size, num_workers=num_workers),
@@ -128,45 +124,34 @@ def build_loaders(
 
 
 def _load_population(
-    dataset_name: str, *, data_dir: str | Path, preprocessing: Preprocessing, split_seed: int
+    dataset_name: str, *, data_dir: str | Path, preprocessing: Preprocessing
 ) -> Population:
     if dataset_name.startswith(FOLDER_PREFIX):
-        population = load_folder(
-            dataset_name.removeprefix(FOLDER_PREFIX),
-            preprocessing=preprocessing,
-            split_seed=split_seed,
-            data_dir=data_dir,
-        )
+        path = dataset_name.removeprefix(FOLDER_PREFIX)
+        population = load_folder(path, preprocessing=preprocessing, data_dir=data_dir)
     else:
         require_known(dataset_name, allowed=(*DATASETS, "folder:<path>"), what="data set")
         embedded = dataset_name == EMBEDDED_NAME
-        population = load_embedded() if embedded else _load_full(dataset_name, data_dir, split_seed)
-        population = resize_population(population, preprocessing, data_dir=data_dir)
+        population = load_embedded() if embedded else _load_full(dataset_name, data_dir)
+        population = _resized(population, preprocessing, folder=Path(data_dir) / "decoded")
     if population.duplicates_dropped:
         logger.warning(
             "%s: %d duplicate images left out", dataset_name, population.duplicates_dropped
         )
-    return _with_conversion(population, preprocessing)
-
-
-def _with_conversion(population: Population, preprocessing: Preprocessing) -> Population:
-    """Add what is done to the images of all roles when they are read."""
+    # What is done to the images when they are read.
     how = {name: getattr(preprocessing, name) for name in ("channels", "mean", "std")}
-    roles = ("train", "validation", "test")
-    return replace(
-        population, **{role: replace(getattr(population, role), **how) for role in roles}
-    )
+    return population.change_roles(lambda split: replace(split, **how))
 
 
-def _load_full(dataset_name: str, data_dir: str | Path, split_seed: int) -> Population:
-    full_set: FullSet = FULL_SETS[dataset_name]
+def _load_full(dataset_name: str, data_dir: str | Path) -> Population:
+    full_set = FULL_SETS[dataset_name]
     fetch(full_set, data_dir=data_dir)
     official, test = (
         Split(read.data.unsqueeze(1), read.targets)
         for read in (full_set.torchvision_class(data_dir, train=flag) for flag in (True, False))
     )
     unique = without_duplicates(official, held_out=[test])
-    validation, train = split_off(unique, FULL_VALIDATION_IMAGES, seed=split_seed)
+    validation, train = split_off(unique, FULL_VALIDATION_IMAGES, seed=SPLIT_SEED)
     return Population(
         class_names=full_set.class_names,
         checksum=combined_checksum(full_set.sha256),
@@ -178,27 +163,26 @@ def _load_full(dataset_name: str, data_dir: str | Path, split_seed: int) -> Popu
     )
 
 
-def _draw_training(
-    source: Split, *, train_subset: int | None, calibration_images: int | None, seed: int
-) -> tuple[Split, Split]:
-    """Draw calibration from the training images, and the training images from the rest."""
-    half = len(source) // 2
-    if calibration_images is None:
-        calibration_images = min(CALIBRATION_IMAGES, half)
-    _require_count(calibration_images, name="calibration_images", high=half)
-    calibration, rest = split_off(source, calibration_images, seed=seed)
-    return calibration, _draw(rest, train_subset, name="train_subset", seed=seed)
+def _resized(population: Population, preprocessing: Preprocessing, *, folder: Path) -> Population:
+    """Scale grey images in memory to ``image_size``, where they are not of that size."""
+    size = preprocessing.image_size
+    if size is None or population.train.shape[1:] == (size, size):
+        return population
+    splits = (population.train, population.validation, population.test)
+    arrays = {id(split.pixels): split.pixels for split in splits}
+    starts = dict(zip(arrays, accumulate(map(len, arrays.values()), initial=0), strict=False))
+    path = pixel_path(folder, population.checksum, preprocessing)
+    pixels = resize_once(torch.cat([*arrays.values()]), preprocessing, path=path)
+    return population.change_roles(
+        lambda split: replace(
+            split, pixels=pixels, positions=split.positions + starts[id(split.pixels)]
+        )
+    )
 
 
 def _draw(source: Split, count: int | None, *, name: str, seed: int) -> Split:
     """Draw a shuffled, stratified part of the images; all of them where ``count`` is None."""
     if count is None:
         count = len(source)
-    _require_count(count, name=name, high=len(source))
+    require_whole(count, name=name, high=len(source))
     return source.select(stratified_order(source.labels, seed=seed)[:count])
-
-
-def _require_count(value: object, *, name: str, high: int) -> None:
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or not 1 <= value <= high:
-        raise ValueError(f"{name} must be a whole number from 1 to {high}, got {value!r}")

@@ -3,7 +3,7 @@
 import math
 import numbers
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import PIL
@@ -59,8 +59,8 @@ class Preprocessing:
     def __post_init__(self) -> None:
         """Check every value, and write numbers a channel as a tuple."""
         if self.image_size is not None:
-            _require_positive(self.image_size, name="image_size")
-        _require_positive(self.max_image_pixels, name="max_image_pixels")
+            require_whole(self.image_size, name="image_size")
+        require_whole(self.max_image_pixels, name="max_image_pixels")
         require_known(self.resize, allowed=RESIZES, what="resize")
         require_known(self.interpolation, allowed=INTERPOLATIONS, what="interpolation")
         if self.channels not in (None, 1, 3):
@@ -81,10 +81,6 @@ class Preprocessing:
         size = scaling if self.image_size else "own"
         return f"{size}-{self.channels or 'own'}ch-pillow{PIL.__version__}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the parameters by name, for a run's records."""
-        return asdict(self)
-
 
 def per_channel(values: PerChannel, *, name: str, channels: int) -> tuple[float, ...] | None:
     """Return one number for each channel, or None for none.
@@ -93,7 +89,7 @@ def per_channel(values: PerChannel, *, name: str, channels: int) -> tuple[float,
     """
     if values is None:
         return None
-    found = values if isinstance(values, tuple) else (values,) * channels
+    found = values if isinstance(values, tuple) else (values,)
     if len(found) == 1:
         found *= channels
     if len(found) != channels:
@@ -113,18 +109,17 @@ def _numbers(values: Any, *, name: str) -> PerChannel:
         return IMAGENET[name]
     many = isinstance(values, Sequence)
     found = tuple(values) if many else (values,)
-    if not found or not all(_is_allowed(value, name=name) for value in found):
+    low = -math.inf if name == "mean" else 0
+    real = all(isinstance(v, numbers.Real) and not isinstance(v, bool) for v in found)
+    if not found or not real or not all(low < value < math.inf for value in found):
         allowed = "finite numbers" if name == "mean" else "finite numbers above 0"
         raise ValueError(f"{name} is {values!r}; allowed: {allowed}, 'imagenet', or None")
     return tuple(map(float, found)) if many else float(values)
 
 
-def _is_allowed(value: Any, *, name: str) -> bool:
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return number and math.isfinite(value) and (name == "mean" or value > 0)
-
-
-def _require_positive(value: Any, *, name: str) -> None:
+def require_whole(value: Any, *, name: str, high: float = math.inf) -> None:
+    """Raise ``ValueError`` for what is not a whole number from 1 to ``high``."""
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or value < 1:
-        raise ValueError(f"{name} must be a whole number at least 1, got {value!r}")
+    if not whole or not 1 <= value <= high:
+        allowed = "at least 1" if high == math.inf else f"from 1 to {high}"
+        raise ValueError(f"{name} must be a whole number {allowed}, got {value!r}")

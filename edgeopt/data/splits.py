@@ -1,9 +1,9 @@
-"""The four roles of a data set: bytes in memory or in a file, converted batch by batch."""
+"""A data set in its roles, the images of each, and the seeded, stratified ways to split it."""
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
 from edgeopt.data.decoded import PixelFile
-from edgeopt.data.preprocessing import PerChannel, Preprocessing, per_channel
+from edgeopt.data.preprocessing import PerChannel, per_channel
 
-ROLE_NAMES = ("train", "calibration", "validation", "test")
 READ_AT_ONCE = 256  # images
-
+SPLIT_SEED = 0  # draws validation and test, which thus stay the same over a run's seeds
+ROLE_NAMES = ("train", "calibration", "validation", "test")
 # How the roles of a data set came to be.
 OWN_ROLES = "the folder's own roles"
 SPLIT_BY_SEED = "split by seed"
@@ -60,9 +60,10 @@ class Split(Dataset):
     std: PerChannel = None
 
     def __post_init__(self) -> None:
-        """Refuse what is not a set of images with one label each."""
         _check_pixels(self.pixels)
-        count = len(self.pixels if self.positions is None else self.positions)
+        if self.positions is None:
+            object.__setattr__(self, "positions", torch.arange(len(self.pixels)))
+        count = len(self.positions)
         if self.labels.dtype != torch.int64 or self.labels.shape != (count,):
             raise ValueError(
                 f"labels must be int64 [{count}], got {self.labels.dtype} "
@@ -85,11 +86,9 @@ class Split(Dataset):
         return _split_of, tuple(v.numpy() if isinstance(v, Tensor) else v for v in held)
 
     def __len__(self) -> int:
-        """Count the images."""
         return len(self.labels)
 
     def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        """Return images as the network expects them, and their labels."""
         return self._converted(index), self.labels[index]
 
     @property
@@ -102,8 +101,8 @@ class Split(Dataset):
     def digest(self) -> str:
         """SHA-256 over the images as the network expects them, and their labels."""
         seen = hashlib.sha256(repr((self.shape, self.mean, self.std)).encode())
-        for index in torch.arange(len(self)).split(READ_AT_ONCE):
-            seen.update(self._stored(index).contiguous().numpy())
+        for positions in self.positions.split(READ_AT_ONCE):
+            seen.update(self.pixels[positions].contiguous().numpy())
         seen.update(self.labels.contiguous().numpy())
         return seen.hexdigest()
 
@@ -143,32 +142,20 @@ class Split(Dataset):
     def select(self, positions: np.ndarray) -> "Split":
         """Return the images at these positions, in this order, as a split."""
         index = torch.from_numpy(np.ascontiguousarray(positions, dtype=np.int64))
-        stored = index if self.positions is None else self.positions[index]
-        return replace(self, labels=self.labels[index], positions=stored)
+        return replace(self, labels=self.labels[index], positions=self.positions[index])
 
     def contents(self) -> list[bytes]:
         """Return a digest of each image's pixels, to compare by; equal where the pixels are."""
         if isinstance(self.pixels, PixelFile):
-            digests = self.pixels.digests if self.positions is None else self._file_digests()
-            return [digest.tobytes() for digest in digests]
+            return [digest.tobytes() for digest in self.pixels.digests[self.positions.numpy()]]
         return [
             hashlib.sha256(image.tobytes()).digest()
-            for index in torch.arange(len(self)).split(READ_AT_ONCE)
-            for image in self._stored(index).contiguous().numpy()
+            for positions in self.positions.split(READ_AT_ONCE)
+            for image in self.pixels[positions].numpy()
         ]
 
-    def _file_digests(self) -> np.ndarray:
-        return self.pixels.digests[self.positions.numpy()]
-
-    def _stored(self, index: int | slice | Sequence[int] | Tensor) -> Tensor:
-        if self.positions is not None:
-            index = self.positions[index]
-        elif isinstance(self.pixels, PixelFile):
-            index = torch.arange(len(self))[index]
-        return self.pixels[index]
-
     def _converted(self, index: int | slice | Sequence[int] | Tensor) -> Tensor:
-        images = self._stored(index)
+        images = self.pixels[self.positions[index]]
         if images.dtype == torch.uint8:
             images = images.float().div_(255)
         channels = self.shape[0]
@@ -186,47 +173,69 @@ def in_batches(images: Tensor | Split, size: int) -> Iterator[Tensor]:
 
 
 def _split_of(*held: Any) -> Split:
-    """Build a split from its fields, tensors as arrays."""
     return Split(*(torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in held))
 
 
 def _check_pixels(pixels: Tensor | PixelFile) -> None:
     """Refuse what is not at least one image, or is not finite."""
-    if (
-        pixels.dtype not in (torch.uint8, torch.float32)
-        or len(pixels.shape) != 4
-        or not len(pixels)
-    ):
+    known = pixels.dtype in (torch.uint8, torch.float32)
+    if not known or len(pixels.shape) != 4 or not len(pixels):
         raise ValueError(
             "images must be uint8 or float32 [N, C, H, W] with N >= 1, got "
             f"{pixels.dtype} {tuple(pixels.shape)}"
         )
-    if (
-        pixels.dtype == torch.float32
-        and not (ends := torch.stack(pixels.aminmax())).isfinite().all()
-    ):
-        raise ValueError(f"images must be finite numbers, got {ends.tolist()}")
+    if pixels.dtype == torch.float32:
+        ends = torch.stack(pixels.aminmax())
+        if not ends.isfinite().all():
+            raise ValueError(f"images must be finite numbers, got {ends.tolist()}")
 
 
 @dataclass(frozen=True, eq=False)
-class Splits:
-    """A data set in its four roles, with the SHA-256 that its source is known by.
+class Population:
+    """A data set before the draws: what may be trained on, what only judges.
 
+    ``checksum`` is the SHA-256 that its source is known by. ``duplicates_dropped`` counts images
+    left out of ``train`` because another role, or ``train`` itself, already holds the same pixels.
     ``origin`` says how the roles came to be: :data:`OWN_ROLES`, :data:`SPLIT_BY_SEED` or
-    :data:`OFFICIAL_TEST`. ``left_out`` names the files of a folder that are not pictures.
+    :data:`OFFICIAL_TEST`.
     """
 
-    name: str
     class_names: tuple[str, ...]
     checksum: str
     train: Split
-    calibration: Split
     validation: Split
     test: Split
     duplicates_dropped: int = 0
     origin: str = SPLIT_BY_SEED
-    left_out: tuple[str, ...] = ()
-    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+
+    def change_roles(self, change: Callable[[Split], Split]) -> "Population":
+        """Change the images of every role in the same way."""
+        roles = ("train", "validation", "test")
+        return replace(self, **{role: change(getattr(self, role)) for role in roles})
+
+    def with_classes(self, class_names: Sequence[str]) -> "Population":
+        """Put the classes into another order; which images have which role stays.
+
+        Raises ``ValueError`` unless the names are those of the classes, each once.
+        """
+        if sorted(class_names) != sorted(self.class_names):
+            known, given = set(self.class_names), set(class_names)
+            raise ValueError(
+                f"class_names is {list(class_names)}; unknown: {sorted(given - known) or 'none'}, "
+                f"missing: {sorted(known - given) or 'none'}; allowed: each of "
+                f"{sorted(known)} once"
+            )
+        rank = torch.tensor([list(class_names).index(name) for name in self.class_names])
+        moved = self.change_roles(lambda split: replace(split, labels=rank[split.labels]))
+        return replace(moved, class_names=tuple(class_names))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Splits(Population):
+    """A data set in its four roles, after the draws."""
+
+    name: str
+    calibration: Split
 
 
 def shared_images(splits: Splits) -> pd.DataFrame:
@@ -236,3 +245,34 @@ def shared_images(splits: Splits) -> pd.DataFrame:
         (a, b, len(contents[a] & contents[b])) for a, b in itertools.combinations(ROLE_NAMES, 2)
     ]
     return pd.DataFrame(rows, columns=["role_a", "role_b", "shared_images"])
+
+
+def stratified_order(labels: Tensor, *, seed: int) -> np.ndarray:
+    """Shuffle so that every prefix holds each class in proportion, up to rounding.
+
+    The i-th of a class's n images sorts by (i + 1/2) / n.
+    """
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    labels_shuffled = labels.numpy()[shuffled]
+    quantile = np.empty(len(labels))
+    for label in np.unique(labels_shuffled):
+        of_class = np.flatnonzero(labels_shuffled == label)
+        quantile[of_class] = (np.arange(len(of_class)) + 0.5) / len(of_class)
+    return shuffled[np.argsort(quantile, kind="stable")]
+
+
+def split_off(source: Split, count: int, *, seed: int) -> tuple[Split, Split]:
+    """Split into ``count`` stratified images and the rest."""
+    order = stratified_order(source.labels, seed=seed)
+    return source.select(order[:count]), source.select(order[count:])
+
+
+def without_duplicates(source: Split, *, held_out: Iterable[Split] = ()) -> Split:
+    """Keep the first image of each content, and none that a held-out split holds as well."""
+    seen = {content for split in held_out for content in split.contents()}
+    kept = []
+    for position, content in enumerate(source.contents()):
+        if content not in seen:
+            seen.add(content)
+            kept.append(position)
+    return source if len(kept) == len(source) else source.select(np.array(kept, dtype=np.int64))

@@ -7,9 +7,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "answers": ["Answers", "class_shares", "share_interval"],
         "budgets": ["accepted_mask", "apply_budgets"],
-        "choice": ["STANDINGS", "Decision", "decide"],
+        "choice": ["Decision", "decide"],
         "frontier": ["frontier_probability", "frontier_twins", "hypervolume", "pareto_frontier"],
-        "gates": ["Constraints", "Gates", "rules"],
+        "gates": ["Constraints", "Gates"],
         "paired": ["paired_comparison"],
     },
 )

@@ -16,7 +16,6 @@ from edgeopt.decision.paired import (
     two_level_spread,
 )
 from edgeopt.metrics import wilson_interval
-from edgeopt.schema import require_known
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,34 +53,21 @@ def gate_intervals(answers: Answers, *, baseline: str, confidence: float) -> pd.
     at least as the classes do on average, because two or three seeds that happen to agree would
     seem too sure (simulated: at most 5 % wrong refusals at 95 %; with two seeds that move all
     classes alike by six points, 11 %). The baseline falls by 0 from itself, whatever the images.
-
-    Raises
-    ------
-    ValueError
-        When the baseline is not among the answers, or ``confidence`` is not between 0 and 1.
     """
     correct = correctness(answers.correct)
-    require_known(baseline, allowed=tuple(correct), what="baseline candidate")
     labels = np.unique(answers.labels)
     classes = {answers.class_names[label]: answers.labels == label for label in labels}
     of_a_class = 1 - (1 - confidence) / (2 * len(classes))
     of_all = sum(mask.mean() ** 2 for mask in classes.values())  # the mean's share of the spread
     rows = []
     for name, right in correct.items():
-        pair, gates = (right, correct[baseline]), ("accuracy", "accuracy_drop")
-        spreads = _seed_spreads(*pair, classes=list(classes.values()))
-        common = [
-            spread and spread._replace(variance=of_all * spread.variance) for spread in spreads
-        ]
-        rows += _rows(name, "", *pair, gates=gates, confidence=confidence, spreads=common)
+        tables = right.astype(float), right.astype(float) - correct[baseline]
+        spreads = [pooled_seed_spread([t[:, mask] for mask in classes.values()]) for t in tables]
+        common = [s and s._replace(variance=of_all * s.variance) for s in spreads]
+        rows += _rows(name, "", (right, correct[baseline]), confidence=confidence, spreads=common)
         for class_name, mask in classes.items():
-            own, gates = (
-                (rows_of[:, mask] for rows_of in pair),
-                ("worst_recall", "worst_recall_drop"),
-            )
-            rows += _rows(
-                name, class_name, *own, gates=gates, confidence=of_a_class, spreads=spreads
-            )
+            own = right[:, mask], correct[baseline][:, mask]
+            rows += _rows(name, class_name, own, confidence=of_a_class, spreads=spreads)
     columns = ["candidate", "gate", "class_name", "images", "value", "low", "high"]
     table = pd.DataFrame(rows, columns=columns)
     of_itself = table["candidate"].eq(baseline) & table["gate"].str.endswith("_drop")
@@ -124,7 +110,7 @@ def share_interval(
     seeds, images = right.shape
     if seeds == 1:
         return wilson_interval(int(right.sum()), images, confidence=confidence)
-    padded = np.pad(right.astype(float), ((0, 0), (1, 1)), constant_values=((0, 0), (0, 1)))
+    padded = np.pad(right.astype(float), ((0, 0), (1, 1)), constant_values=(0, 1))
     error, freedom = two_level_spread(padded, at_least=at_least)
     variance = padded.mean() * (1 - padded.mean())
     effective = variance / error**2 * images / padded.shape[1]
@@ -135,30 +121,20 @@ def share_interval(
     return float(centre - limit * half / shrink), float(centre + limit * half / shrink)
 
 
-def _seed_spreads(
-    right: NDArray[np.bool_], baseline: NDArray[np.bool_], *, classes: Sequence[NDArray[np.bool_]]
-) -> list[SeedSpread | None]:
-    """How much seeds vary in a class on average: its share of right answers, and its fall."""
-    tables = right.astype(float), right.astype(float) - baseline
-    return [pooled_seed_spread([table[:, mask] for mask in classes]) for table in tables]
-
-
 def _rows(
     candidate: str,
     class_name: str,
-    right: NDArray[np.bool_],
-    baseline: NDArray[np.bool_],
+    right_and_baseline: tuple[NDArray[np.bool_], NDArray[np.bool_]],
     *,
-    gates: tuple[str, str],
     confidence: float,
     spreads: Sequence[SeedSpread | None],
 ) -> list[tuple]:
     """Share of right answers and its fall from the baseline's, each with its interval."""
-    of_share, of_drop = spreads
+    (right, baseline), (of_share, of_drop) = right_and_baseline, spreads
+    gate, images = "worst_recall" if class_name else "accuracy", right.shape[1]
+    share = share_interval(right, confidence=confidence, at_least=of_share)
     drop = paired_difference(baseline, right, confidence=confidence, at_least=of_drop)
-    share = (right.mean(), *share_interval(right, confidence=confidence, at_least=of_share))
-    found = (share, (drop.difference, drop.low, drop.high))
     return [
-        (candidate, gate, class_name, right.shape[1], *numbers)
-        for gate, numbers in zip(gates, found, strict=True)
+        (candidate, gate, class_name, images, right.mean(), *share),
+        (candidate, f"{gate}_drop", class_name, images, drop.difference, drop.low, drop.high),
     ]

@@ -7,11 +7,6 @@ import pandas as pd
 from edgeopt.schema import require_columns
 
 
-def budget_column(budget_mb: float) -> str:
-    """Name of the column that tells which rows exceed a budget, e.g. ``violates_0.05mb``."""
-    return f"violates_{budget_mb}mb"
-
-
 def accepted_mask(df: pd.DataFrame) -> pd.Series:
     """Rows whose ``accepted`` is true; a missing value counts as not accepted."""
     return df["accepted"].eq(True).fillna(False).astype(bool)
@@ -39,5 +34,5 @@ def apply_budgets(
     return df.assign(
         accepted=(memory <= active_memory_budget_mb) & succeeded,
         active_budget_mb=float(active_memory_budget_mb),
-        **{budget_column(budget): memory > budget for budget in memory_budgets_mb},
+        **{f"violates_{budget}mb": memory > budget for budget in memory_budgets_mb},
     )

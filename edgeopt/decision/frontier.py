@@ -8,17 +8,8 @@ from numpy.typing import NDArray
 
 from edgeopt.decision.budgets import accepted_mask
 from edgeopt.decision.paired import Correct, accuracy_ties, correctness
-from edgeopt.metrics import check_samples, resampled_medians, round_weights
-from edgeopt.schema import require_columns
-
-FRONTIER_COLUMNS = (
-    "candidate",
-    "accuracy",
-    "latency_p50_ms",
-    "frontier_probability",
-    "tied_with",
-    "accuracy_ties",
-)
+from edgeopt.metrics import resampled_medians
+from edgeopt.schema import require_at_least, require_columns
 
 
 def pareto_frontier(df: pd.DataFrame, x_col: str) -> pd.DataFrame:
@@ -70,16 +61,16 @@ def frontier_probability(
     candidates whose accuracy the Holm-adjusted paired test over all pairs cannot tell from this
     one's, and the last counts them. No candidate in, no row out.
     """
+    columns = ["candidate", "accuracy", "latency_p50_ms", "frontier_probability", "tied_with"]
     if not len(correct):
-        return pd.DataFrame(columns=list(FRONTIER_COLUMNS))
+        return pd.DataFrame(columns=[*columns, "accuracy_ties"])
+    require_at_least(1, replicates=replicates)
     table = correctness(correct)
     shares = np.column_stack([values.mean(axis=0) for values in table.values()])
     own_samples = _samples_of(list(table), samples)
-    if replicates < 1:
-        raise ValueError(f"replicates is {replicates}; allowed: 1 or more")
-    rounds = next(iter(own_samples.values()))["round"].nunique()
-    weights = round_weights(rounds, replicates=replicates, seed=seed)
-    latencies = [resampled_medians(own, weights) for own in own_samples.values()]
+    latencies = [
+        resampled_medians(own, replicates=replicates, seed=seed) for own in own_samples.values()
+    ]
     right = _resampled_counts(shares, replicates=replicates, seed=seed)
     on_frontier = _frontier_masks(np.column_stack(latencies), right)
     tied = accuracy_ties(table, alpha=alpha)
@@ -102,8 +93,7 @@ def hypervolume(df: pd.DataFrame, *, x_col: str, reference: tuple[float, float])
     both add nothing. Unit: that of ``x_col`` times accuracy. Only compare areas with the same
     reference. Source: Zitzler and Thiele 1998, doi:10.1007/BFb0056872.
     """
-    if missing := [column for column in (x_col, "accuracy") if column not in df]:
-        raise ValueError(f"hypervolume needs the column(s) {', '.join(missing)}")
+    require_columns(df, [x_col, "accuracy"], what="hypervolume")
     worst_x, worst_accuracy = reference
     if not np.isfinite(reference).all():
         raise ValueError(f"reference is {reference}; allowed: two finite numbers")
@@ -113,11 +103,10 @@ def hypervolume(df: pd.DataFrame, *, x_col: str, reference: tuple[float, float])
 
 
 def _samples_of(candidates: Sequence[str], samples: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    check_samples(samples)
-    groups = dict(list(samples.groupby("candidate")))
-    failed = [name for name, own in groups.items() if own["latency_ms"].isna().any()]
-    lacking = [name for name in candidates if name not in groups or name in failed]
-    if lacking:
+    require_columns(samples, ["candidate", "round", "latency_ms"], what="frontier_probability")
+    failed = samples.loc[samples["latency_ms"].isna(), "candidate"]
+    groups = dict(list(samples[~samples["candidate"].isin(failed)].groupby("candidate")))
+    if lacking := [name for name in candidates if name not in groups]:
         raise ValueError(f"no latency samples of {', '.join(lacking)}: not measured, or failed")
     own_samples = {name: groups[name] for name in candidates}
     rounds = {name: own["round"].nunique() for name, own in own_samples.items()}

@@ -10,7 +10,6 @@ from pydantic import Field
 
 from edgeopt.decision.limits import BROKEN, NOT_SETTLED, Limit, findings, texts
 from edgeopt.schema import (
-    COLUMNS,
     MIB,
     PositiveFloat,
     Share,
@@ -27,7 +26,6 @@ MEMORY_COLUMNS = {
     "peak_rss": "peak_rss_bytes",
 }
 ENERGY_COLUMNS = {"proxy": "energy_proxy_j", "model": "energy_model_j"}
-NEEDED = ("candidate", "accuracy", "latency_p50_ms", "memory_mb")
 
 
 @checked_spec
@@ -77,6 +75,33 @@ class Gates:
             Limit("latency_reduction", self.latency_reduction_good, at_least=True),
         ]
 
+    def rules(
+        self, *, constraints: "Constraints", active_memory_budget_mb: float
+    ) -> list[tuple[str, str]]:
+        """Write the budget, the gates and the limits in words: what is judged, by what rule."""
+        points, share = partial(quantity, "accuracy_drop"), partial(quantity, "accuracy")
+        return [
+            ("weights", f"refused above {quantity('memory_mb', active_memory_budget_mb)}"),
+            (
+                "accuracy drop",
+                f"good up to {points(self.accuracy_drop_good)}, "
+                f"refused above {points(self.accuracy_drop_bad)}",
+            ),
+            ("recall of a class", f"refused below {share(self.min_recall)}"),
+            ("fall of a class's recall", f"refused above {points(self.max_recall_drop)}"),
+            (
+                "accuracy and recalls",
+                f"judged by paired intervals at {share(self.gate_confidence)}; what they leave "
+                "open comes after what they settle"
+                if self.gate_confidence
+                else "judged by the estimates",
+            ),
+            ("as fast within noise", f"at most {share(self.latency_tie_cap)} above the fastest"),
+            ("weights saved", f"good from {share(self.size_reduction_good)}"),
+            ("latency saved", f"good from {share(self.latency_reduction_good)}"),
+            *(limit.rule() for limit in constraints.limits()),
+        ]
+
 
 @checked_spec
 class Constraints:
@@ -96,50 +121,17 @@ class Constraints:
     def limits(self) -> list[Limit]:
         """Return the constraints that are set, as limits on sweep columns in their own units."""
         scale = 1 if self.memory == "weights" else MIB
-        limits = [
-            ("latency_p95_ms", self.max_latency_p95_ms),
-            (MEMORY_COLUMNS[self.memory], self.max_memory_mb and self.max_memory_mb * scale),
-            (ENERGY_COLUMNS[self.energy], self.max_energy_j),
+        bounds = {
+            "latency_p95_ms": self.max_latency_p95_ms,
+            MEMORY_COLUMNS[self.memory]: self.max_memory_mb and self.max_memory_mb * scale,
+            ENERGY_COLUMNS[self.energy]: self.max_energy_j,
+            "accuracy": self.min_accuracy,
+        }
+        return [
+            Limit(column, bound, at_least=column == "accuracy")
+            for column, bound in bounds.items()
+            if bound is not None
         ]
-        chosen = [Limit(column, bound) for column, bound in limits if bound is not None]
-        if self.min_accuracy is not None:
-            chosen.append(Limit("accuracy", self.min_accuracy, at_least=True))
-        return chosen
-
-
-def rules(
-    gates: Gates, *, constraints: Constraints, active_memory_budget_mb: float
-) -> list[tuple[str, str]]:
-    """Write the budget, the gates and the limits in words: what is judged, and by what rule."""
-    points, share = partial(quantity, "accuracy_drop"), partial(quantity, "accuracy")
-    return [
-        ("weights", f"refused above {quantity('memory_mb', active_memory_budget_mb)}"),
-        (
-            "accuracy drop",
-            f"good up to {points(gates.accuracy_drop_good)}, "
-            f"refused above {points(gates.accuracy_drop_bad)}",
-        ),
-        ("recall of a class", f"refused below {share(gates.min_recall)}"),
-        ("fall of a class's recall", f"refused above {points(gates.max_recall_drop)}"),
-        (
-            "accuracy and recalls",
-            f"judged by paired intervals at {share(gates.gate_confidence)}; what they leave open "
-            "comes after what they settle"
-            if gates.gate_confidence
-            else "judged by the estimates",
-        ),
-        ("as fast within noise", f"at most {share(gates.latency_tie_cap)} above the fastest"),
-        ("weights saved", f"good from {share(gates.size_reduction_good)}"),
-        ("latency saved", f"good from {share(gates.latency_reduction_good)}"),
-        *(
-            (
-                COLUMNS[limit.column].title.lower(),
-                f"refused {'below' if limit.at_least else 'above'} "
-                f"{quantity(limit.column, limit.bound)}",
-            )
-            for limit in constraints.limits()
-        ),
-    ]
 
 
 def gate_table(
@@ -149,52 +141,44 @@ def gate_table(
     gates: Gates,
     recalls: pd.DataFrame | None = None,
     intervals: pd.DataFrame | None = None,
+    limits: Sequence[Limit] = (),
 ) -> pd.DataFrame:
-    """Judge every candidate against the baseline, one row per candidate in the sweep's order.
+    """Judge every candidate against the baseline and by hard limits: new columns of the sweep.
 
-    Parameters
-    ----------
-    sweep : DataFrame
-        At least ``candidate, accuracy, latency_p50_ms, memory_mb``.
-    baseline : str
-        The candidate that losses and savings are relative to.
-    recalls : DataFrame, optional
-        ``candidate, class_name, recall`` on the same images; without it the per-class guard is
-        left out and its columns are missing.
-    intervals : DataFrame, optional
-        :func:`edgeopt.decision.gate_intervals`; without it the estimates are judged.
-
-    Returns
-    -------
-    DataFrame
-        ``candidate, accuracy_drop, size_reduction, latency_reduction`` (shares), ``verdict``
-        (good, acceptable or bad), ``missed``, the gates that were missed in words, and
-        ``not_settled``, the gates that the images do not decide. With ``intervals`` also
-        ``accuracy_drop_low``, ``accuracy_drop_high``, ``accuracy_drop_confidence``, and
-        ``accuracy_within``: the gate on the fall of accuracy that was shown to be met, the stricter
-        one of the two.
-
-    Raises
-    ------
-    ValueError
-        When a column, the baseline or a candidate's recalls are missing, or a name repeats.
+    ``accuracy_drop, size_reduction, latency_reduction`` (shares), ``verdict`` (good, acceptable or
+    bad), ``missed``, the gates that were missed in words, and ``not_settled``, what the images do
+    not decide. With ``recalls`` (``candidate, class_name, recall`` on the same images) the guard of
+    each class. With ``intervals`` (:func:`edgeopt.decision.answers.gate_intervals`), which judge in
+    place of the estimates, ``accuracy_drop_low``, ``accuracy_drop_high``,
+    ``accuracy_drop_confidence``, and ``accuracy_within``: the gate on the fall of accuracy that was
+    shown to be met, the stricter one of the two. For the choice: ``_class`` (0 good, 1 acceptable
+    and accurate, 2 acceptable), ``_refused``, the gates and ``limits`` broken, and ``_shortfall``,
+    the largest miss of these. Raises ``ValueError`` when the baseline or a candidate's recalls are
+    missing, or a name repeats.
     """
-    require_columns(sweep, NEEDED, what="gate_table")
     table = _relative_to(sweep, baseline=baseline)
     if recalls is not None:
         measured = sweep.loc[sweep["accuracy"].notna(), "candidate"]
         guard = _recall_guard(recalls, baseline=baseline, needed=measured)
         table = table.join(guard, on="candidate")
     bad, good = gates.bad(recalls=recalls is not None), gates.good()
-    found = findings(table, [*bad, *good], intervals)
-    broken = [{limit for limit, f in own.items() if f.verdict == BROKEN} for own in found]
-    verdict = np.select(
-        [[bool(own & {*bad}) for own in broken], [bool(own) for own in broken]],
-        ["bad", "acceptable"],
-        default="good",
+    found = findings(table, [*limits, *bad, *good], intervals)
+
+    def said(verdict: str, of: Sequence[Limit]) -> pd.Series:
+        return pd.Series([texts({limit: own[limit] for limit in of}, verdict) for own in found])
+
+    missed = said(BROKEN, [*bad, *good])
+    inaccurate = said(BROKEN, [limit for limit in good if limit.column == "accuracy_drop"]) != ""
+    table = table.assign(
+        verdict=np.select(
+            [said(BROKEN, bad) != "", missed != ""], ["bad", "acceptable"], default="good"
+        ),
+        missed=missed,
+        not_settled=said(NOT_SETTLED, [*limits, *bad, *good]),
+        _class=(missed != "").astype(int) + inaccurate,
+        _refused=said(BROKEN, [*limits, *bad]),
+        _shortfall=[max(own[limit].shortfall for limit in [*limits, *bad]) for own in found],
     )
-    missed, not_settled = ([texts(own, v) for own in found] for v in (BROKEN, NOT_SETTLED))
-    table = table.assign(verdict=verdict, missed=missed, not_settled=not_settled)
     return table if intervals is None else _with_interval(table, intervals, gates=gates)
 
 
@@ -204,13 +188,10 @@ def _relative_to(sweep: pd.DataFrame, *, baseline: str) -> pd.DataFrame:
         raise ValueError(f"candidate(s) {', '.join(repeated)} repeat; allowed: each name once")
     require_known(baseline, allowed=tuple(sweep["candidate"]), what="baseline candidate")
     reference = sweep.loc[sweep["candidate"] == baseline].iloc[0]
-    return pd.DataFrame(
-        {
-            "candidate": sweep["candidate"],
-            "accuracy_drop": reference["accuracy"] - sweep["accuracy"],
-            "size_reduction": 1 - sweep["memory_mb"] / reference["memory_mb"],
-            "latency_reduction": 1 - sweep["latency_p50_ms"] / reference["latency_p50_ms"],
-        }
+    return sweep.reset_index(drop=True).assign(
+        accuracy_drop=lambda rows: reference["accuracy"] - rows["accuracy"],
+        size_reduction=lambda rows: 1 - rows["memory_mb"] / reference["memory_mb"],
+        latency_reduction=lambda rows: 1 - rows["latency_p50_ms"] / reference["latency_p50_ms"],
     )
 
 

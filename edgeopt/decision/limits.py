@@ -43,11 +43,9 @@ class Limit:
         text = self._describe(row[self.column], row.get(self.class_column))
         if missed:
             return Finding(BROKEN, missed, text)
-        return (
-            Finding(MET)
-            if settles
-            else Finding(NOT_SETTLED, text=f"{text}; it did not run with every seed")
-        )
+        if settles:
+            return Finding(MET)
+        return Finding(NOT_SETTLED, text=f"{text}; it did not run with every seed")
 
     def judge(self, intervals: pd.DataFrame) -> Finding:
         """Judge one candidate by the ``intervals`` of its value.
@@ -63,6 +61,11 @@ class Limit:
                 missed = self.miss(worst["value"]) if verdict == BROKEN else 0.0
                 return Finding(verdict, missed, self._describe_interval(worst, end))
         return Finding(MET)
+
+    def rule(self) -> tuple[str, str]:
+        """Say what is judged and what is refused, in words."""
+        side, bound = "below" if self.at_least else "above", quantity(self.column, self.bound)
+        return COLUMNS[self.column].title.lower(), f"refused {side} {bound}"
 
     def miss(self, value: float) -> float:
         """By which share of the bound a value misses it: 0 when met, infinite when unknown."""

@@ -1,7 +1,7 @@
 """Paired comparison of candidates that answered the same images."""
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, compress
 from typing import NamedTuple
 
 import numpy as np
@@ -12,25 +12,10 @@ from scipy.stats import binom, norm, t
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
+from edgeopt.schema import require_at_least
+
 Correct = pd.DataFrame | Mapping[str, ArrayLike]
 
-PAIRED_COLUMNS = (
-    "candidate",
-    "parent",
-    "seeds",
-    "images",
-    "accuracy",
-    "accuracy_difference",
-    "difference_low",
-    "difference_high",
-    "lost",
-    "gained",
-    "p_value",
-    "p_holm",
-    "significant",
-    "detectable_difference",
-    "method",
-)
 MCNEMAR = "exact McNemar test, Tango interval"
 TWO_LEVEL = "paired over images and seeds (two-level)"
 
@@ -73,23 +58,38 @@ def paired_comparison(
     """
     check_share(alpha=alpha, power=power)
     table = correctness(correct)
-    pairs = _pairs(table, parent)
-    if not pairs:
-        return pd.DataFrame(columns=list(PAIRED_COLUMNS))
-    result = pd.DataFrame([_paired_row(table, *pair, alpha=alpha) for pair in pairs])
-    result["significant"], result["p_holm"] = _holm(result["p_value"], alpha=alpha)
-    result["detectable_difference"] = [
-        detectable_difference(
-            row.images,
-            disagreement=(row.lost + row.gained) / row.images,
-            alpha=alpha / len(pairs),
-            power=power,
-        )
-        if row.seeds == 1
+    parents = _parents(table, parent)
+    pairs = [(table[variant], table[base]) for variant, base in parents.items()]
+    seeds, images = next(iter(table.values())).shape
+    found = [paired_difference(*pair, confidence=1 - alpha) for pair in pairs]
+    lost = np.array([(base & ~variant).sum() for variant, base in pairs], dtype=int)
+    gained = np.array([(variant & ~base).sum() for variant, base in pairs], dtype=int)
+    significant, adjusted = _holm([pair.p_value for pair in found], alpha=alpha)
+    detectable = [
+        detectable_difference(images, disagreement=share, alpha=alpha / len(pairs), power=power)
+        if seeds == 1
         else np.nan
-        for row in result.itertuples()
+        for share in (lost + gained) / images
     ]
-    return result[list(PAIRED_COLUMNS)]
+    return pd.DataFrame(
+        {
+            "candidate": list(parents),
+            "parent": list(parents.values()),
+            "seeds": seeds,
+            "images": images,
+            "accuracy": [variant.mean() for variant, _ in pairs],
+            "accuracy_difference": [pair.difference for pair in found],
+            "difference_low": [pair.low for pair in found],
+            "difference_high": [pair.high for pair in found],
+            "lost": lost,
+            "gained": gained,
+            "p_value": [pair.p_value for pair in found],
+            "p_holm": adjusted,
+            "significant": significant,
+            "detectable_difference": detectable,
+            "method": [pair.method for pair in found],
+        }
+    )
 
 
 def paired_difference(
@@ -116,8 +116,8 @@ def paired_difference(
     if spread is None:
         lost, gained = int((gaps[0] < 0).sum()), int((gaps[0] > 0).sum())
         low, high = tango_interval(lost, gained, gaps.shape[1], confidence=confidence)
-        mean = (gained - lost) / gaps.shape[1]
-        return PairedDifference(mean, low, high, _exact_mcnemar(lost, gained), MCNEMAR)
+        p_value = float(mcnemar([[0, lost], [gained, 0]], exact=True).pvalue)
+        return PairedDifference(float(gaps[0].mean()), low, high, p_value, MCNEMAR)
     mean, (error, freedom) = float(gaps.mean()), spread
     half = float(t.ppf((1 + confidence) / 2, freedom)) * error
     p_value = float(2 * t.sf(abs(mean) / error, freedom))
@@ -157,11 +157,10 @@ def pooled_seed_spread(tables: Sequence[NDArray[np.float64]]) -> SeedSpread | No
     varying = [table for table in tables if min(table.shape) > 1]
     if not varying:
         return None
-    components = [
-        (of_seeds - rest) / table.shape[1]
-        for table in varying
-        for of_seeds, _, rest in [_mean_squares(table)]
-    ]
+    components = []
+    for table in varying:
+        of_seeds, _, rest = _mean_squares(table)
+        components.append((of_seeds - rest) / table.shape[1])
     freedom = (len(varying[0]) - 1) * len(varying)
     return SeedSpread(max(0.0, float(np.mean(components))), freedom)
 
@@ -211,8 +210,7 @@ def detectable_difference(
     above ``d`` brings its own disagreement: ``d = D``. NaN when even a difference of 1 is missed.
     """
     check_share(alpha=alpha, power=power)
-    if images < 1:
-        raise ValueError(f"images is {images}; allowed: 1 or more")
+    require_at_least(1, images=images)
     if not 0 <= disagreement <= 1:
         raise ValueError(f"disagreement is {disagreement}; allowed: 0 to 1")
     if power <= alpha:
@@ -239,13 +237,10 @@ def mcnemar_power(difference: float, *, images: int, disagreement: float, alpha:
 def accuracy_ties(table: Mapping[str, NDArray[np.bool_]], *, alpha: float) -> list[list[str]]:
     """Name per candidate those that the Holm-adjusted test over all pairs cannot tell from it."""
     pairs = list(combinations(table, 2))
-    if not pairs:
-        return [[] for _ in table]
     p_values = [paired_difference(table[a], table[b]).p_value for a, b in pairs]
-    different = _holm(p_values, alpha=alpha)[0]
-    tied = [pair for pair, differs in zip(pairs, different, strict=True) if not differs]
+    different, _ = _holm(p_values, alpha=alpha)
     partners = {name: [] for name in table}
-    for first, second in tied:
+    for first, second in compress(pairs, ~different):
         partners[first].append(second)
         partners[second].append(first)
     return list(partners.values())
@@ -276,41 +271,17 @@ def check_share(**shares: float) -> None:
             raise ValueError(f"{name} is {value}; allowed: above 0 and below 1")
 
 
-def _pairs(table: Mapping[str, NDArray], parent: str | Mapping[str, str]) -> list[tuple[str, str]]:
+def _parents(table: Mapping[str, NDArray], parent: str | Mapping[str, str]) -> dict[str, str]:
+    """Parent of every variant; a candidate that is its own has nothing to be compared with."""
     if isinstance(parent, str):
-        parent = {name: parent for name in table if name != parent}
+        parent = dict.fromkeys(table, parent)
     unknown = sorted({*parent, *parent.values()} - set(table))
     if unknown:
         names = ", ".join(table)
         raise ValueError(f"correct has no candidate {', '.join(unknown)}; it has: {names}")
-    return [(variant, base) for variant, base in parent.items() if variant != base]
+    return {variant: base for variant, base in parent.items() if variant != base}
 
 
-def _paired_row(
-    table: Mapping[str, NDArray[np.bool_]], variant: str, base: str, *, alpha: float
-) -> dict[str, str | float]:
-    own, other = table[variant], table[base]
-    found = paired_difference(own, other, confidence=1 - alpha)
-    return {
-        "candidate": variant,
-        "parent": base,
-        "seeds": len(own),
-        "images": own.shape[1],
-        "accuracy": own.mean(),
-        "accuracy_difference": found.difference,
-        "difference_low": found.low,
-        "difference_high": found.high,
-        "lost": int((other & ~own).sum()),
-        "gained": int((own & ~other).sum()),
-        "p_value": found.p_value,
-        "method": found.method,
-    }
-
-
-def _exact_mcnemar(only_first: int, only_second: int) -> float:
-    return float(mcnemar([[0, only_first], [only_second, 0]], exact=True).pvalue)
-
-
-def _holm(p_values: ArrayLike, *, alpha: float) -> tuple[NDArray, NDArray]:
-    significant, adjusted, *_ = multipletests(p_values, alpha=alpha, method="holm")
-    return significant, adjusted
+def _holm(p_values: ArrayLike, *, alpha: float) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Which differ, and the adjusted p values."""
+    return multipletests(p_values, alpha=alpha, method="holm")[:2]

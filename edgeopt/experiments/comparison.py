@@ -1,4 +1,4 @@
-"""Candidates set side by side: on test images, int8 beside fp32, networks, and words for it."""
+"""Candidates side by side: variants and their parents, int8 and fp32, and words for it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from edgeopt.decision import Decision, paired_comparison
-from edgeopt.experiments.candidates import Candidate, testable_parents
+from edgeopt.experiments.candidates import Candidate
+from edgeopt.experiments.seeds import with_every_seed
 from edgeopt.schema import INT8_PRECISIONS
 
 
@@ -20,13 +21,49 @@ def compare_on_test(
     are left out. ``candidates`` are the first seed's. Both tables are those of
     :func:`edgeopt.decision.paired_comparison`; the pick is the ``parent`` in the second one.
     """
-    seeds = max(map(len, right.values()))
-    complete = {name: rows for name, rows in right.items() if len(rows) == seeds}
+    complete = with_every_seed(right)
     parents = testable_parents([c for c in candidates if c.name in complete])
     pick = decision.pick and decision.pick["candidate"]
     others = [row["candidate"] for row in (decision.baseline, decision.runner_up) if row]
     rivals = {name: pick for name in others if name != pick and {name, pick} <= complete.keys()}
     return paired_comparison(complete, parent=parents), paired_comparison(complete, parent=rivals)
+
+
+def fp32_parents(candidates: Sequence[Candidate]) -> dict[str, str]:
+    """Map every candidate that ran to the one its losses are counted from.
+
+    That is the same network in fp32, of the first runtime that ran it; for this one, the unpruned
+    network. The unpruned fp32 network itself has none.
+    """
+    ran = [c for c in candidates if not c.error]
+    fp32 = [c for c in reversed(ran) if c.spec.precision == "fp32"]
+    roots = {c.spec.network: c.name for c in fp32}  # of equals, the first runtime's stays
+    parents = {}
+    for candidate in ran:
+        model, seed, _ = network = candidate.spec.network
+        parent = roots.get(network)
+        if parent == candidate.name:
+            parent = roots.get((model, seed, 0.0))
+        if parent not in (None, candidate.name):
+            parents[candidate.name] = parent
+    return parents
+
+
+def testable_parents(candidates: Sequence[Candidate]) -> dict[str, str]:
+    """Return :func:`fp32_parents` without the candidates that cannot differ from another one's.
+
+    Left out are fp32 beside fp32 of the same network, and a file that another runtime runs in the
+    same precision: they would be counted as tests though chance alone could tell them apart.
+    """
+    specs = {candidate.name: candidate.spec for candidate in candidates}
+    ran = [c for c in reversed(candidates) if c.artifact and not c.error]
+    firsts = {(c.artifact.sha256, c.spec.precision): c.name for c in ran}
+    return {
+        name: parent
+        for name, parent in fp32_parents(candidates).items()
+        if name in firsts.values()
+        and (specs[name].precision != "fp32" or specs[name].network != specs[parent].network)
+    }
 
 
 def int8_cost(table: pd.DataFrame) -> pd.DataFrame:
@@ -52,18 +89,6 @@ def int8_cost(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def class_changes(recalls: pd.DataFrame, cost: pd.DataFrame) -> pd.DataFrame:
-    """Change of every class's recall (rows) in each int8 candidate of ``cost``, by its model.
-
-    ``recalls`` has ``candidate, class_name, recall``; ``cost`` is :func:`int8_cost`, with one row
-    per model.
-    """
-    recall = recalls.pivot_table("recall", "class_name", "candidate", sort=False)
-    return pd.DataFrame(
-        {row.model: recall[row.candidate] - recall[row.parent] for row in cost.itertuples()}
-    )
-
-
 def answer_sections(
     frontier: pd.DataFrame,
     *,
@@ -73,20 +98,22 @@ def answer_sections(
 ) -> list[str]:
     """Answer in words what the frontier is, what int8 costs, and what to ship.
 
-    ``held`` is the part of :func:`int8_cost` with one row per network, ``paid`` its
-    :func:`class_changes`, ``decision`` what :meth:`edgeopt.decision.Decision.to_dict` gives.
+    ``held`` is the part of :func:`int8_cost` with one row per network, ``paid`` the change of every
+    class's recall (rows) by network, ``decision`` what :meth:`edgeopt.decision.Decision.to_dict`
+    gives.
     """
     points = [
         f"{row.candidate} ({row.accuracy:.1%}, {row.latency_p50_ms:.3g} ms, "
         f"{row.memory_mb:.3g} MiB of weights)"
         for row in frontier.itertuples()
     ]
-    words = [
+    return [
         "The frontier of accuracy against latency, from the fastest: "
-        f"{', '.join(points) or 'nothing fits the budget'}."
+        f"{', '.join(points) or 'nothing fits the budget'}.",
+        *(_int8_words(row, paid[row.model]) for row in held.itertuples()),
+        decision["reason"],
+        f"Runner-up: {decision['what_it_would_take']}",
     ]
-    words += [_int8_words(row, paid[row.model]) for row in held.itertuples()]
-    return [*words, decision["reason"], f"Runner-up: {decision['what_it_would_take']}"]
 
 
 def _int8_words(row: Any, change: pd.Series) -> str:
@@ -98,18 +125,3 @@ def _int8_words(row: Any, change: pd.Series) -> str:
         f"{row.file_ratio:.2f} times smaller, at {row.speedup:.2f} times the speed; "
         f"{payer if change.min() < 0 else 'no class loses recall'}."
     )
-
-
-def markdown_page(
-    title: str,
-    paragraphs: Sequence[str],
-    tables: Mapping[str, pd.DataFrame],
-    *,
-    columns: Sequence[str],
-) -> str:
-    """Write a page of Markdown: paragraphs, then each table under its heading."""
-    parts = [f"# {title}", *paragraphs]
-    for heading, table in tables.items():
-        present = [name for name in columns if name in table]
-        parts += [f"## {heading}", table[present].to_markdown(index=False, floatfmt=".4g")]
-    return "\n\n".join(parts) + "\n"

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ import pandas as pd
 
 from edgeopt.experiments.candidates import Candidate
 from edgeopt.metrics import (
-    POWERCAP_ROOT,
     Measurement,
     measure_latency,
     measured_energy_j,
@@ -77,8 +75,7 @@ def peak_rss_table(
     the reason.
     """
     prepared = [candidate for candidate in candidates if candidate.artifact]
-    artifacts = [candidate.artifact for candidate in prepared]
-    rows = run_in_order(_rss_row, artifacts, executor=executor)
+    rows = run_in_order(_rss_row, [c.artifact for c in prepared], executor=executor)
     table = pd.DataFrame(rows, columns=RSS_COLUMNS)
     table.insert(0, "candidate", [candidate.name for candidate in prepared])
     return table
@@ -98,7 +95,6 @@ def measured_energy_table(
     *,
     threads: int = 1,
     seconds: float = 0.5,
-    powercap_root: Path = POWERCAP_ROOT,
 ) -> pd.DataFrame:
     """Joules per call of every prepared candidate, by RAPL: candidate, energy_measured_j.
 
@@ -106,31 +102,24 @@ def measured_energy_table(
     NaN for all where RAPL cannot be read.
     """
     prepared = [candidate for candidate in candidates if candidate.artifact]
-    joules = np.nan
-    if not measured_energy_unavailable(powercap_root=powercap_root):
-        joules = [
-            _joules_per_call(
-                load_session(c.artifact, threads=threads),
-                batches[c.spec.model],
-                seconds,
-                powercap_root,
-            )
-            for c in prepared
-        ]
+    measure = partial(_joules_per_call, threads=threads, seconds=seconds)
+    joules = [measure(c.artifact, batches[c.spec.model]) for c in prepared]
     names = [candidate.name for candidate in prepared]
     return pd.DataFrame({"candidate": names, "energy_measured_j": joules})
 
 
 def _joules_per_call(
-    session: Session, batch: np.ndarray, seconds: float, powercap_root: Path
+    artifact: Artifact, batch: np.ndarray, *, threads: int, seconds: float
 ) -> float:
+    if measured_energy_unavailable():
+        return math.nan
     try:
-        with session.bound(batch) as call:
+        with load_session(artifact, threads=threads).bound(batch) as call:
             start = time.perf_counter()
             for _ in range(PACE_CALLS):
                 call()
             calls = math.ceil(seconds * PACE_CALLS / (time.perf_counter() - start))
-            return measured_energy_j(call, calls=calls, powercap_root=powercap_root)
+            return measured_energy_j(call, calls=calls)
     except Exception:  # it cannot be run, which its latency says as well
         return math.nan
 

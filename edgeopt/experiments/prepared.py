@@ -1,8 +1,8 @@
 """What preparing a candidate gave, in a form that a store keeps, and the digest that decides it."""
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,11 @@ class Prepared:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a :class:`edgeopt.system.Store` keeps."""
-        known = {field.name: getattr(self.artifact, field.name) for field in fields(Artifact)}
+        facts = self.facts.items()
         return {
             "content": torch.frombuffer(bytearray(self.content), dtype=torch.uint8),
-            "artifact": {**known, "path": self.artifact.path.name},
-            "facts": {name: _plain(value) for name, value in self.facts.items()},
+            "artifact": {**asdict(self.artifact), "path": self.artifact.path.name},
+            "facts": {k: v.item() if isinstance(v, np.generic) else v for k, v in facts},
             "logits": torch.from_numpy(self.logits),
         }
 
@@ -39,24 +39,28 @@ class Prepared:
     def from_dict(cls, kept: Mapping[str, Any]) -> "Prepared":
         """Build it from what was kept; the path is a bare name until it is written."""
         artifact = Artifact(**{**kept["artifact"], "path": Path(kept["artifact"]["path"])})
-        logits = kept["logits"].numpy()
-        return cls(kept["content"].numpy().tobytes(), artifact, kept["facts"], logits)
+        content = kept["content"].numpy().tobytes()
+        return cls(content, artifact, kept["facts"], kept["logits"].numpy())
 
     def write(self, folder: Path) -> Artifact:
         """Write the file into a folder; the artifact that lies there."""
         path = write_atomically(folder / self.artifact.path.name, self.content)
-        known = {field.name: getattr(self.artifact, field.name) for field in fields(Artifact)}
-        return Artifact(**{**known, "path": path})
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+        return replace(self.artifact, path=path)
 
 
 def preparation_digest(*facts: Any) -> str:
     """SHA-256 over facts, the package's code, the versions of its packages, and the CPU."""
     seen = repr((facts, _code_digest(), sorted(environment_facts().items())))
     return hashlib.sha256(seen.encode()).hexdigest()
+
+
+def batches_digest(batches: Iterable) -> str:
+    """SHA-256 over the images of calibration batches."""
+    seen = hashlib.sha256()
+    for images, _ in batches:
+        seen.update(repr(images.shape).encode())
+        seen.update(images.contiguous().numpy())
+    return seen.hexdigest()
 
 
 @cache

@@ -1,12 +1,13 @@
 """What pruning left of each network: channels, multiply-accumulates, accuracy."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 
 import pandas as pd
 from torch import nn
 
 from edgeopt.data import Split
-from edgeopt.experiments.trainings import Recipe
+from edgeopt.experiments.recipes import Recipe
 from edgeopt.metrics import wilson_interval
 from edgeopt.model import predict_logits
 from edgeopt.pruning import count_macs
@@ -21,24 +22,22 @@ def accuracy_table(
     """One row per network: which it is, how large, how accurate on its network's split.
 
     Columns: ``model, seed, pruning_level, recipe, criterion``; ``channels``, those of each
-    convolution in turn, as in ``8/16``; ``macs`` of one image and ``parameters``; ``accuracy``.
+    convolution in turn, as in ``8/16``; ``macs`` of one image and ``parameters``; ``accuracy``
+    with Wilson's 95 % interval, ``accuracy_low, accuracy_high``.
     """
     rows = [
         {
-            "model": recipe.model,
-            "seed": recipe.seed,
-            "pruning_level": recipe.pruning_level,
+            **asdict(recipe),
             "recipe": recipe.kind,
-            "criterion": recipe.criterion,
-            "channels": "/".join(map(str, channels_of(model))),
-            "macs": count_macs(model, example_input=splits[recipe.model].take(1)),
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "accuracy": _accuracy(model, splits[recipe.model]),
+            "channels": "/".join(map(str, _channels(model))),
+            **_size(model, splits[recipe.model]),
+            **_accuracy(model, splits[recipe.model]),
         }
         for recipe, model in networks.items()
     ]
-    keys = ["model", "seed", "pruning_level", "recipe", "criterion"]
-    return pd.DataFrame(rows, columns=[*keys, "channels", "macs", "parameters", "accuracy"])
+    keys = ["model", "seed", "pruning_level", "recipe", "criterion", "channels"]
+    numbers = ["macs", "parameters", "accuracy", "accuracy_low", "accuracy_high"]
+    return pd.DataFrame(rows, columns=[*keys, *numbers])
 
 
 def size_table(networks: Mapping[Recipe, nn.Module], splits: Mapping[str, Split]) -> pd.DataFrame:
@@ -55,9 +54,8 @@ def size_table(networks: Mapping[Recipe, nn.Module], splits: Mapping[str, Split]
             "model": recipe.model,
             "pruning_level": recipe.pruning_level,
             "level_reached": _level_reached(first[recipe.model], model),
-            "channels": sum(channels_of(model)),
-            "macs": count_macs(model, example_input=splits[recipe.model].take(1)),
-            "parameters": sum(p.numel() for p in model.parameters()),
+            "channels": sum(_channels(model)),
+            **_size(model, splits[recipe.model]),
         }
         for recipe, model in networks.items()
     ]
@@ -71,13 +69,6 @@ def size_table(networks: Mapping[Recipe, nn.Module], splits: Mapping[str, Split]
         parameters_kept=table["parameters"] / whole["parameters"],
         note=note.where(off, ""),
     )
-
-
-def with_intervals(table: pd.DataFrame, *, images: int) -> pd.DataFrame:
-    """Add Wilson's 95 % interval of each accuracy, for the number of images there were."""
-    ends = [wilson_interval(round(share * images), images) for share in table["accuracy"]]
-    low, high = zip(*ends, strict=True)
-    return table.assign(accuracy_low=low, accuracy_high=high)
 
 
 def filter_norms(model: nn.Module, *, layers: int) -> pd.DataFrame:
@@ -95,9 +86,15 @@ def filter_norms(model: nn.Module, *, layers: int) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["layer", "filter", "l1_norm"])
 
 
-def channels_of(model: nn.Module) -> list[int]:
-    """Output channels of every convolution, in the order of the modules."""
+def _channels(model: nn.Module) -> list[int]:
     return [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
+
+
+def _size(model: nn.Module, split: Split) -> dict[str, int]:
+    return {
+        "macs": count_macs(model, example_input=split.take(1)),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
 
 
 def _level_reached(whole: nn.Module, pruned: nn.Module) -> float:
@@ -110,5 +107,7 @@ def _level_reached(whole: nn.Module, pruned: nn.Module) -> float:
     return 1 - sum(after for _, after in pairs) / sum(before for before, _ in pairs)
 
 
-def _accuracy(model: nn.Module, split: Split) -> float:
-    return (predict_logits(model, split).argmax(1) == split.labels).float().mean().item()
+def _accuracy(model: nn.Module, split: Split) -> dict[str, float]:
+    right = (predict_logits(model, split).argmax(1) == split.labels).sum().item()
+    low, high = wilson_interval(right, len(split))
+    return {"accuracy": right / len(split), "accuracy_low": low, "accuracy_high": high}

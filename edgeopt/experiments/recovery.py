@@ -41,7 +41,6 @@ from edgeopt.runtimes import (
     Artifact,
     ArtifactError,
     ExportError,
-    LabelError,
     load_session,
     verify_label,
 )
@@ -55,7 +54,6 @@ _ROUNDING = 1e-9  # of the subtraction; far below one image's worth of accuracy
 _FAILURES = (
     ExportError,
     ArtifactError,
-    LabelError,
     QuantizationError,
     RuntimeUnavailable,
     ValueError,

@@ -11,7 +11,6 @@ from edgeopt.experiments.bias_correction import correct_bias
 from edgeopt.quantization import equalize
 from edgeopt.runtimes import (
     CALIBRATIONS,
-    DEFAULT_OPTIONS,
     INPUT,
     Artifact,
     Int8Options,
@@ -63,7 +62,7 @@ def export_plan(
         precision=plan.precision,
         input_shape=input_shape,
         calibration=calibration,
-        options=options if plan.precision == "int8" else DEFAULT_OPTIONS,
+        options=options if plan.precision == "int8" else Int8Options(),
     )
 
 

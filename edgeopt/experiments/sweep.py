@@ -1,9 +1,9 @@
 """The study: a grid of candidates, prepared and measured together, one row each."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,18 +11,17 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from edgeopt.decision import Answers, apply_budgets, share_interval
+from edgeopt.data import Split
+from edgeopt.decision import apply_budgets
 from edgeopt.decision import pareto_frontier as pareto_frontier
-from edgeopt.experiments.candidates import Candidate, gather, grid, prepare_candidates
+from edgeopt.experiments.candidates import Candidate, grid, prepare_candidates
 from edgeopt.experiments.measuring import measure_candidates, with_failures
+from edgeopt.experiments.seeds import with_seeds
 from edgeopt.metrics import (
     Measurement,
     energy_model_j,
     energy_proxy_j,
     latency_statistics,
-    per_class_table,
-    quality_row,
-    relative_latency,
 )
 from edgeopt.model import train_model as train_model  # the documents' place
 from edgeopt.pruning import structured_channel_prune
@@ -30,9 +29,7 @@ from edgeopt.quantization import first_batches
 from edgeopt.quantization import precision_variant as precision_variant
 from edgeopt.runtimes import RUNTIMES
 from edgeopt.schema import Positive, PositiveFloat, checked_spec
-from edgeopt.system import Int8Scheme
 
-MEAN_FACTS = ("macro_f1", "agreement")
 SPEC_COLUMNS = ("model", "pruning_level", "runtime", "precision", "recipe", "remedy")
 FACT_COLUMNS = (
     "accuracy",
@@ -91,13 +88,12 @@ def run_sweep(
     runtimes: Sequence[str] = RUNTIMES[:1],
     pruned_models: Mapping[float, nn.Module] | None = None,
     recipe: str = "one-shot",
+    model: str = "small_cnn",
     calls_per_round: int = 30,
     threads: int = 1,
     batch_size: int = 1,
-    model: str = "small_cnn",
-    scheme: Int8Scheme | None = None,
     directory: Path | None = None,
-    executor: Executor | None = None,
+    **options: Any,
 ) -> pd.DataFrame:
     """Prepare and measure every candidate of the grid; one row each, failures included.
 
@@ -115,10 +111,10 @@ def run_sweep(
         Interleaved rounds, of ``calls_per_round`` timed calls each.
     latency_multiplier : float
         Scales every latency to another device; anything but 1 marks the rows ``estimated``.
-    scheme : Int8Scheme, optional
-        Integer types of static int8 in ONNX files; U8S8 when omitted.
     directory : Path, optional
         Keeps the artifacts; a temporary folder when omitted.
+    **options
+        The others of :func:`prepare_candidates`: ``scheme``, ``executor``, ``store``.
 
     Raises
     ------
@@ -135,65 +131,68 @@ def run_sweep(
         active_memory_budget_mb=float(active_memory_budget_mb),
     )
     specs = grid(pruning_levels, precisions, runtimes, recipe=recipe, model=model)
-    models = _networks(base_model, pruning_levels, pruned_models)
+    networks = _networks(base_model, pruning_levels, pruned_models)
     validation = gather(val_loader)
     with tempfile.TemporaryDirectory() as scratch:
         candidates = prepare_candidates(
             specs,
-            executor=executor,
-            models={(model, 0, level): models[level] for level in pruning_levels},
+            models={(model, 0, level): network for level, network in networks.items()},
             validation={model: validation},
             calibration={model: first_batches(calibration_loader, calibration_batches)},
             directory=directory or Path(scratch),
             batch_size=batch_size,
-            scheme=scheme,
+            **options,
         )
-        measured = measure_candidates(
-            candidates,
-            {model: validation.take(batch_size).numpy()},
-            threads=threads,
-            rounds=benchmark_repeats,
-            calls_per_round=calls_per_round,
-        )
-    return sweep_table(candidates, measured, target=target, batch_size=batch_size)
+        batches = {model: validation.take(batch_size).numpy()}
+        counts = {"rounds": benchmark_repeats, "calls_per_round": calls_per_round}
+        measured = measure_candidates(candidates, batches, threads=threads, **counts)
+    labels = validation.labels.numpy()
+    return sweep_table(candidates, measured, labels=labels, target=target, batch_size=batch_size)
 
 
 def _networks(
     base: nn.Module, levels: Sequence[float], pruned: Mapping[float, nn.Module] | None
-) -> Mapping[float, nn.Module]:
+) -> dict[float, nn.Module]:
     if pruned is None:
-        return {level: structured_channel_prune(base, level) if level else base for level in levels}
+        pruned = {level: structured_channel_prune(base, level) for level in levels if level}
     if missing := [level for level in levels if level and level not in pruned]:
         raise ValueError(f"pruned_models has no network of level(s) {missing}; it has: {[*pruned]}")
     return {0.0: base, **pruned}
+
+
+def gather(loader: Iterable) -> Split:
+    """Return the split that a loader serves; another data set's images are held in memory."""
+    dataset = getattr(loader, "dataset", None)
+    if isinstance(dataset, Split):
+        return dataset
+    images, labels = zip(*loader, strict=True)
+    return Split(torch.cat(images), torch.cat(labels))
 
 
 def sweep_table(
     candidates: Sequence[Candidate],
     measured: Measurement,
     *,
+    labels: np.ndarray,
     target: Target,
     batch_size: int,
 ) -> pd.DataFrame:
-    """Join what was prepared with what was measured, add energy, and apply the budgets.
+    """One row per candidate: what it is, its quality, latency, energy, and the budgets it fits.
 
-    ``latency_relative`` is :func:`edgeopt.metrics.relative_latency`, which compares better between
-    machines, and between hours of one, than milliseconds do.
+    ``candidates`` are those of all seeds, prepared on the images of ``labels`` [N]: quality is
+    that of :func:`with_seeds`, all else is of the seed that comes first, which was measured.
+    ``latency_relative`` is that of :func:`edgeopt.metrics.latency_statistics`, which compares
+    better between machines, and between hours of one, than milliseconds do.
     """
-    latency = latency_statistics(measured.samples, batch_size=batch_size)
-    relative = relative_latency(measured.samples, measured.conditions)
-    timed = latency.drop(columns="error").assign(
-        latency_relative=latency["candidate"].map(relative)
+    latency = latency_statistics(
+        measured.samples, conditions=measured.conditions, batch_size=batch_size
     )
-    table = candidate_table(with_failures(candidates, latency)).merge(timed, "left", "candidate")
-    table = with_energy(
-        table,
-        power_watts=target.power_watts,
-        latency_multiplier=target.latency_multiplier,
-        batch_size=batch_size,
-    )
+    first = [c for c in candidates if c.spec.seed == candidates[0].spec.seed]
+    table = candidate_table(with_failures(first, latency))
+    table = table.merge(latency.drop(columns="error"), "left", "candidate")
+    table = with_seeds(table, candidates, labels=labels)
     return apply_budgets(
-        table,
+        with_energy(table, target=target, batch_size=batch_size),
         memory_budgets_mb=target.memory_budgets_mb,
         active_memory_budget_mb=target.active_memory_budget_mb,
     )
@@ -215,14 +214,8 @@ def candidate_table(candidates: Sequence[Candidate]) -> pd.DataFrame:
     return pd.DataFrame(rows).reindex(columns=columns)
 
 
-def with_energy(
-    table: pd.DataFrame,
-    *,
-    power_watts: float,
-    latency_multiplier: float = 1.0,
-    batch_size: int = 1,
-) -> pd.DataFrame:
-    """Scale the latencies to another device, when asked to, and add both energy tiers.
+def with_energy(table: pd.DataFrame, *, target: Target, batch_size: int) -> pd.DataFrame:
+    """Scale the latencies to the target, and add both energy tiers.
 
     ``latency_kind`` says ``measured``, or ``estimated`` once ``latency_multiplier`` is not 1.
     Both tiers are of one call, on ``batch_size`` images. The model takes each weight and the peak
@@ -230,9 +223,9 @@ def with_energy(
     """
     times = [name for name in table if name.startswith("latency_") and name.endswith("_ms")]
     scaled = table.assign(
-        **{name: table[name] * latency_multiplier for name in times},
-        throughput_sps=table["throughput_sps"] / latency_multiplier,
-        latency_kind="measured" if latency_multiplier == 1 else "estimated",
+        **{name: table[name] * target.latency_multiplier for name in times},
+        throughput_sps=table["throughput_sps"] / target.latency_multiplier,
+        latency_kind="measured" if target.latency_multiplier == 1 else "estimated",
     )
     ok = scaled["status"] == "ok"
     model = [
@@ -245,118 +238,6 @@ def with_energy(
         for row in scaled[ok].itertuples()
     ]
     return scaled.assign(
-        energy_proxy_j=energy_proxy_j(scaled["latency_ms"], power_watts=power_watts),
+        energy_proxy_j=energy_proxy_j(scaled["latency_ms"], power_watts=target.power_watts),
         energy_model_j=pd.Series(model, index=scaled.index[ok], dtype=float),
     )
-
-
-def recall_table(
-    candidates: Sequence[Candidate], labels: np.ndarray, *, class_names: Sequence[str]
-) -> pd.DataFrame:
-    """Per-class quality of every prepared candidate, the mean over its seeds.
-
-    Columns: ``class_name, support, precision, recall, f1, candidate``.
-    """
-    tables = [
-        per_class_table(labels, c.logits.argmax(1), class_names=class_names).assign(
-            candidate=c.name
-        )
-        for c in candidates
-        if c.logits is not None
-    ]
-    by_class = pd.concat(tables, ignore_index=True).groupby(
-        ["candidate", "class_name"], sort=False, as_index=False
-    )
-    means = by_class[["support", "precision", "recall", "f1"]].mean()
-    columns = ["class_name", "support", "precision", "recall", "f1", "candidate"]
-    return means.astype({"support": int})[columns]
-
-
-def with_seeds(
-    sweep: pd.DataFrame, candidates: Sequence[Candidate], *, labels: np.ndarray
-) -> pd.DataFrame:
-    """Put the means over seeds in the place of the first seed's quality.
-
-    ``candidates`` are those of all seeds, prepared on the same images. Accuracy comes with its
-    interval; macro-F1 and agreement are plain means. Adds ``seeds``, the number of trainings. A
-    candidate whose first seed failed has no accuracy, whatever the others did.
-    """
-    table = accuracy_over_seeds(right_answers(candidates, labels=labels))
-    facts = [
-        {"candidate": c.name, **{name: c.facts.get(name, np.nan) for name in MEAN_FACTS}}
-        for c in candidates
-        if c.logits is not None
-    ]
-    means = pd.DataFrame(facts).groupby("candidate", sort=False).mean().reset_index()
-    table = table.merge(means, "left", "candidate")
-    ran = sweep.loc[sweep["status"] == "ok", "candidate"]
-    table = table[table["candidate"].isin(ran)]
-    return sweep.drop(columns=[*table.columns[2:]]).merge(table, "left", "candidate")
-
-
-def answers_of(
-    candidates: Sequence[Candidate], *, labels: np.ndarray, class_names: Sequence[str]
-) -> Answers:
-    """Collect the right answers of the candidates that ran with every seed, on the same images."""
-    correct = right_answers(candidates, labels=labels)
-    seeds = max(map(len, correct.values()))
-    complete = {name: rows for name, rows in correct.items() if len(rows) == seeds}
-    return Answers(complete, labels, class_names)
-
-
-def right_answers(candidates: Sequence[Candidate], *, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Which images [seeds, N] every prepared candidate gets right, by its name."""
-    hits: dict[str, list[np.ndarray]] = {}
-    for candidate in candidates:
-        if candidate.logits is not None:
-            hits.setdefault(candidate.name, []).append(candidate.logits.argmax(1) == labels)
-    return {name: np.stack(rows) for name, rows in hits.items()}
-
-
-def accuracy_over_seeds(correct: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """Accuracy of every candidate from its right answers [seeds, images], with its interval.
-
-    Columns: candidate, seeds, accuracy, accuracy_low, accuracy_high. The interval is over both
-    other seeds and other images; with one seed, or where all answers are right or all wrong, it
-    is Wilson's, over images alone.
-    """
-    rows = [
-        {"candidate": name, "seeds": len(hits), **_seed_interval(hits)}
-        for name, hits in correct.items()
-    ]
-    columns = ["candidate", "seeds", "accuracy", "accuracy_low", "accuracy_high"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def with_test(
-    sweep: pd.DataFrame,
-    predicted: Mapping[str, np.ndarray],
-    *,
-    labels: np.ndarray,
-    class_names: Sequence[str],
-) -> pd.DataFrame:
-    """Add what the test images say of every candidate, from its predicted classes [seeds, N].
-
-    New columns: ``test_accuracy, test_accuracy_low, test_accuracy_high, test_macro_f1``.
-    """
-    right = {name: classes == labels for name, classes in predicted.items()}
-    table = accuracy_over_seeds(right).drop(columns="seeds").set_index("candidate")
-    table["macro_f1"] = mean_macro_f1(predicted, labels, class_names=class_names)
-    return sweep.join(table.add_prefix("test_"), on="candidate")
-
-
-def mean_macro_f1(
-    predicted: Mapping[str, np.ndarray], labels: np.ndarray, *, class_names: Sequence[str]
-) -> pd.Series:
-    """Macro-F1 of every candidate's predicted classes [seeds, N], the mean over its seeds."""
-    classes = len(class_names)
-    means = {
-        name: np.mean([quality_row(labels, a, num_classes=classes)["macro_f1"] for a in each])
-        for name, each in predicted.items()
-    }
-    return pd.Series(means, name="macro_f1", dtype=float)
-
-
-def _seed_interval(hits: np.ndarray) -> dict[str, float]:
-    low, high = share_interval(hits)
-    return {"accuracy": hits.mean(), "accuracy_low": low, "accuracy_high": high}

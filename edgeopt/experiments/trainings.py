@@ -6,7 +6,8 @@ import inspect
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any
 
 import pandas as pd
@@ -16,20 +17,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from edgeopt.data import Split
-from edgeopt.model import build_model, fit, last_layer, network_digest, set_deterministic, training
+from edgeopt.experiments.recipes import Recipe
+from edgeopt.model import build_model, fit, network_digest, set_deterministic, training
 from edgeopt.pruning import channels as pruning
-from edgeopt.pruning import prune_channels
-from edgeopt.schema import (
-    CRITERIA,
-    PRUNED_RECIPES,
-    RECIPES,
-    Positive,
-    PositiveFloat,
-    checked_spec,
-    file_stem,
-    require_known,
-)
-from edgeopt.system import Store, from_bytes, run_as_completed, to_bytes
+from edgeopt.pruning import last_layer, prune_channels
+from edgeopt.schema import PRUNED_RECIPES, Positive, PositiveFloat, checked_spec
+from edgeopt.system import ByValue, Store, run_as_completed
 
 # torchvision's mobile networks average their BatchNorm statistics with a momentum of 0.01, which
 # takes more steps to settle than a short training has: they would be served half initialised.
@@ -64,71 +57,6 @@ class Training:
     def from_dict(cls, kept: Mapping[str, Any]) -> "Training":
         """Build it from what was kept."""
         return cls(kept["state"], pd.DataFrame(kept["history"]))
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How one network of the study comes to be."""
-
-    model: str
-    pruning_level: float
-    kind: str
-    seed: int = 0
-    criterion: str = "l1"
-
-    def __post_init__(self) -> None:
-        require_known(self.kind, allowed=RECIPES, what="recipe")
-        require_known(self.criterion, allowed=CRITERIA, what="criterion")
-        if (self.kind in PRUNED_RECIPES) != (self.pruning_level > 0):
-            raise ValueError(
-                f"recipe {self.kind!r} at pruning level {self.pruning_level}; "
-                "allowed: pretrained and baseline at level 0, the others above it"
-            )
-
-    @property
-    def parent(self) -> "Recipe | None":
-        """The network that this one is made from; None where it starts from first weights."""
-        parents = {"baseline": "pretrained", "one-shot": "baseline", "fine-tuned": "pretrained"}
-        if self.kind not in parents:
-            return None
-        return replace(self, pruning_level=0.0, kind=parents[self.kind], criterion="l1")
-
-    @property
-    def network(self) -> tuple[str, int, float]:
-        """Model, seed and pruning level, which candidates know their network by."""
-        return self.model, self.seed, self.pruning_level
-
-    @property
-    def name(self) -> str:
-        """What the network is, in a form that file names can hold."""
-        criterion = "" if self.criterion == "l1" else f"-{self.criterion}"
-        level = f"p{100 * self.pruning_level:g}{criterion}"
-        return f"{file_stem(self.model)}-{self.kind}-{level}-seed{self.seed}"
-
-    @property
-    def file_name(self) -> str:
-        """Where a run keeps this network's weights."""
-        return f"weights/{self.name}.pt"
-
-
-def pruned_recipes(
-    models: Iterable[str],
-    pruning_levels: Iterable[float],
-    seeds: Iterable[int],
-    *,
-    kinds: Sequence[str] = PRUNED_RECIPES,
-    criteria: Sequence[str] = ("l1",),
-) -> list[Recipe]:
-    """Every kind by every criterion at every level above zero, for every network and seed."""
-    levels = [level for level in pruning_levels if level > 0]
-    return [
-        Recipe(model, level, kind, seed, criterion)
-        for model in models
-        for seed in seeds
-        for level in levels
-        for criterion in criteria
-        for kind in kinds
-    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,9 +101,13 @@ class TrainingPlan:
             conv2_channels=self.conv2_channels,
             weights=weights,
         )
-        if weights is None and self.model != "small_cnn":
+        return (self.with_small_head(model) if weights is None else model).train()
+
+    def with_small_head(self, model: nn.Module) -> nn.Module:
+        """Draw new head weights near zero, in place; those of ``small_cnn`` are small enough."""
+        if self.model != "small_cnn":
             nn.init.normal_(last_layer(model.eval(), self.example).weight, std=HEAD_STD)
-        return model.train()
+        return model
 
     def architecture(self, pruning_level: float) -> nn.Module:
         """Build the network with as many channels as a level leaves; its weights mean nothing."""
@@ -211,10 +143,6 @@ class TrainingPlan:
         facts = (recipe, schedule, self.channel_multiple, self.train.digest, parent)
         return hashlib.sha256(repr((facts, _code_digest())).encode()).hexdigest()
 
-    def start_digest(self, seed: int, *, weights: str | None) -> str:
-        """SHA-256 over the network's source and its first weights."""
-        return network_digest(self.first_network(seed, weights=weights))
-
 
 def train_networks(
     recipes: Sequence[Recipe],
@@ -233,49 +161,41 @@ def train_networks(
     ValueError
         When a network cannot be built, takes other images, or cannot be pruned.
     """
-    parents = {recipe.parent for recipe in recipes if recipe.parent} - set(recipes)
-    known = train_networks([*parents], plans, store=store, executor=executor) if parents else {}
-    digests = _digests(recipes, plans)
-    found = {r: store.read(r.name, digest=digests[r]) for r in recipes}
-    for wave in _waves([recipe for recipe in recipes if found[recipe] is None]):
-        jobs = [(r, plans[r.model], _state(r.parent, found, known)) for r in wave]
-        done = run_as_completed(_train, jobs, executor=executor, desc="trainings")
-        for number, content in done:
-            found[wave[number]] = Training.from_dict(from_bytes(content))
-            store.write(wave[number].name, found[wave[number]], digest=digests[wave[number]])
-    return found
+    wanted = {own: None for recipe in recipes for own in _lineage(recipe)}
+    digests = _digests(wanted, plans)
+    found = {r: store.read(r.name, digest=digests[r]) for r in wanted}
+    missing = [recipe for recipe in wanted if found[recipe] is None]
+    while missing:
+        ready = [recipe for recipe in missing if recipe.parent not in missing]
+        jobs = [(r, plans[r.model], r.parent and found[r.parent].state) for r in ready]
+        for number, made in run_as_completed(_train, jobs, executor=executor, desc="trainings"):
+            recipe, training = ready[number], made["training"]
+            store.write(recipe.name, training, digest=digests[recipe])
+            found[recipe] = training
+        missing = [recipe for recipe in missing if recipe not in ready]
+    return {recipe: found[recipe] for recipe in recipes}
 
 
-def _digests(recipes: Sequence[Recipe], plans: Mapping[str, TrainingPlan]) -> dict[Recipe, str]:
+def _lineage(recipe: Recipe) -> list[Recipe]:
+    """List what a recipe is made from, the first of it first, and the recipe."""
+    return [*(_lineage(recipe.parent) if recipe.parent else []), recipe]
+
+
+def _digests(recipes: Iterable[Recipe], plans: Mapping[str, TrainingPlan]) -> dict[Recipe, str]:
     """Digest every recipe; the first weights of a network and seed are made once."""
-    starts: dict[tuple[str, int, str | None], str] = {}
-    digests = {}
-    for recipe in recipes:
-        plan = plans[recipe.model]
-        weights = None if recipe.kind == "scratch" else plan.weights
-        key = (recipe.model, recipe.seed, weights)
-        if key not in starts:
-            starts[key] = plan.start_digest(recipe.seed, weights=weights)
-        digests[recipe] = plan.digest(recipe, start=starts[key])
-    return digests
+
+    @cache
+    def start(model: str, seed: int, weights: str | None) -> str:
+        return network_digest(plans[model].first_network(seed, weights=weights))
+
+    weights = {r: None if r.kind == "scratch" else plans[r.model].weights for r in recipes}
+    return {
+        r: plans[r.model].digest(r, start=start(r.model, r.seed, own)) for r, own in weights.items()
+    }
 
 
-def _waves(recipes: Sequence[Recipe]) -> Iterable[list[Recipe]]:
-    """Split into groups that can be trained together, each after what it is made from."""
-    waiting = list(recipes)
-    while waiting:
-        ready = [recipe for recipe in waiting if recipe.parent not in waiting]
-        yield ready
-        waiting = [recipe for recipe in waiting if recipe not in ready]
-
-
-def _state(parent: Recipe | None, *known: Mapping[Recipe, Training]) -> dict[str, Tensor] | None:
-    made = [trainings[parent] for trainings in known if trainings.get(parent)]
-    return made[0].state if made else None
-
-
-def _train(recipe: Recipe, plan: TrainingPlan, parent: dict[str, Tensor] | None) -> bytes:
-    return to_bytes(train_recipe(recipe, plan, parent=parent).to_dict())
+def _train(recipe: Recipe, plan: TrainingPlan, parent: dict[str, Tensor] | None) -> ByValue:
+    return ByValue(training=train_recipe(recipe, plan, parent=parent))
 
 
 def train_recipe(
@@ -290,10 +210,12 @@ def train_recipe(
     arXiv:1810.05270). With ``epochs`` 0 the baseline is the first weights, as they are.
     """
     model = _start(recipe, plan, parent)
+    for norm in _norms(model):
+        norm.momentum = NORM_MOMENTUM
     set_deterministic(recipe.seed)
     unpruned = recipe.kind not in PRUNED_RECIPES
     trained = fit(
-        _quick_to_settle(model),
+        model,
         _loader(plan, recipe, model),
         epochs=plan.epochs(recipe.kind),
         learning_rate=plan.schedule.learning_rate,
@@ -309,22 +231,14 @@ def _start(recipe: Recipe, plan: TrainingPlan, parent: Mapping[str, Tensor] | No
     if recipe.kind == "pretrained":
         return plan.first_network(recipe.seed, weights=plan.weights)
     if recipe.kind == "scratch":
-        return _reinitialized(plan.architecture(recipe.pruning_level), plan, seed=recipe.seed)
+        fresh = reinitialized(plan.architecture(recipe.pruning_level), seed=recipe.seed)
+        return plan.with_small_head(fresh)
     model = plan.first_network(recipe.seed)
     model.load_state_dict(parent)
     if recipe.kind == "baseline":
         return model
     options = {"criterion": recipe.criterion, "seed": recipe.seed}
-    loader = _loader(plan, recipe, model)
-    return plan.pruned(model, recipe.pruning_level, loader=loader, **options)
-
-
-def _reinitialized(model: nn.Module, plan: TrainingPlan, *, seed: int) -> nn.Module:
-    """Give an architecture new random weights."""
-    fresh = reinitialized(model, seed=seed)
-    if plan.model != "small_cnn":
-        nn.init.normal_(last_layer(fresh.eval(), plan.example).weight, std=HEAD_STD)
-    return fresh
+    return plan.pruned(model, recipe.pruning_level, loader=_loader(plan, recipe, model), **options)
 
 
 def reinitialized(model: nn.Module, *, seed: int) -> nn.Module:
@@ -343,23 +257,17 @@ def _loader(plan: TrainingPlan, recipe: Recipe, model: nn.Module) -> Any:
     A last batch that is not full would leave BatchNorm on the statistics of a few images.
     """
     batch = plan.schedule.batch_size
-    normalized = any(isinstance(module, _BATCH_NORM) for module in model.modules())
-    whole = normalized and len(plan.train) >= batch
+    whole = bool(_norms(model)) and len(plan.train) >= batch
     return plan.train.loader(batch, shuffle=True, seed=recipe.seed, drop_last=whole)
 
 
-def _quick_to_settle(model: nn.Module) -> nn.Module:
-    quick = copy.deepcopy(model)
-    for module in quick.modules():
-        if isinstance(module, _BATCH_NORM):
-            module.momentum = NORM_MOMENTUM
-    return quick
+def _norms(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, _BATCH_NORM)]
 
 
 def _code_digest() -> str:
     """SHA-256 over the code that trains and prunes, and the versions of what it uses."""
     modules = (training, pruning, sys.modules[__name__])
-    seen = hashlib.sha256(repr((torch.__version__, torch_pruning.__version__)).encode())
-    for module in modules:
-        seen.update(inspect.getsource(module).encode())
-    return seen.hexdigest()
+    sources = [inspect.getsource(module) for module in modules]
+    facts = (torch.__version__, torch_pruning.__version__, sources)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()

@@ -6,9 +6,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "ceilings": ["configure_ceilings", "measure_ceilings"],
-        "devices": ["estimate_on_devices", "load_devices", "over_bound"],
-        "operators": ["operator_table"],
-        "roofline": ["count_layers", "measure_networks", "place_on_roofline", "profile_candidates"],
+        "devices": ["estimate_on_devices", "load_devices"],
+        "layers": ["count_layers", "measure_networks"],
+        "profiles": ["operator_table", "profile_candidates"],
+        "roofline": ["place_on_roofline"],
         "tradeoffs": ["precision_tradeoff_table"],
     },
 )

@@ -1,7 +1,8 @@
 """What this machine can do at best: multiply-accumulate rates and copy bandwidths."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -11,39 +12,30 @@ import torch
 from torch.nn import functional
 from torch.utils.benchmark import Timer
 
-from edgeopt.schema import require_known
+from edgeopt.runtimes import session_options
 
-CEILING_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 FLOAT_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MATRIX_SIZES = (256, 512, 1024)
 CONV_SIDE = 28  # pixels
+SECONDS = 0.1  # of timing each layer and copy
 SLOW_CALL_S = 0.05
 DRAM_BUFFER_BYTES = 64 * 2**20
 COLUMNS = ("name", "precision", "value", "unit", "kind", "how")
 
 
-def measure_ceilings(
-    *,
-    precisions: Iterable[str] = CEILING_PRECISIONS,
-    threads: int = 1,
-    cache_bytes: int | None = None,
-    seconds: float = 0.1,
-) -> pd.DataFrame:
+def measure_ceilings(*, threads: int = 1, cache_bytes: int | None = None) -> pd.DataFrame:
     """Measure the best rate of large layers per precision and the best copy bandwidth.
 
     Rows: ``compute`` (GMAC/s) per precision, ``memory`` (GB/s, buffers of 64 MiB each) and, where
     ``cache_bytes`` (of the last private level, usually L2) is given, ``cache`` (GB/s, source and
     target together half of it). A copied byte is read once and written once and counts twice, as
     in STREAM (https://www.cs.virginia.edu/stream/ref.html). Each value is the best of all timings
-    taken in about ``seconds``: a ceiling is what was reached, not what is usual.
+    taken in about 0.1 s: a ceiling is what was reached, not what is usual.
     """
-    rows = []
-    for precision in precisions:
-        require_known(precision, allowed=CEILING_PRECISIONS, what="ceiling precision")
-        rows.append(_compute_row(precision, threads=threads, seconds=seconds))
-    rows.append(_copy_row("memory", DRAM_BUFFER_BYTES, threads=threads, seconds=seconds))
+    rows = [_compute_row(precision, threads=threads) for precision in (*FLOAT_TYPES, "int8")]
+    rows.append(_copy_row("memory", DRAM_BUFFER_BYTES, threads=threads))
     if cache_bytes is not None:
-        rows.append(_copy_row("cache", cache_bytes // 4, threads=threads, seconds=seconds))
+        rows.append(_copy_row("cache", cache_bytes // 4, threads=threads))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -51,47 +43,30 @@ def configure_ceilings(
     ceilings: pd.DataFrame,
     *,
     memory_bandwidth_gbps: float | None = None,
-    peak_compute_gmacs: float | Mapping[str, float] | None = None,
+    peak_compute_gmacs: float | None = None,
 ) -> pd.DataFrame:
     """Put configured ceilings in the place of measured ones, labelled ``kind='configured'``.
 
-    A single ``peak_compute_gmacs`` holds for every precision listed. A configured bandwidth
-    stands for every memory level, so a ``cache`` row goes.
+    ``peak_compute_gmacs`` holds for every precision listed. A configured bandwidth stands for
+    every memory level, so a ``cache`` row goes.
     """
     result = ceilings.copy()
     if memory_bandwidth_gbps is not None:
-        result = result[result["name"] != "cache"]
-        rows = result["name"] == "memory"
-        result = _override(result, rows, memory_bandwidth_gbps, what="memory_bandwidth_gbps")
+        result = result[result["name"] != "cache"].reset_index(drop=True)
+        _override(result, "memory", memory_bandwidth_gbps, what="memory_bandwidth_gbps")
     if peak_compute_gmacs is not None:
-        compute = result.loc[result["name"] == "compute", "precision"]
-        given = peak_compute_gmacs
-        peaks = given if isinstance(given, Mapping) else dict.fromkeys(compute, given)
-        for precision, value in peaks.items():
-            require_known(precision, allowed=tuple(compute), what="ceiling precision")
-            rows = (result["name"] == "compute") & (result["precision"] == precision)
-            result = _override(result, rows, value, what="peak_compute_gmacs")
-    return result.reset_index(drop=True)
+        _override(result, "compute", peak_compute_gmacs, what="peak_compute_gmacs")
+    return result
 
 
-def _override(frame: pd.DataFrame, rows: pd.Series, value: float, *, what: str) -> pd.DataFrame:
+def _override(ceilings: pd.DataFrame, name: str, value: float, *, what: str) -> None:
     if not value > 0:
         raise ValueError(f"{what} is {value!r}; it must be above 0")
-    changes = {"value": float(value), "kind": "configured", "how": what}
-    return frame.assign(**{key: frame[key].mask(rows, new) for key, new in changes.items()})
+    columns = ["value", "kind", "how"]
+    ceilings.loc[ceilings["name"] == name, columns] = [float(value), "configured", what]
 
 
-def _compute_row(precision: str, *, threads: int, seconds: float) -> dict[str, object]:
-    is_int8 = precision == "int8"
-    kernels = _int8_kernels(threads) if is_int8 else _float_kernels(precision, threads)
-    rates = [(rate, how) for kernel in kernels for rate, how in _rates(kernel, threads, seconds)]
-    value, how = max(rates)
-    how = f"{how}, {threads} thread(s), best"
-    return _row("compute", precision, value, "GMAC/s", how)
-
-
-@dataclass(frozen=True)
-class _Work:
+class _Work(NamedTuple):
     """A call that does so many multiply-accumulates, and what it is in words."""
 
     call: Callable[[], object]
@@ -99,59 +74,65 @@ class _Work:
     words: str
 
 
-Kernel = Callable[[int], _Work]
+def _compute_row(precision: str, *, threads: int) -> tuple[str, str, float, str, str, str]:
+    kernels = _kernels(precision, threads=threads)
+    value, how = max(rate for kernel in kernels for rate in _rates(kernel, threads=threads))
+    how = f"{how}, {threads} thread(s), best"
+    return "compute", precision, value, "GMAC/s", "measured", how
 
 
-def _rates(kernel: Kernel, threads: int, seconds: float) -> Iterator[tuple[float, str]]:
+def _kernels(precision: str, *, threads: int) -> list[Callable[[int], _Work]]:
+    """Layers by size; torch's library may not use all that the CPU has, so there is a second."""
+    if precision == "int8":
+        return [_torch_int8, partial(_onnxruntime_int8, threads=threads)]
+    kernels = [partial(layer, FLOAT_TYPES[precision]) for layer in (_linear, _convolution)]
+    second = [partial(_onnxruntime_fp32, threads=threads)] if precision == "fp32" else []
+    return [*kernels, *second]
+
+
+def _rates(kernel: Callable[[int], _Work], *, threads: int) -> Iterator[tuple[float, str]]:
     """Rate per matrix size, growing until a call is slow: emulated types take seconds at 1024."""
     for size in MATRIX_SIZES:
         work = kernel(size)
-        best = _best_seconds(work.call, threads=threads, seconds=seconds)
+        best = _best_seconds(work.call, threads=threads)
         yield work.macs / best / 1e9, work.words
         if best > SLOW_CALL_S:
             return
 
 
-def _float_kernels(precision: str, threads: int) -> list[Kernel]:
-    dtype = FLOAT_TYPES[precision]
-
-    def linear(size: int) -> _Work:
-        left, right = (torch.rand(size, size).to(dtype) for _ in range(2))
-        words = f"torch linear {size}x{size}"
-        return _Work(lambda: functional.linear(left, right), size**3, words)
-
-    def convolution(size: int) -> _Work:
-        width, last = size // 4, torch.channels_last
-        images = torch.rand(1, width, CONV_SIDE, CONV_SIDE).to(dtype, memory_format=last)
-        weights = torch.rand(width, width, 3, 3).to(dtype, memory_format=last)
-        macs = 9 * width**2 * CONV_SIDE**2
-        words = f"torch conv2d 3x3, {width} channels, {CONV_SIDE}x{CONV_SIDE}"
-        return _Work(lambda: functional.conv2d(images, weights, padding=1), macs, words)
-
-    def onnxruntime_matmul(size: int) -> _Work:
-        left, right = np.random.default_rng(0).random((2, size, size), dtype=np.float32)
-        call = _onnxruntime_matmul("MatMul", left, right, threads=threads)
-        return _Work(call, size**3, f"onnxruntime MatMul {size}x{size}")
-
-    kernels: list[Kernel] = [linear, convolution]
-    # torch's library may not use all that the CPU has, so a second one has its say.
-    return [*kernels, onnxruntime_matmul] if precision == "fp32" else kernels
+def _linear(dtype: torch.dtype, size: int) -> _Work:
+    left, right = (torch.rand(size, size).to(dtype) for _ in range(2))
+    words = f"torch linear {size}x{size}"
+    return _Work(lambda: functional.linear(left, right), size**3, words)
 
 
-def _int8_kernels(threads: int) -> list[Kernel]:
-    def torch_matmul(size: int) -> _Work:
-        left, right = (torch.randint(-128, 128, (size, size), dtype=torch.int8) for _ in "ab")
-        words = f"torch._int_mm (S8S8) {size}x{size}"
-        return _Work(lambda: torch._int_mm(left, right), size**3, words)
+def _convolution(dtype: torch.dtype, size: int) -> _Work:
+    width, last = size // 4, torch.channels_last
+    images = torch.rand(1, width, CONV_SIDE, CONV_SIDE).to(dtype, memory_format=last)
+    weights = torch.rand(width, width, 3, 3).to(dtype, memory_format=last)
+    macs = 9 * width**2 * CONV_SIDE**2
+    words = f"torch conv2d 3x3, {width} channels, {CONV_SIDE}x{CONV_SIDE}"
+    return _Work(lambda: functional.conv2d(images, weights, padding=1), macs, words)
 
-    def onnxruntime_matmul(size: int) -> _Work:
-        rng = np.random.default_rng(0)
-        left = rng.integers(0, 256, (size, size), dtype=np.uint8)
-        right = rng.integers(-127, 128, (size, size), dtype=np.int8)
-        call = _onnxruntime_matmul("MatMulInteger", left, right, threads=threads)
-        return _Work(call, size**3, f"onnxruntime MatMulInteger (U8S8) {size}x{size}")
 
-    return [torch_matmul, onnxruntime_matmul]
+def _torch_int8(size: int) -> _Work:
+    left, right = (torch.randint(-128, 128, (size, size), dtype=torch.int8) for _ in range(2))
+    words = f"torch._int_mm (S8S8) {size}x{size}"
+    return _Work(lambda: torch._int_mm(left, right), size**3, words)
+
+
+def _onnxruntime_fp32(size: int, *, threads: int) -> _Work:
+    left, right = np.random.default_rng(0).random((2, size, size), dtype=np.float32)
+    call = _onnxruntime_matmul("MatMul", left, right, threads=threads)
+    return _Work(call, size**3, f"onnxruntime MatMul {size}x{size}")
+
+
+def _onnxruntime_int8(size: int, *, threads: int) -> _Work:
+    rng = np.random.default_rng(0)
+    left = rng.integers(0, 256, (size, size), dtype=np.uint8)
+    right = rng.integers(-127, 128, (size, size), dtype=np.int8)
+    call = _onnxruntime_matmul("MatMulInteger", left, right, threads=threads)
+    return _Work(call, size**3, f"onnxruntime MatMulInteger (U8S8) {size}x{size}")
 
 
 def _onnxruntime_matmul(
@@ -168,26 +149,24 @@ def _onnxruntime_matmul(
     )
     opsets = [onnx.helper.make_opsetid("", 17)]
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        model.SerializeToString(),
+        session_options(threads=threads),
+        providers=["CPUExecutionProvider"],
     )
     return lambda: session.run(None, {"a": left})
 
 
-def _copy_row(name: str, buffer_bytes: int, *, threads: int, seconds: float) -> dict[str, object]:
+def _copy_row(
+    name: str, buffer_bytes: int, *, threads: int
+) -> tuple[str, str, float, str, str, str]:
     source = torch.ones(buffer_bytes, dtype=torch.uint8)
     target = torch.empty_like(source)
-    best = _best_seconds(lambda: target.copy_(source), threads=threads, seconds=seconds)
+    best = _best_seconds(lambda: target.copy_(source), threads=threads)
     how = f"torch copy of {buffer_bytes:,} bytes, read + write, {threads} thread(s), best"
-    return _row(name, "", 2 * buffer_bytes / best / 1e9, "GB/s", how)
+    return name, "", 2 * buffer_bytes / best / 1e9, "GB/s", "measured", how
 
 
-def _best_seconds(call: Callable[[], object], *, threads: int, seconds: float) -> float:
+def _best_seconds(call: Callable[[], object], *, threads: int) -> float:
     timer = Timer("call()", globals={"call": call}, num_threads=threads)
-    return min(timer.blocked_autorange(min_run_time=seconds).times)
-
-
-def _row(name: str, precision: str, value: float, unit: str, how: str) -> dict[str, object]:
-    return dict(zip(COLUMNS, (name, precision, value, unit, "measured", how), strict=True))
+    return min(timer.blocked_autorange(min_run_time=SECONDS).times)

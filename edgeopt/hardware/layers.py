@@ -1,8 +1,8 @@
-"""Where the bytes, multiply-accumulates and time of a model go, layer by layer."""
+"""Where the bytes, multiply-accumulates and time of networks go, layer by layer."""
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
 import numpy as np
@@ -11,12 +11,43 @@ import torch
 from torch import Tensor, nn
 from torch.utils.benchmark.utils.common import set_torch_threads
 
-from edgeopt.schema import PRECISIONS, require_known
+from edgeopt.schema import PRECISIONS, Precision, require_known
 
-# Runtimes fuse, rename and reorder nearly everything but the layers that multiply.
-MULTIPLYING = r"(?i)^\w*(?:conv(?!ert)|gemm|matmul|fully ?connected)"
 # Layers that compute and move nothing at inference.
 PASSIVE = ("Dropout", "Flatten", "Identity", "StochasticDepth")
+PASSES, WARMUP_PASSES = 100, 10
+
+
+def count_layers(
+    networks: Mapping[str, nn.Module], *, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Count the layers of every network, and say why one cannot be counted.
+
+    Returns :func:`layerwise_breakdown` of each with its ``model`` as first column, and the reasons
+    by model.
+    """
+    tables, reasons = {}, {}
+    for model, network in networks.items():
+        try:
+            tables[model] = layerwise_breakdown(network, input_shape=shapes[model])
+        except ValueError as error:
+            reasons[model] = str(error)
+    columns = ["layer", "kind", "output_shape", "parameters", "macs", "arithmetic_intensity"]
+    return _stacked(tables, columns=columns), reasons
+
+
+def measure_networks(
+    models: Iterable[str],
+    networks: Mapping[str, nn.Module],
+    *,
+    shapes: Mapping[str, tuple[int, ...]],
+    threads: int = 1,
+) -> pd.DataFrame:
+    """Time the layers of the named networks in eager torch: :func:`measure_layers` of each."""
+    tables = {
+        m: measure_layers(networks[m], input_shape=shapes[m], threads=threads) for m in models
+    }
+    return _stacked(tables, columns=["layer", "macs", "measured_ms", "measured_share"])
 
 
 def layerwise_breakdown(
@@ -43,71 +74,44 @@ def layerwise_breakdown(
     _require_countable(probe)
     rows: list[dict[str, object]] = []
     for name, module in _leaves(probe):
-        module.register_forward_hook(partial(_record, rows, name, precision))
+        module.register_forward_hook(partial(_record, rows, name, PRECISIONS[precision]))
     with torch.inference_mode():
         probe(torch.zeros(input_shape))
     table = pd.DataFrame(rows)
+    calls = table.groupby("layer").cumcount() + 1
     moved = table["parameter_bytes"] + table["activation_bytes"]
-    return table.assign(layer=_unique(table["layer"]), arithmetic_intensity=table["macs"] / moved)
-
-
-def measure_layers(
-    model: nn.Module,
-    *,
-    input_shape: tuple[int, ...],
-    repeats: int = 100,
-    warmup: int = 10,
-    threads: int = 1,
-) -> pd.DataFrame:
-    """Time each leaf module in eager torch and join it to `layerwise_breakdown`'s estimate.
-
-    Adds ``measured_ms`` (median over ``repeats`` whole passes, so that drift hits all layers
-    alike), ``measured_share`` and ``hook_overhead_ms``: the same hooks' reading on a module that
-    does nothing. That overhead is contained in ``measured_ms`` and not subtracted.
-    """
-    if repeats < 1 or warmup < 0:
-        raise ValueError(f"repeats={repeats}, warmup={warmup}; allowed: repeats >= 1, warmup >= 0")
-    estimate = layerwise_breakdown(model, input_shape=input_shape)
-    probe = copy.deepcopy(model).eval()
-    modules = [module for _, module in _leaves(probe)]
-    idle = nn.Identity()
-    batch = torch.rand(input_shape, generator=torch.Generator().manual_seed(0))
-    with set_torch_threads(threads), torch.inference_mode():
-        elapsed = _time_passes(modules, partial(probe, batch), repeats=repeats, warmup=warmup)
-        overhead = _time_passes([idle], partial(idle, batch), repeats=repeats, warmup=warmup)
-    measured = np.median(elapsed, axis=0)
-    return estimate.assign(
-        measured_ms=measured,
-        measured_share=measured / measured.sum(),
-        hook_overhead_ms=float(np.median(overhead)),
+    return table.assign(
+        layer=table["layer"].where(calls == 1, table["layer"] + "#" + calls.astype(str)),
+        arithmetic_intensity=table["macs"] / moved,
     )
 
 
-def join_profile(breakdown: pd.DataFrame, profile: pd.DataFrame) -> pd.DataFrame:
-    """Put the profiled time of each multiplying layer beside its estimate, matched by order.
+def measure_layers(
+    model: nn.Module, *, input_shape: tuple[int, ...], threads: int = 1
+) -> pd.DataFrame:
+    """Time each leaf module in eager torch and join it to `layerwise_breakdown`'s estimate.
 
-    ``breakdown`` (:func:`layerwise_breakdown`) keeps its rows that have MACs and gets
-    runtime_layer, op, measured_ms, share and macs_share. A last row ``everything else`` holds the
-    other operators' time (and no MACs).
-
-    Raises
-    ------
-    ValueError
-        When the runtime ran another number of multiplying layers than the model has, because then
-        the order matches nothing.
+    Adds ``measured_ms`` (median over 100 whole passes, so that drift hits all layers alike),
+    ``measured_share`` and ``hook_overhead_ms``: the same hooks' reading on a module that does
+    nothing. That overhead is contained in ``measured_ms`` and not subtracted.
     """
-    layers = breakdown[breakdown["macs"] > 0].reset_index(drop=True)
-    multiplying = profile["op"].str.contains(MULTIPLYING)
-    timed = profile[multiplying].rename(columns={"layer": "runtime_layer"}).reset_index(drop=True)
-    if len(layers) != len(timed):
-        raise ValueError(
-            f"{len(timed)} multiplying operators were profiled ({', '.join(timed['op'].unique())}) "
-            f"but the model has {len(layers)} layers with MACs; they cannot be matched"
-        )
-    rest = profile.loc[~multiplying, ["measured_ms", "share"]].sum()
-    other = pd.DataFrame([{"layer": "everything else", "op": "", "macs": 0, **rest}])
-    joined = pd.concat([layers.join(timed), other], ignore_index=True)
-    return joined.assign(macs_share=joined["macs"] / joined["macs"].sum())
+    estimate = layerwise_breakdown(model, input_shape=input_shape)
+    probe, idle = copy.deepcopy(model).eval(), nn.Identity()
+    modules = [module for _, module in _leaves(probe)]
+    batch = torch.rand(input_shape, generator=torch.Generator().manual_seed(0))
+    with set_torch_threads(threads), torch.inference_mode():
+        measured = _median_ms(modules, partial(probe, batch))
+        [overhead] = _median_ms([idle], partial(idle, batch))
+    return estimate.assign(
+        measured_ms=measured, measured_share=measured / measured.sum(), hook_overhead_ms=overhead
+    )
+
+
+def _stacked(tables: Mapping[str, pd.DataFrame], *, columns: list[str]) -> pd.DataFrame:
+    """Put the tables of networks below one another, ``model`` first; ``columns`` if none."""
+    if not tables:
+        return pd.DataFrame(columns=["model", *columns])
+    return pd.concat(tables, names=["model", None]).reset_index("model").reset_index(drop=True)
 
 
 def _leaves(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -128,18 +132,17 @@ def _require_countable(model: nn.Module) -> None:
 def _record(
     rows: list[dict[str, object]],
     name: str,
-    precision: str,
+    size: Precision,
     module: nn.Module,
     inputs: tuple[Tensor, ...],
     output: Tensor,
 ) -> None:
-    size = PRECISIONS[precision]
-    weight_bytes, activation_bytes = size.weight_bytes, size.activation_bytes
-    vector_bytes = 4 if weight_bytes == 1 else weight_bytes
+    vector_bytes = 4 if size.weight_bytes == 1 else size.weight_bytes
     parameters = list(module.parameters())
-    read = activation_bytes * sum(tensor.numel() for tensor in inputs)
-    written = activation_bytes * output.numel()
-    sizes = (p.numel() * (weight_bytes if p.dim() > 1 else vector_bytes) for p in parameters)
+    sizes = (p.numel() * (size.weight_bytes if p.dim() > 1 else vector_bytes) for p in parameters)
+    read = size.activation_bytes * sum(tensor.numel() for tensor in inputs)
+    written = size.activation_bytes * output.numel()
+    multiplies = isinstance(module, nn.Conv2d | nn.Linear)
     rows.append(
         {
             "layer": name,
@@ -150,7 +153,7 @@ def _record(
             "input_activation_bytes": read,
             "output_activation_bytes": written,
             "activation_bytes": read + written,
-            "macs": _macs(module, output),
+            "macs": output.numel() * module.weight[0].numel() if multiplies else 0,
         }
     )
 
@@ -163,22 +166,8 @@ def _kind(module: nn.Module) -> str:
     return name
 
 
-def _macs(module: nn.Module, output: Tensor) -> int:
-    if isinstance(module, nn.Conv2d):
-        taps = module.in_channels // module.groups * module.kernel_size[0] * module.kernel_size[1]
-        return output.numel() * taps
-    return output.numel() * module.in_features if isinstance(module, nn.Linear) else 0
-
-
-def _unique(names: pd.Series) -> pd.Series:
-    calls = names.groupby(names).cumcount() + 1
-    return names.where(calls == 1, names + "#" + calls.astype(str))
-
-
-def _time_passes(
-    modules: list[nn.Module], run: Callable[[], object], *, repeats: int, warmup: int
-) -> np.ndarray:
-    """Milliseconds of each module call in each pass: ``[repeats, calls]``."""
+def _median_ms(modules: list[nn.Module], run: Callable[[], object]) -> np.ndarray:
+    """Milliseconds [calls] of each module call in one pass, the median over the passes."""
     start = 0
     calls: list[int] = []
 
@@ -192,6 +181,7 @@ def _time_passes(
     for module in modules:
         module.register_forward_pre_hook(begin)
         module.register_forward_hook(end)
-    for _ in range(warmup + repeats):
+    passes = WARMUP_PASSES + PASSES
+    for _ in range(passes):
         run()
-    return np.reshape(calls, (warmup + repeats, -1))[warmup:] / 1e6
+    return np.median(np.reshape(calls, (passes, -1))[WARMUP_PASSES:], axis=0) / 1e6

@@ -9,22 +9,17 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "conditions": ["disturbance"],
         "counters": ["read_counters"],
         "energy": [
-            "POWERCAP_ROOT",
             "energy_model_j",
             "energy_proxy_j",
             "measured_energy_j",
             "measured_energy_unavailable",
         ],
         "latency": [
-            "check_samples",
             "latency_ratios",
             "latency_statistics",
-            "relative_latency",
             "resampled_medians",
-            "round_weights",
         ],
         "quality": [
-            "agreement",
             "confusion_table",
             "per_class_table",
             "quality_row",

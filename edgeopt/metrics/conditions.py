@@ -18,7 +18,7 @@ BUSY_CORES = 0.25  # cores that other processes used, on average
 BUSY_STEAL = 0.02  # share of the machine's time that the hypervisor gave to others
 
 
-def reference_kernel_ms(*, calls: int = REFERENCE_CALLS) -> float:
+def reference_kernel_ms() -> float:
     """Median time of a fixed amount of single-threaded arithmetic, to compare machines by.
 
     One call multiplies two float32 matrices of 96x96 by NumPy's own loops, which no BLAS library
@@ -27,7 +27,7 @@ def reference_kernel_ms(*, calls: int = REFERENCE_CALLS) -> float:
     shape = (2, REFERENCE_SIDE, REFERENCE_SIDE)
     left, right = np.random.default_rng(0).random(shape, dtype=np.float32)
     times = []
-    for _ in range(calls):
+    for _ in range(REFERENCE_CALLS):
         start = time.perf_counter_ns()
         np.einsum("ij,kj->ik", left, right)
         times.append(time.perf_counter_ns() - start)
@@ -37,9 +37,8 @@ def reference_kernel_ms(*, calls: int = REFERENCE_CALLS) -> float:
 class Watch:
     """Reads, round by round, how fast the machine was and how much of it went to others."""
 
-    def __init__(self, *, proc_stat: Path = PROC_STAT) -> None:
-        self._path = proc_stat
-        self._before = self._read()
+    def __init__(self) -> None:
+        self._before = _read()
 
     def lap(self) -> dict[str, float]:
         """Describe the time since the last lap.
@@ -48,10 +47,9 @@ class Watch:
         used by other processes; ``steal_share``, of the time that a hypervisor gave to other
         machines; ``load_1min``. NaN where the system does not tell.
         """
-        reference = reference_kernel_ms()
-        now, before = self._read(), self._before
-        self._before = now
-        seconds, own, busy, steal, total = (b - a for a, b in zip(before, now, strict=True))
+        reference, before = reference_kernel_ms(), self._before
+        self._before = _read()
+        seconds, own, busy, steal, total = np.subtract(self._before, before)
         return {
             "seconds": seconds,
             "reference_ms": reference,
@@ -60,26 +58,22 @@ class Watch:
             "load_1min": os.getloadavg()[0],
         }
 
-    def _read(self) -> tuple[float, ...]:
-        """Clock, own CPU time, and the machine's busy, stolen and total time, in seconds."""
-        clock, own = time.perf_counter(), time.process_time()
-        if not self._path.exists():
-            return clock, own, np.nan, np.nan, np.nan
-        words = self._path.read_text().split("\n", 1)[0].split()[1:9]
-        ticks = np.array(words, dtype=float) / os.sysconf("SC_CLK_TCK")
-        user, nice, system, idle, waiting, irq, softirq, steal = ticks
-        busy = user + nice + system + irq + softirq
-        return clock, own, busy, steal, busy + steal + idle + waiting
 
-
-def slowed_rounds(conditions: pd.DataFrame) -> pd.Series:
-    """How much longer than in a quiet round the reference kernel took: a ratio per round."""
-    return conditions["reference_ms"] / conditions["reference_ms"].quantile(0.25)
+def _read() -> tuple[float, ...]:
+    """Clock, own CPU time, and the machine's busy, stolen and total time, in seconds."""
+    clock, own = time.perf_counter(), time.process_time()
+    if not PROC_STAT.exists():
+        return clock, own, np.nan, np.nan, np.nan
+    words = PROC_STAT.read_text().split("\n", 1)[0].split()[1:9]
+    ticks = np.array(words, dtype=float) / os.sysconf("SC_CLK_TCK")
+    user, nice, system, idle, waiting, irq, softirq, steal = ticks
+    busy = user + nice + system + irq + softirq
+    return clock, own, busy, steal, busy + steal + idle + waiting
 
 
 def disturbance(conditions: pd.DataFrame) -> str:
     """Say in one sentence that the machine was busy and by how much; empty when it was quiet."""
-    slowdown = slowed_rounds(conditions)
+    slowdown = conditions["reference_ms"] / conditions["reference_ms"].quantile(0.25)
     slow = slowdown[slowdown > SLOWED]
     other, steal = conditions["other_cores"].mean(), conditions["steal_share"].mean()
     said = []

@@ -5,11 +5,14 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 
 import pandas as pd
+
+from edgeopt.system import RuntimeUnavailable
 
 EVENTS = (
     "cycles",
@@ -20,17 +23,10 @@ EVENTS = (
     "task-clock",
 )
 COLUMNS = ("event", "value", "unit", "running_share", "status")
-MEASURED = "measured"
 
 
-class CountersUnavailableError(RuntimeError):
-    """Perf is missing or not allowed to count here."""
-
-
-def read_counters(
-    work: Sequence[str] | Callable[[], object], *, events: Sequence[str] = EVENTS
-) -> pd.DataFrame:
-    """Count ``events`` while a command runs, or while ``work()`` runs in this process.
+def read_counters(work: Callable[[], object]) -> pd.DataFrame:
+    """Count the events of the CPU while ``work()`` runs in this process.
 
     Columns: event, value, unit, running_share (below 1 where perf took turns between events and
     scaled the value up), status. A counter that the host does not give has value NaN and a status
@@ -38,13 +34,11 @@ def read_counters(
 
     Source: https://man7.org/linux/man-pages/man1/perf-stat.1.html (CSV format)
     """
-    if not events:
-        raise ValueError("events is empty; name at least one, e.g. 'cycles'")
     try:
-        text = _count_calls(work, events) if callable(work) else _count_command(work, events)
-    except CountersUnavailableError as reason:
-        return _all_unavailable(events, str(reason))
-    return parse_perf_stat(text)
+        return parse_perf_stat(_count(work))
+    except RuntimeUnavailable as reason:
+        rows = [(event, float("nan"), "", 0.0, f"unavailable: {reason}") for event in EVENTS]
+        return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def parse_perf_stat(text: str) -> pd.DataFrame:
@@ -61,94 +55,51 @@ def _parse_line(line: str) -> tuple[str, float, str, float, str]:
     if value.startswith("<"):
         reason = f"unavailable: perf says {value} for {event} on this host"
         return event, float("nan"), unit, 0.0, reason
-    return event, float(value), unit, float(percent) / 100, MEASURED
+    return event, float(value), unit, float(percent) / 100, "measured"
 
 
-def _all_unavailable(events: Sequence[str], reason: str) -> pd.DataFrame:
-    rows = [(event, float("nan"), "", 0.0, f"unavailable: {reason}") for event in events]
-    return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def _perf(events: Sequence[str], output: Path, *options: str) -> list[str]:
-    program = shutil.which("perf")
-    if program is None:
-        raise CountersUnavailableError("perf is not installed (Debian: linux-perf)")
-    return [program, "stat", "-x,", "-o", str(output), "-e", ",".join(events), *options]
-
-
-def _count_command(command: Sequence[str], events: Sequence[str]) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder, "perf.csv")
-        line = [*_perf(events, output, "--"), *command]
-        done = subprocess.run(line, capture_output=True, text=True, env=_plain_locale())
-        text = _read_counts(output, error=done.stderr)
-    if done.returncode:
-        raise RuntimeError(f"{list(command)} failed under perf ({done.returncode}): {done.stderr}")
-    return text
-
-
-def _count_calls(work: Callable[[], object], events: Sequence[str]) -> str:
+def _count(work: Callable[[], object]) -> str:
     """Attach perf to this process with counting off, switch it on around the work only."""
     with tempfile.TemporaryDirectory() as folder, _pipe() as control, _pipe() as acknowledge:
         output = Path(folder, "perf.csv")
-        descriptors = f"fd:{control.reader},{acknowledge.writer}"
-        options = ("-D", "-1", "--control", descriptors, "-p", str(os.getpid()))
-        perf = subprocess.Popen(
-            _perf(events, output, *options),
-            pass_fds=(control.reader, acknowledge.writer),
-            stderr=subprocess.PIPE,
-            text=True,
-            env=_plain_locale(),
-        )
-        acknowledge.close_writer()
+        perf = _attach_perf(output, ends=(control[0].fileno(), acknowledge[1].fileno()))
+        acknowledge[1].close()  # so that reading ends when perf does
         try:
-            if _order(control, acknowledge, "enable"):
+            if _order(control[1], acknowledge[0], b"enable\n"):
                 work()
-                _order(control, acknowledge, "disable")
+                _order(control[1], acknowledge[0], b"disable\n")
         finally:
             perf.send_signal(signal.SIGINT)
             _, error = perf.communicate()
-        return _read_counts(output, error=error)
-
-
-def _read_counts(output: Path, *, error: str) -> str:
-    text = output.read_text() if output.exists() else ""
+        text = output.read_text() if output.exists() else ""
     if all(line.startswith("#") for line in text.split("\n") if line.strip()):
-        raise CountersUnavailableError(" ".join(error.split()) or "perf wrote no counts")
+        raise RuntimeUnavailable(" ".join(error.split()) or "perf wrote no counts")
     return text
 
 
-def _plain_locale() -> dict[str, str]:
-    """Environment in which perf writes a decimal point, whatever the user's language."""
-    return {**os.environ, "LC_ALL": "C"}
-
-
-class _Pipe:
-    """Two ends of a pipe, each closed once."""
-
-    def __init__(self) -> None:
-        self.reader, self.writer = os.pipe()
-        self._open = {self.reader, self.writer}
-
-    def close_writer(self) -> None:
-        os.close(self.writer)
-        self._open.discard(self.writer)
-
-    def close(self) -> None:
-        for descriptor in self._open:
-            os.close(descriptor)
+def _attach_perf(output: Path, *, ends: tuple[int, int]) -> subprocess.Popen[str]:
+    program = shutil.which("perf")
+    if program is None:
+        raise RuntimeUnavailable("perf is not installed (Debian: linux-perf)")
+    counted = ["-x,", "-o", str(output), "-e", ",".join(EVENTS), "-p", str(os.getpid())]
+    return subprocess.Popen(
+        [program, "stat", *counted, "-D", "-1", "--control", "fd:{},{}".format(*ends)],
+        pass_fds=ends,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "LC_ALL": "C"},  # a decimal point, whatever the user's language
+    )
 
 
 @contextmanager
-def _pipe() -> Iterator[_Pipe]:
-    pipe = _Pipe()
-    try:
-        yield pipe
-    finally:
-        pipe.close()
+def _pipe() -> Iterator[tuple[FileIO, FileIO]]:
+    """Open a pipe for the block: its reading and its writing end."""
+    reader, writer = os.pipe()
+    with open(reader, "rb", buffering=0) as reading, open(writer, "wb", buffering=0) as writing:
+        yield reading, writing
 
 
-def _order(control: _Pipe, acknowledge: _Pipe, command: str) -> bool:
+def _order(control: FileIO, acknowledge: FileIO, command: bytes) -> bool:
     """Send perf a command and wait until it has obeyed; False when perf has gone."""
-    os.write(control.writer, f"{command}\n".encode())
-    return os.read(acknowledge.reader, 16) != b""
+    control.write(command)
+    return acknowledge.read(16) != b""

@@ -8,6 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 from statsmodels.stats.proportion import proportion_confint
 
+from edgeopt.schema import require_at_least
+
 
 def wilson_interval(correct: int, total: int, *, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson score interval (low, high) of the proportion ``correct / total``.
@@ -15,8 +17,7 @@ def wilson_interval(correct: int, total: int, *, confidence: float = 0.95) -> tu
     Raises ``ValueError`` unless ``0 <= correct <= total``, ``total >= 1`` and
     ``0 < confidence < 1``. Source: Wilson 1927, doi:10.1080/01621459.1927.10502953.
     """
-    if total < 1:
-        raise ValueError(f"total is {total}; allowed: 1 or more")
+    require_at_least(1, total=total)
     if not 0 <= correct <= total:
         raise ValueError(f"correct is {correct}; allowed: 0 to total ({total})")
     if not 0 < confidence < 1:
@@ -34,9 +35,9 @@ def quality_row(labels: ArrayLike, predictions: ArrayLike, *, num_classes: int) 
     ``range(num_classes)``, and for labels of one class, on which a constant answer looks perfect.
     """
     labels, predictions = _checked(labels, predictions, num_classes=num_classes)
-    if len(present := np.unique(labels)) < 2:
+    if (labels == labels[0]).all():
         raise ValueError(
-            f"all {len(labels)} labels are class {present[0]}; allowed: 2 or more classes"
+            f"all {len(labels)} labels are class {labels[0]}; allowed: 2 or more classes"
         )
     correct = int(np.sum(labels == predictions))
     low, high = wilson_interval(correct, len(labels))
@@ -58,18 +59,12 @@ def per_class_table(
     """
     names = _checked_names(class_names)
     labels, predictions = _checked(labels, predictions, num_classes=len(names))
-    precision, recall, f1, support = precision_recall_fscore_support(
+    numbers = precision_recall_fscore_support(
         labels, predictions, labels=range(len(names)), zero_division=np.nan
     )
-    return pd.DataFrame(
-        {
-            "class_name": names,
-            "support": support,
-            "precision": precision,
-            "recall": recall,
-            "f1": f1,
-        }
-    )
+    columns = zip(("precision", "recall", "f1", "support"), numbers, strict=True)
+    table = pd.DataFrame({"class_name": names, **dict(columns)})
+    return table[["class_name", "support", "precision", "recall", "f1"]]
 
 
 def confusion_table(
@@ -79,53 +74,34 @@ def confusion_table(
     names = _checked_names(class_names)
     labels, predictions = _checked(labels, predictions, num_classes=len(names))
     counts = confusion_matrix(labels, predictions, labels=range(len(names)))
-    return pd.DataFrame(
-        counts,
-        index=pd.Index(names, name="true_class"),
-        columns=pd.Index(names, name="predicted_class"),
-    )
-
-
-def agreement(predictions_a: ArrayLike, predictions_b: ArrayLike) -> float:
-    """Share of images [N] on which two models name the same class."""
-    first, second = _paired(predictions_a, predictions_b, names=("predictions_a", "predictions_b"))
-    return float(np.mean(first == second))
-
-
-def _paired(
-    first: ArrayLike, second: ArrayLike, *, names: tuple[str, str]
-) -> tuple[NDArray, NDArray]:
-    arrays = np.asarray(first), np.asarray(second)
-    for name, array in zip(names, arrays, strict=True):
-        if array.ndim != 1 or array.size == 0:
-            raise ValueError(f"{name} has shape {array.shape}; allowed: (N,) with N >= 1")
-        if array.dtype.kind not in "iu":
-            raise ValueError(f"{name} has dtype {array.dtype}; allowed: integer class indices")
-    if len(arrays[0]) != len(arrays[1]):
-        raise ValueError(
-            f"{names[0]} has {len(arrays[0])} images and {names[1]} has {len(arrays[1])}; "
-            "allowed: the same number"
-        )
-    return arrays
+    axes = {"index": names, "columns": names}
+    return pd.DataFrame(counts, **axes).rename_axis(index="true_class", columns="predicted_class")
 
 
 def _checked(
     labels: ArrayLike, predictions: ArrayLike, *, num_classes: int
 ) -> tuple[NDArray, NDArray]:
-    if num_classes < 2:
-        raise ValueError(f"num_classes is {num_classes}; allowed: 2 or more")
-    names = ("labels", "predictions")
-    arrays = _paired(labels, predictions, names=names)
-    for name, array in zip(names, arrays, strict=True):
+    require_at_least(2, num_classes=num_classes)
+    arrays = {"labels": np.asarray(labels), "predictions": np.asarray(predictions)}
+    for name, array in arrays.items():
+        if array.ndim != 1 or array.size == 0:
+            raise ValueError(f"{name} has shape {array.shape}; allowed: (N,) with N >= 1")
+        if array.dtype.kind not in "iu":
+            raise ValueError(f"{name} has dtype {array.dtype}; allowed: integer class indices")
         outside = array[(array < 0) | (array >= num_classes)]
         if outside.size:
             raise ValueError(f"{name} hold class {outside[0]}; allowed: 0 to {num_classes - 1}")
-    return arrays
+    images = [len(array) for array in arrays.values()]
+    if images[0] != images[1]:
+        raise ValueError(
+            f"labels has {images[0]} images and predictions has {images[1]}; "
+            "allowed: the same number"
+        )
+    return arrays["labels"], arrays["predictions"]
 
 
 def _checked_names(class_names: Sequence[str]) -> list[str]:
     names = list(class_names)
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"class_names repeat {', '.join(repeated)}; allowed: distinct names")
     return names

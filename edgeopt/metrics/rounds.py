@@ -3,9 +3,9 @@
 import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,16 +13,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from edgeopt.metrics.conditions import Watch
+from edgeopt.runtimes import Session
 from edgeopt.schema import require_at_least
 
 WARMUP_CALLS = 10
-
-
-class Session(Protocol):
-    """Something that can be timed on a batch."""
-
-    def bound(self, batch: NDArray) -> AbstractContextManager[Callable[[], Any]]:
-        """Put the batch in place and give the call that is timed, which takes no argument."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +25,7 @@ class Measurement:
 
     ``samples`` has one row per timed call: ``candidate, round, position, call, latency_ms,
     error``. ``conditions`` has one row per round: ``round`` and what
-    :meth:`edgeopt.metrics.Watch.lap` tells of it.
+    ``Watch.lap`` tells of it.
     """
 
     samples: pd.DataFrame
@@ -49,7 +43,8 @@ def measure_latency(
 ) -> Measurement:
     """Time every candidate on its batch in interleaved rounds and keep each raw sample.
 
-    ``batch`` is one for all, or one a candidate, by its name.
+    ``loaders`` give the sessions by the candidates' names; ``batch`` is one for all, or one a
+    candidate, by its name.
 
     Every round visits all candidates in a new random order, so that a machine that slows down
     slows all of them alike. A visit loads the candidate anew, because where its memory falls moves

@@ -1,12 +1,13 @@
 """Classifiers by name: SmallCNN, any torchvision classifier, or the user's own factory."""
 
+import copy
 import hashlib
 import importlib
 import inspect
 import random
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.error import URLError
 
@@ -14,9 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgeopt.model.weights import fit_weights, load_weights, read_weights, weights_path
+from edgeopt.model.weights import load_weights, weights_path
+from edgeopt.schema import require_at_least
 
-LIBRARIES = (torch.__name__, "torchvision")
+_PROBE = 512  # pixels: many times any stride
+_STRIDED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 
 
 class SmallCNN(nn.Module):
@@ -34,10 +37,8 @@ class SmallCNN(nn.Module):
         self, conv1_channels: int = 16, conv2_channels: int = 32, num_classes: int = 10
     ) -> None:
         super().__init__()
-        sizes = {"conv1_channels": conv1_channels, "conv2_channels": conv2_channels}
-        for name, value in {**sizes, "num_classes": num_classes}.items():
-            if value < 1:
-                raise ValueError(f"{name} is {value}; allowed: 1 or more")
+        require_at_least(1, conv1_channels=conv1_channels, conv2_channels=conv2_channels)
+        require_at_least(1, num_classes=num_classes)
         self.conv1 = nn.Conv2d(1, conv1_channels, kernel_size=3, padding=1)
         self.relu1 = nn.ReLU()
         self.pool1 = nn.MaxPool2d(2)
@@ -69,7 +70,7 @@ def build_model(
         ``small_cnn``, a torchvision classifier such as ``mobilenet_v3_small``, or
         ``package.module:factory``, called with ``num_classes``.
     weights : str or Path, optional
-        A file, see :func:`edgeopt.model.read_weights`; a folder that holds ``<name>.pt``; or
+        A file, see :func:`edgeopt.model.load_weights`; a folder that holds ``<name>.pt``; or
         ``torchvision`` for its own pretrained weights, whose final layer is replaced when
         ``num_classes`` differs. Random weights when omitted.
 
@@ -99,31 +100,46 @@ def check_network(
 ) -> None:
     """Raise ``ValueError`` unless ``model`` gives one logit a class for black images.
 
-    Parameters
-    ----------
-    name : str
-        The network's name in messages.
-    input_shape : tuple of int
-        [B, C, H, W] as the run serves it.
+    ``name`` is the network's in messages, ``input_shape`` [B, C, H, W] as the run serves it. Images
+    must not be smaller than the network's stride.
     """
-    was_training = model.training
+    batch, channels, *sides = input_shape
+    stride = _total_stride(model, channels=channels)
+    if min(sides) < stride:
+        raise ValueError(
+            f"images of {min(sides)} pixels are smaller than the stride of {name}, {stride}; "
+            f"allowed: image_size {stride} or more"
+        )
+    served = copy.deepcopy(model).eval()
     try:
         with torch.no_grad():
-            logits = model.eval()(torch.zeros(input_shape))
+            logits = served(torch.zeros(input_shape))
     except (Exception, SystemExit) as error:  # a user's network raises whatever it likes
+        own = input_channels(model)
+        hint = "" if own in (None, channels) else f" (its first convolution takes channels: {own})"
         raise ValueError(
-            f"model {name!r} fails on images [B, C, H, W] of {list(input_shape)}"
-            f"{_other_channels(model, input_shape[1])}: {type(error).__name__}: {error}"
+            f"model {name!r} fails on images [B, C, H, W] of {list(input_shape)}{hint}: "
+            f"{type(error).__name__}: {error}"
         ) from error
-    finally:
-        model.train(was_training)
-    if not isinstance(logits, Tensor):
-        raise ValueError(f"model {name!r} gives {type(logits).__name__}; allowed: logits, a tensor")
-    if logits.shape != (input_shape[0], num_classes):
+    given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if given != [batch, num_classes]:
         raise ValueError(
-            f"model {name!r} gives {list(logits.shape)} for {input_shape[0]} images of "
-            f"{num_classes} classes; allowed: logits {[input_shape[0], num_classes]}"
+            f"model {name!r} gives {given} for {batch} images of {num_classes} classes; "
+            f"allowed: logits {[batch, num_classes]}, a tensor"
         )
+
+
+def _total_stride(model: nn.Module, *, channels: int) -> int:
+    """Pixels of the image's side that one step in the smallest strided map stands for."""
+    sides = [_PROBE]
+    probe = copy.deepcopy(model).to("meta").eval()
+    for module in probe.modules():
+        if isinstance(module, _STRIDED) and module.stride not in (1, (1, 1)):
+            module.register_forward_hook(lambda _, __, out: sides.append(min(out.shape[-2:])))
+    # A head for one image size fails, after all strided maps were made.
+    with suppress(Exception, SystemExit):
+        probe(torch.empty(1, channels, _PROBE, _PROBE, device="meta"))
+    return _PROBE // min(sides)
 
 
 def input_channels(model: nn.Module) -> int | None:
@@ -132,42 +148,23 @@ def input_channels(model: nn.Module) -> int | None:
     return first and first.in_channels
 
 
-def load_small_cnn(path: str | Path) -> SmallCNN:
-    """Build the SmallCNN, pruned or not, whose weights are in a file, in eval mode."""
-    state = read_weights(path)
-    try:
-        sizes = [len(state[f"{layer}.bias"]) for layer in ("conv1", "conv2", "classifier")]
-    except KeyError as error:
-        raise ValueError(f"the weights in {path} are no SmallCNN's: {error} is missing") from error
-    return fit_weights(SmallCNN(*sizes), state, source=str(path)).eval()
-
-
-def _other_channels(model: nn.Module, given: int) -> str:
-    own = input_channels(model)
-    return f" (its first convolution takes channels: {own})" if own not in (None, given) else ""
-
-
 def _from_factory(name: str, *, num_classes: int) -> nn.Module:
     module_name, _, factory_name = name.partition(":")
+    problem = "cannot be imported"
     try:
         factory = getattr(importlib.import_module(module_name), factory_name)
-    except (Exception, SystemExit) as error:  # a user's module raises whatever it likes
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"model {name!r} cannot be imported: {reason}") from error
-    try:
+        problem = f"fails with num_classes={num_classes}"
         model = factory(num_classes=num_classes)
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # a user's code raises whatever it likes
         reason = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"model {name!r} fails with num_classes={num_classes}: {reason}"
-        ) from error
+        raise ValueError(f"model {name!r} {problem}: {reason}") from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"model {name!r} returned {type(model).__name__}; allowed: nn.Module")
     return model
 
 
 def _from_torchvision(name: str, *, num_classes: int, weights: str | Path | None) -> nn.Module:
-    from edgeopt.system import models
+    from edgeopt.system.torchvision import models
 
     known = models.list_models(module=models)
     if name not in known:
@@ -192,13 +189,11 @@ def _with_new_head(model: nn.Module, *, num_classes: int) -> nn.Module:
     kinds = (nn.Linear, nn.Conv2d)
     name, head = [(n, m) for n, m in model.named_modules() if isinstance(m, kinds)][-1]
     if isinstance(head, nn.Linear):
-        classes, fresh = head.out_features, nn.Linear(head.in_features, num_classes)
+        fresh = nn.Linear(head.in_features, num_classes)
     else:
-        classes = head.out_channels
         fresh = nn.Conv2d(head.in_channels, num_classes, head.kernel_size)
-    if classes != num_classes:
-        parent = model.get_submodule(name.rpartition(".")[0])
-        setattr(parent, name.rpartition(".")[2], fresh)
+    if fresh.weight.shape != head.weight.shape:
+        model.set_submodule(name, fresh)
     return model
 
 
@@ -235,5 +230,5 @@ def network_digest(model: nn.Module) -> str:
 def _own_source(model: nn.Module) -> str:
     """Source of the modules of a user's network, of whose ``forward`` its ``repr`` says nothing."""
     names = {type(module).__module__ for module in model.modules()}
-    own = sorted(n for n in names if n.partition(".")[0] not in LIBRARIES)
+    own = sorted(n for n in names if n.partition(".")[0] not in (torch.__name__, "torchvision"))
     return "".join(inspect.getsource(sys.modules[name]) for name in own)

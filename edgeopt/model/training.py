@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from edgeopt.data import Split, in_batches
 from edgeopt.model.networks import deterministic_algorithms
+from edgeopt.schema import require_at_least
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,7 @@ def fit(
         Anneal the learning rate to zero over all steps (Loshchilov and Hutter, 2017,
         arXiv:1608.03983). Constant when false.
     """
-    if epochs < 0:
-        raise ValueError(f"epochs is {epochs}; allowed: 0 or more")
+    require_at_least(0, epochs=epochs)
     if not len(train_loader):
         raise ValueError("the training loader holds no images; allowed: 1 or more")
     if not learning_rate > 0:
@@ -148,13 +148,9 @@ def predict_logits(
     return torch.cat([model(batch.to(device, dtype)).float().cpu() for batch in batches])
 
 
-@torch.no_grad()
 def evaluate(model: nn.Module, loader: DataLoader) -> float:
     """Top-1 accuracy of ``model`` over a loader; raises ``ValueError`` when it is empty."""
-    seen, correct = 0, 0
-    for images, labels in loader:
-        correct += (predict_logits(model, images).argmax(1) == labels.cpu()).sum().item()
-        seen += len(labels)
-    if not seen:
+    hits = [predict_logits(model, images).argmax(1) == labels.cpu() for images, labels in loader]
+    if not hits:
         raise ValueError("the loader holds no images; allowed: 1 or more")
-    return correct / seen
+    return torch.cat(hits).double().mean().item()

@@ -73,16 +73,15 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -
     ValueError
         When names, shapes or kinds of numbers are not the network's, or values are not finite.
     """
-    own = model.state_dict()
-    _require_names_and_shapes(own, state, source=source, network=type(model).__name__)
+    own, misfit = model.state_dict(), f"the weights in {source} do not fit {type(model).__name__}"
+    _require_names_and_shapes(own, state, misfit=misfit)
     for name, value in state.items():
         _require_numbers(value, own[name], name=name, source=source)
     _log_casts(own, state, source=source)
     try:
         model.load_state_dict({**own, **state})
     except (RuntimeError, TypeError) as error:  # a network may have its own way of loading
-        network = type(model).__name__
-        raise ValueError(f"the weights in {source} do not fit {network}: {error}") from error
+        raise ValueError(f"{misfit}: {error}") from error
     return model
 
 
@@ -120,11 +119,11 @@ def _unpickled(path: str | Path) -> Any:
 
 
 def _state_dict(content: Any, *, path: str | Path) -> dict[str, Tensor]:
-    while isinstance(content, Mapping):
-        inner = [content[key] for key in CHECKPOINT_KEYS if isinstance(content.get(key), Mapping)]
-        if not inner:
-            break
-        content = inner[0]
+    held = content
+    while isinstance(held, Mapping):
+        content = held
+        inner = (held.get(key) for key in CHECKPOINT_KEYS)
+        held = next((found for found in inner if isinstance(found, Mapping)), None)
     if not isinstance(content, Mapping) or not content:
         raise ValueError(f"the file {path} holds {type(content).__name__}; allowed: a state dict")
     for name, value in content.items():
@@ -137,7 +136,7 @@ def _state_dict(content: Any, *, path: str | Path) -> dict[str, Tensor]:
 
 
 def _require_names_and_shapes(
-    own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, source: str, network: str
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, misfit: str
 ) -> None:
     missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
     unexpected = [name for name in state if name not in own]
@@ -149,7 +148,7 @@ def _require_names_and_shapes(
     problems = {"missing": missing, "unexpected": unexpected, "wrongly shaped": shapes}
     if any(problems.values()):
         found = "; ".join(f"{kind}: {_first(names)}" for kind, names in problems.items() if names)
-        raise ValueError(f"the weights in {source} do not fit {network}: {found}")
+        raise ValueError(f"{misfit}: {found}")
 
 
 def _first(names: list[str]) -> str:

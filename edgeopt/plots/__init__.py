@@ -4,7 +4,6 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["readings"],
     submod_attrs={
         "compression": [
             "diagnosis_bars",
@@ -21,14 +20,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "roofline",
         ],
         "quality": [
-            "confusion_change",
             "confusion_matrix",
             "lost_images",
             "per_class_change",
             "sample_images",
             "training_history",
         ],
-        "style": ["use_style"],
         "sweep": ["budgets", "energy_tiers", "frontier", "precision_tradeoffs"],
     },
 )

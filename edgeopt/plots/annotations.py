@@ -22,10 +22,9 @@ HALO = [patheffects.withStroke(linewidth=3, foreground="white")]
 
 def beside(ax: Axes, x: float, y: float, text: str, *, left: bool = False) -> Annotation:
     """Write a value to the right of its mark, or to its left."""
-    place = ((-7, 0), "right") if left else ((7, 0), "left")
+    shift, side = (-7, "right") if left else (7, "left")
     style = {"va": "center", "fontsize": FONT_SIZE, "path_effects": HALO}
-    offset, side = place
-    return ax.annotate(text, (x, y), offset, textcoords="offset points", ha=side, **style)
+    return ax.annotate(text, (x, y), (shift, 0), textcoords="offset points", ha=side, **style)
 
 
 def bound(ax: Axes, x: float, text: str, *, width: float = 1.2) -> None:
@@ -53,7 +52,8 @@ def label_points(
         note = ax.annotate(text, (x, y), weight=weight, fontsize=FONT_SIZE)
         size, anchor = note.get_window_extent().size, ax.transData.transform((x, y))
         shifts = [np.asarray(offset) * figure.dpi / 72 for offset in OFFSETS]
-        boxes = [_label_box(anchor + shift, shift, size) for shift in shifts]
+        corners = [anchor + shift - _sides(shift) * size for shift in shifts]
+        boxes = [Bbox.from_bounds(*corner, *size) for corner in corners]
         cost = [
             box.count_overlaps(marks) + 4 * box.count_overlaps(taken) + 50 * _outside(box, frame)
             for box in boxes
@@ -61,18 +61,13 @@ def label_points(
         best = int(np.argmin(cost + 0.012 * np.hypot(*np.transpose(OFFSETS))))
         note.remove()
         taken.append(boxes[best])
-        labels.append(_annotate_at(ax, (x, y), text, OFFSETS[best]))
-        labels[-1].set_weight(weight)
+        labels.append(_annotate_at(ax, (x, y), text, OFFSETS[best], weight=weight))
     return labels
 
 
-def _sides(offset: Sequence[float]) -> tuple[float, float]:
+def _sides(offset: Sequence[float]) -> np.ndarray:
     """Which point of a text's box faces its mark, as shares of its width and height."""
-    return tuple(0.0 if shift > 1 else 1.0 if shift < -1 else 0.5 for shift in offset)
-
-
-def _label_box(corner: np.ndarray, shift: np.ndarray, size: np.ndarray) -> Bbox:
-    return Bbox.from_bounds(*(corner - np.array(_sides(shift)) * size), *size)
+    return np.array([0.0 if shift > 1 else 1.0 if shift < -1 else 0.5 for shift in offset])
 
 
 def _outside(box: Bbox, frame: Bbox) -> float:
@@ -82,7 +77,7 @@ def _outside(box: Bbox, frame: Bbox) -> float:
 
 
 def _annotate_at(
-    ax: Axes, xy: tuple[float, float], text: str, offset: tuple[float, float]
+    ax: Axes, xy: tuple[float, float], text: str, offset: tuple[float, float], *, weight: str
 ) -> Annotation:
     horizontal, vertical = _sides(offset)
     leader = {"arrowstyle": "-", "color": QUIET, "lw": 0.8, "shrinkA": 0, "shrinkB": 5}
@@ -95,6 +90,7 @@ def _annotate_at(
         va={0.0: "bottom", 1.0: "top", 0.5: "center"}[vertical],
         arrowprops={**leader, "relpos": (horizontal, vertical)},
         fontsize=FONT_SIZE,
+        weight=weight,
         path_effects=HALO,
         zorder=6,
         in_layout=False,

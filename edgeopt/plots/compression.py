@@ -7,38 +7,34 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from edgeopt.plots.annotations import FONT_SIZE, beside, bound, label_lines
-from edgeopt.plots.style import (
-    INK,
-    QUIET,
-    SERIES,
-    dot,
-    key_below,
-    new_axes,
-    percent_axis,
-    row_height,
-)
+from edgeopt.plots.style import INK, QUIET, dot, key_below, new_axes, percent_axis, row_height
 from edgeopt.runtimes import runtime_named
-from edgeopt.schema import CRITERIA, PRECISIONS, PRUNED_RECIPES, label, require_columns
+from edgeopt.schema import PRECISIONS, PRUNED_RECIPES, label, require_columns
 
 ALONE = "#9DB4C0"
-SERIES_ORDER = {"recipe": PRUNED_RECIPES, "criterion": CRITERIA}
+# For series that are neither precisions nor runtimes: colour, marker, line style.
+SERIES = (
+    ("#CC79A7", "v", "--"),
+    ("#009E73", "o", "-"),
+    ("#666666", "s", ":"),
+    ("#7B3294", "X", "-."),
+)
 
 
-def pruning_curves(df: pd.DataFrame, *, hue: str = "recipe", ax: Axes | None = None) -> Axes:
-    """Accuracy over the pruning level, one line per recipe (or criterion), from the baseline on.
+def pruning_curves(df: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Accuracy over the pruning level, one line per recipe, from the baseline on.
 
     Several rows per point are seeds: the line is their mean and the bar their range. A single row
     has its Wilson interval, where the table has one.
     """
-    require_columns(df, ["pruning_level", "accuracy", hue], what="pruning_curves")
+    require_columns(df, ["pruning_level", "accuracy", "recipe"], what="pruning_curves")
     ax = new_axes(ax)
     pruned, start = df[df["pruning_level"] > 0], df[df["pruning_level"] == 0]
     ends = []
-    for index, name in enumerate(SERIES_ORDER[hue]):
-        rows = pruned[pruned[hue] == name]
+    for name, (color, marker, line) in zip(PRUNED_RECIPES, SERIES, strict=False):
+        rows = pruned[pruned["recipe"] == name]
         if rows.empty:
             continue
-        color, marker, line = SERIES[index]
         points = _points_with_bars(pd.concat([start, rows]))
         reach = points[["below", "above"]].T
         style = {"color": color, "marker": marker, "ls": line, "ms": 7, "capsize": 3}
@@ -52,24 +48,17 @@ def pruning_curves(df: pd.DataFrame, *, hue: str = "recipe", ax: Axes | None = N
 
 
 def filter_norms(norms: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """L1 norm of every filter, largest first, a line per layer.
-
-    Columns: ``layer, l1_norm`` and, where known, ``kept``; removed filters are hollow.
-    """
+    """L1 norm of every filter, largest first, a line per layer; columns ``layer, l1_norm``."""
     require_columns(norms, ["layer", "l1_norm"], what="filter_norms")
     ax = new_axes(ax, height=3.8)
     handles = []
     for index, (layer, rows) in enumerate(norms.groupby("layer", sort=False)):
         color, marker, line = SERIES[index % len(SERIES)]
-        ranked = rows.astype({"l1_norm": float}).sort_values("l1_norm", ascending=False)
+        ranked = rows["l1_norm"].sort_values(ascending=False)
         rank = np.arange(1, len(ranked) + 1)
-        kept = ranked.get("kept", pd.Series(True, index=ranked.index)).astype(bool)
-        ax.plot(rank, ranked["l1_norm"], ls=line, color=color, lw=1, zorder=1)
-        faces = np.where(kept, color, "white")
-        ax.scatter(rank, ranked["l1_norm"], c=faces, ec=color, marker=marker, s=48, zorder=2)
+        ax.plot(rank, ranked, ls=line, color=color, lw=1, zorder=1)
+        ax.scatter(rank, ranked, color=color, marker=marker, s=48, zorder=2)
         handles.append(Line2D([], [], color=color, marker=marker, ls=line, label=layer))
-    if "kept" in norms:
-        handles.append(dot("removed", "white"))
     key_below(ax, handles)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="Rank of the filter in its layer", ylabel="L1 norm of the filter", ylim=(0, None))
@@ -83,14 +72,11 @@ def quantization(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     rows = table.dropna(subset=["weight_bytes"]).sort_values("weight_bytes", ignore_index=True)
     ax = new_axes(ax, height=row_height(len(rows)), grid="x")
     for y, row in rows.iterrows():
-        kib, precision = row["weight_bytes"] / 1024, row["precision"]
-        hatch = PRECISIONS[precision].hatch
-        ax.barh(y, kib, color=PRECISIONS[precision].color, hatch=hatch, ec="white", lw=0)
+        kib, look = row["weight_bytes"] / 1024, PRECISIONS[row["precision"]]
+        ax.barh(y, kib, color=look.color, hatch=look.hatch, ec="white", lw=0)
         beside(ax, kib, y, f"{kib:.1f} KiB, {row['agreement']:.1%}")
-    names = [
-        f"{runtime_named(row['runtime']).title} {row['precision']}" for _, row in rows.iterrows()
-    ]
-    ax.set_yticks(rows.index, names)
+    titles = rows["runtime"].map(lambda name: runtime_named(name).title)
+    ax.set_yticks(rows.index, titles + " " + rows["precision"])
     ax.set_xlim(0, 1.6 * rows["weight_bytes"].max() / 1024)
     ax.invert_yaxis()
     ax.set(xlabel="Weights (KiB)", title="Weights, top-1 agreement with fp32")
@@ -117,7 +103,9 @@ def diagnosis_bars(diagnosis: pd.DataFrame, *, rows: int = 12, ax: Axes | None =
         channel = f", channel {row['worst_channel']}" if outlier[y] else ""
         _write_in_margin(ax, y, f"{row['accuracy_alone']:.1%}{channel}")
     _write_in_margin(ax, -0.75, "accuracy, it alone in int8")
-    ax.set_yticks(worst.index, [_tensor_words(row) for _, row in worst.iterrows()])
+    short = worst["tensor"].str.rpartition("/")[2]
+    with_layer = short + " (" + worst["layer"] + ")"
+    ax.set_yticks(worst.index, short.where(short == worst["layer"], with_layer))
     ax.set_ylim(len(worst) - 0.4, -0.6)
     ax.set_xlabel("Signal-to-quantization-noise ratio (dB)")
     handles = [dot("rounded alone", ALONE), dot("in the int8 network", "white")]
@@ -125,26 +113,23 @@ def diagnosis_bars(diagnosis: pd.DataFrame, *, rows: int = 12, ax: Axes | None =
     return ax
 
 
-def recovery(
-    attempts: pd.DataFrame, *, target: float | None = None, ax: Axes | None = None
-) -> Axes:
+def recovery(attempts: pd.DataFrame, *, target: float, ax: Axes | None = None) -> Axes:
     """Accuracy after each remedy, in the order tried, with what it costs beside it.
 
-    Columns: ``remedy, accuracy`` (NaN where the remedy failed) and, where known, ``latency_ms``
-    and ``int8_mac_share``, which is written where only a part is int8. Steps that reach
-    ``target``, the accuracy that ends the search, are filled; the first row is fp32.
+    Columns: ``remedy, accuracy`` (NaN where the remedy failed), ``latency_ms`` (NaN where it was
+    not measured) and ``int8_mac_share``, which is written where only a part is int8. Steps that
+    reach ``target``, the accuracy that ends the search, are filled; the first row is fp32.
     """
-    require_columns(attempts, ["remedy", "accuracy"], what="the recovery figure")
+    needed = ["remedy", "accuracy", "latency_ms", "int8_mac_share"]
+    require_columns(attempts, needed, what="the recovery figure")
     steps = attempts.reset_index(drop=True)
     ax = new_axes(ax, height=0.3 + row_height(len(steps)), grid="x")
     colors = np.where(steps.index == 0, PRECISIONS["fp32"].color, PRECISIONS["int8"].color)
-    reached = steps["accuracy"] >= (np.inf if target is None else target)
-    faces = np.where(reached, colors, "white")
+    faces = np.where(steps["accuracy"] >= target, colors, "white")
     ax.scatter(steps["accuracy"], steps.index, s=70, c=faces, ec=colors, lw=1.6, zorder=2)
     for y, step in steps.iterrows():
         _write_in_margin(ax, y, _step_words(step))
-    if target is not None:
-        bound(ax, target, f"wanted: {target:.1%}")
+    bound(ax, target, f"wanted: {target:.1%}")
     ax.set_yticks(steps.index, steps["remedy"])
     ax.set_ylim(len(steps) - 0.4, -0.6)
     percent_axis(ax.xaxis)
@@ -153,19 +138,12 @@ def recovery(
     return ax
 
 
-def _tensor_words(row: pd.Series) -> str:
-    """Short name of a tensor with its layer, e.g. ``Relu_output_0 (conv1)``."""
-    tensor = str(row["tensor"]).rpartition("/")[2]
-    return tensor if tensor == row["layer"] else f"{tensor} ({row['layer']})"
-
-
 def _step_words(step: pd.Series) -> str:
     if pd.isna(step["accuracy"]):
         return "failed"
-    latency, share = step.get("latency_ms"), step.get("int8_mac_share", 1)
-    costs = [f"{latency:.3g} ms"] if pd.notna(latency) else []
-    partly = [f"{share:.0%} int8"] if 0 < share < 1 else []
-    return ", ".join([f"{step['accuracy']:.1%}", *costs, *partly])
+    latency = f", {step['latency_ms']:.3g} ms" if pd.notna(step["latency_ms"]) else ""
+    share = f", {step['int8_mac_share']:.0%} int8" if 0 < step["int8_mac_share"] < 1 else ""
+    return f"{step['accuracy']:.1%}{latency}{share}"
 
 
 def _write_in_margin(ax: Axes, y: float, text: str) -> None:

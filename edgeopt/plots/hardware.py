@@ -11,15 +11,15 @@ from edgeopt.plots.annotations import HALO, beside, label_points
 from edgeopt.plots.style import (
     INK,
     QUIET,
+    candidate_key,
     key_below,
     log_axis,
     new_axes,
     percent_axis,
-    precision_key,
+    row_groups,
     row_height,
-    runtime_key,
 )
-from edgeopt.runtimes import RUNTIMES, runtime_named
+from edgeopt.runtimes import runtime_named
 from edgeopt.schema import PRECISIONS, require_columns
 
 ESTIMATE = {"fc": "white", "ec": QUIET, "hatch": "////", "lw": 1.2}
@@ -77,61 +77,47 @@ def drift(samples: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def layer_breakdown(
-    table: pd.DataFrame,
-    *,
-    estimate: str = "macs",
-    measured: str = "measured_ms",
-    rows: int = 15,
-    ax: Axes | None = None,
-) -> Axes:
-    """Each layer's share of the estimate (hatched) beside its share of the measured time (solid).
+def layer_breakdown(table: pd.DataFrame, *, rows: int = 15, ax: Axes | None = None) -> Axes:
+    """Each layer's share of the MACs (hatched) beside its share of the measured time (solid).
 
     The ``rows`` layers with the most measured time, in call order; shares are of all layers.
     """
-    require_columns(table, ["layer", estimate, measured], what="layer_breakdown")
-    shares = table[[estimate, measured]] / table[[estimate, measured]].sum()
-    shown = shares.nlargest(rows, measured).sort_index()
+    require_columns(table, ["layer", "macs", "measured_ms"], what="layer_breakdown")
+    costs = table[["macs", "measured_ms"]]
+    shown = (costs / costs.sum()).nlargest(rows, "measured_ms").sort_index()
     ax = new_axes(ax, height=0.4 + 1.3 * row_height(len(shown)), grid="x")
     y = np.arange(len(shown))
-    ax.barh(y - 0.19, shown[estimate], 0.36, **ESTIMATE)
-    ax.barh(y + 0.19, shown[measured], 0.36, color=INK)
+    ax.barh(y - 0.19, shown["macs"], 0.36, **ESTIMATE)
+    ax.barh(y + 0.19, shown["measured_ms"], 0.36, color=INK)
     ax.set_yticks(y, table.loc[shown.index, "layer"])
     percent_axis(ax.xaxis)
     ax.invert_yaxis()
     ax.set_xlabel("Share of the whole network (%)")
-    words = "MACs" if estimate == "macs" else estimate.replace("_", " ")
-    estimated = Patch(**ESTIMATE, label=f"estimate: {words}")
-    key_below(ax, [estimated, Patch(color=INK, label="measured time")])
+    estimate = Patch(**ESTIMATE, label="estimate: MACs")
+    key_below(ax, [estimate, Patch(color=INK, label="measured time")])
     return ax
 
 
 def roofline(points: pd.DataFrame, ceilings: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Achieved rate over arithmetic intensity, under the roofs of the machine.
 
-    ``points`` has the columns of :func:`edgeopt.hardware.hardware_summary`; with a ``runtime``
-    column markers tell candidates apart, without it their names do. ``ceilings`` has those of
-    :func:`edgeopt.hardware.measure_ceilings`; the slope is solid for DRAM, dotted for the cache.
+    ``points`` has the columns of :func:`edgeopt.hardware.hardware_summary` and ``runtime``,
+    ``ceilings`` those of :func:`edgeopt.hardware.measure_ceilings`; the slope is solid for DRAM,
+    dotted for the cache.
     """
     x_col, y_col = "arithmetic_intensity", "achieved_gmacs"
-    require_columns(points, ["candidate", "precision", x_col, y_col], what="the roofline's points")
-    require_columns(
-        ceilings, ["name", "precision", "value", "kind"], what="the roofline's ceilings"
-    )
+    require_columns(points, ["runtime", "precision", x_col, y_col], what="the roofline's points")
+    needed = ["name", "precision", "value", "kind"]
+    require_columns(ceilings, needed, what="the roofline's ceilings")
     ax = new_axes(ax, height=5.4)
     _draw_roofs(ax, ceilings, intensities=points[x_col])
     for _, point in points.iterrows():
-        marker = runtime_named(point.get("runtime", RUNTIMES[0])).marker
+        marker = runtime_named(point["runtime"]).marker
         color = PRECISIONS[point["precision"]].color
         ax.scatter(point[x_col], point[y_col], color=color, marker=marker, ec=INK, s=75, zorder=4)
     ax.set_ylim(points[y_col].min() / 3, 3 * ceilings["value"].max())
     ax.set(xlabel="Arithmetic intensity (MACs per byte)", ylabel="Achieved rate (GMAC/s)")
-    if "runtime" in points:
-        key_below(ax, precision_key(points), runtime_key(points))
-    else:
-        places = list(points[[x_col, y_col]].itertuples(index=False, name=None))
-        names = [(*xy, name) for xy, name in zip(places, points["candidate"], strict=True)]
-        label_points(ax, names, avoid=places)
+    key_below(ax, *candidate_key(points))
     return ax
 
 
@@ -141,47 +127,38 @@ def device_estimates(estimates: pd.DataFrame, *, ax: Axes | None = None) -> Axes
     Takes :func:`edgeopt.hardware.estimate_on_devices` with the candidates' ``runtime`` and
     ``pruning_level``.
     """
-    needed = ["device", "candidate", "precision", "runtime", "pruning_level"]
-    require_columns(estimates, [*needed, "latency_estimate_ms"], what="device_estimates")
+    low, high = "latency_estimate_ms", "latency_estimate_high_ms"
+    needed = ["device", "candidate", "precision", "runtime", "pruning_level", low, high]
+    require_columns(estimates, [*needed, "fits_ram", "fits_flash"], what="device_estimates")
+    estimates = estimates.assign(**{high: estimates[high].fillna(estimates[low])})
     devices = list(dict.fromkeys(estimates["device"]))
     candidates = list(dict.fromkeys(estimates["candidate"]))
     pitch = 1 / (len(candidates) + 1)
     ax = new_axes(ax, height=1.8 + 0.24 * len(devices) / pitch, grid="x")
-    left = estimates["latency_estimate_ms"].min() / 3
+    left = estimates[low].min() / 3
     for _, row in estimates.iterrows():
         y = devices.index(row["device"]) + pitch * (candidates.index(row["candidate"]) + 1) - 0.5
-        color, x = PRECISIONS[row["precision"]].color, row["latency_estimate_ms"]
-        if pd.notna(x):
-            ax.hlines(y, left, x, color=color, ls=":", lw=1)
-            ax.hlines(y, x, row.get("latency_estimate_high_ms", x), color=color, lw=1)
-            marker = runtime_named(row["runtime"]).marker
-            ax.scatter(x, y, s=45, marker=marker, fc="white", ec=color, zorder=3)
-        beside(ax, left if pd.isna(x) else _far_end(row), y, _estimate_words(row))
+        color, marker = PRECISIONS[row["precision"]].color, runtime_named(row["runtime"]).marker
+        if pd.notna(row[low]):
+            ax.hlines(y, left, row[low], color=color, ls=":", lw=1)
+            ax.hlines(y, row[low], row[high], color=color, lw=1)
+            ax.scatter(row[low], y, s=45, marker=marker, fc="white", ec=color, zorder=3)
+        beside(ax, left if pd.isna(row[low]) else row[high], y, _estimate_words(row))
     log_axis(ax.xaxis)
-    ax.set_xlim(left, estimates.apply(_far_end, axis=1).max() * 60)
-    ax.set_yticks(range(len(devices)), devices)
-    ax.hlines(
-        np.arange(len(devices) - 1) + 0.5, 0, 1, QUIET, lw=0.6, transform=ax.get_yaxis_transform()
-    )
+    ax.set_xlim(left, estimates[high].max() * 60)
+    row_groups(ax, devices)
     ax.set(xlabel="Latency, estimate (ms)", title="Estimates, not measurements")
-    ax.set_ylim(len(devices) - 0.5, -0.5)
-    key_below(ax, precision_key(estimates), runtime_key(estimates))
+    key_below(ax, *candidate_key(estimates))
     return ax
-
-
-def _far_end(row: pd.Series) -> float:
-    """High end of an estimate, or the estimate where it has none."""
-    high = row.get("latency_estimate_high_ms", np.nan)
-    return row["latency_estimate_ms"] if pd.isna(high) else high
 
 
 def _estimate_words(row: pd.Series) -> str:
     level = f", {row['pruning_level']:.0%} pruned" if row["pruning_level"] else ", unpruned"
     if pd.isna(row["latency_estimate_ms"]):
         return f"no rate known for {row['precision']}{level}"
-    fits = row.get("fits_ram", True) and row.get("fits_flash", True)
-    ends = dict.fromkeys(f"{v:.2g}" for v in (row["latency_estimate_ms"], _far_end(row)))
-    return f"{' to '.join(ends)}{level}{'' if fits else ' (does not fit)'}"
+    ends = row[["latency_estimate_ms", "latency_estimate_high_ms"]].map("{:.2g}".format).unique()
+    fits = "" if row["fits_ram"] and row["fits_flash"] else " (does not fit)"
+    return f"{' to '.join(ends)}{level}{fits}"
 
 
 def _draw_samples(ax: Axes, values: pd.Series, y: int, *, color: str) -> None:
@@ -203,6 +180,8 @@ def _draw_samples(ax: Axes, values: pd.Series, y: int, *, color: str) -> None:
 
 def _draw_roofs(ax: Axes, ceilings: pd.DataFrame, *, intensities: pd.Series) -> None:
     """Draw a horizontal roof per precision and a slope per memory level, each with its number."""
+    kind = ceilings["kind"]
+    ceilings = ceilings.assign(kind=np.where(kind == "measured", "", " (" + kind + ")"))
     compute = ceilings[ceilings["name"] == "compute"]
     slopes = ceilings[ceilings["name"].isin(["memory", "cache"])]
     top, ridge = compute["value"].max(), compute["value"].max() / slopes["value"].min()
@@ -215,14 +194,10 @@ def _draw_roofs(ax: Axes, ceilings: pd.DataFrame, *, intensities: pd.Series) -> 
         cached = slope["name"] == "cache"
         ends = np.array([low, top / slope["value"]])
         ax.plot(ends, slope["value"] * ends, ls=":" if cached else "-", color=QUIET, lw=1.6)
-        text = ("cache" if cached else "DRAM") + f" {slope['value']:.0f} GB/s" + _kind(slope)
+        text = f"{'cache' if cached else 'DRAM'} {slope['value']:.0f} GB/s{slope['kind']}"
         ax.annotate(text, (ends[1], top), (0, 4), ha="right" if cached else "center", **small)
     for _, roof in compute.iterrows():
         color, line = PRECISIONS[roof["precision"]].color, PRECISIONS[roof["precision"]].line
         ax.hlines(roof["value"], roof["value"] / slopes["value"].max(), high, color=color, ls=line)
-        text = f"{roof['precision']} {roof['value']:.0f} GMAC/s" + _kind(roof)
+        text = f"{roof['precision']} {roof['value']:.0f} GMAC/s{roof['kind']}"
         ax.annotate(text, (high, roof["value"]), (-2, 3), ha="right", **small)
-
-
-def _kind(ceiling: pd.Series) -> str:
-    return "" if ceiling["kind"] == "measured" else f" ({ceiling['kind']})"

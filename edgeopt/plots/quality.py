@@ -2,29 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
+from torch import Tensor
 
 from edgeopt.data import Split
 from edgeopt.plots.annotations import beside, label_lines
-from edgeopt.plots.style import (
-    INK,
-    QUIET,
-    dot,
-    key_below,
-    new_axes,
-    percent_axis,
-    row_height,
-)
+from edgeopt.plots.style import INK, QUIET, dot, key_below, new_axes, percent_axis, row_height
 from edgeopt.schema import require_columns
 
 FELL, ROSE = "#7B3294", "#009E73"  # of no precision
-
 SHEET_COLUMNS = 20
 GALLERY_COLUMNS = 6
 
@@ -52,51 +44,38 @@ def training_history(history: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def confusion_matrix(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> Axes:
+def confusion_matrix(
+    table: pd.DataFrame,
+    *,
+    before: pd.DataFrame | None = None,
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
     """Share of each true class (row) that is predicted as each class; zeros are left blank.
 
-    Takes image counts, true classes in the index and predicted classes in the columns.
+    Takes image counts, true classes in the index and predicted classes in the columns. With a
+    second such table, ``before``, the change from it is drawn, in points of each true class.
     """
-    ax = new_axes(ax, height=5.6)
+    shares, sign = 100 * table.div(table.sum(axis=1), axis=0), ""
     bar = {"label": "Share of the true class (%)", "shrink": 0.7}
-    _heat_map(ax, _class_shares(table), sign="", cmap="Blues", vmin=0, vmax=100, cbar_kws=bar)
-    ax.set(xlabel="Predicted class", ylabel="True class", title=title)
-    return ax
-
-
-def confusion_change(
-    before: pd.DataFrame, after: pd.DataFrame, *, title: str = "", ax: Axes | None = None
-) -> Axes:
-    """Second confusion matrix minus the first, in points of each true class.
-
-    Both are tables of :func:`confusion_matrix` with the same classes.
-    """
-    change = _class_shares(after) - _class_shares(before)
-    most = max(change.abs().to_numpy().max(), 1)
-    ax = new_axes(ax, height=5.6)
-    _heat_map(ax, change, sign="+", cmap="PuOr", vmin=-most, vmax=most, cbar=False)
-    ax.set(xlabel="Predicted class", ylabel="True class", title=title)
-    return ax
-
-
-def _class_shares(table: pd.DataFrame) -> pd.DataFrame:
-    """Percentages of each true class."""
-    return 100 * table.div(table.sum(axis=1), axis=0)
-
-
-def _heat_map(ax: Axes, shares: pd.DataFrame, *, sign: str, **options: Any) -> None:
+    look = {"cmap": "Blues", "vmin": 0, "vmax": 100, "cbar_kws": bar}
+    if before is not None:
+        shares, sign = shares - 100 * before.div(before.sum(axis=1), axis=0), "+"
+        most = max(shares.abs().to_numpy().max(), 1)
+        look = {"cmap": "PuOr", "vmin": -most, "vmax": most, "cbar": False}
     texts = shares.map(lambda share: f"{share:{sign}.0f}" if abs(share) >= 0.5 else "")
     line = {"square": True, "linewidths": 0.5, "linecolor": "#EEEEEE"}
-    sns.heatmap(shares, ax=ax, annot=texts, fmt="", annot_kws={"fontsize": 10}, **line, **options)
+    ax = new_axes(ax, height=5.6)
+    sns.heatmap(shares, ax=ax, annot=texts, fmt="", annot_kws={"fontsize": 10}, **line, **look)
     ax.tick_params(axis="x", rotation=45)
     for text in ax.get_xticklabels():
         text.set(ha="right", rotation_mode="anchor")
+    ax.set(xlabel="Predicted class", ylabel="True class", title=title)
+    return ax
 
 
-def per_class_change(
-    before_after: pd.DataFrame, *, metric: str = "recall", ax: Axes | None = None
-) -> Axes:
-    """Metric of each class before (hollow) and after (filled) compression, largest fall on top.
+def per_class_change(before_after: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Recall of each class before (hollow) and after (filled) compression, largest fall on top.
 
     Columns: ``class_name, before, after`` and, where known, the interval of the latter,
     ``after_low, after_high``.
@@ -118,7 +97,7 @@ def per_class_change(
     percent_axis(ax.xaxis)
     ax.margins(x=0.12)
     ax.invert_yaxis()
-    ax.set_xlabel(f"{metric.capitalize()} (change in points beside)")
+    ax.set_xlabel("Recall (change in points beside)")
     faces = {"before": "white", "after: fell": FELL, "after: rose": ROSE, "the same": QUIET}
     key_below(ax, [dot(text, face) for text, face in faces.items()])
     return ax
@@ -133,19 +112,16 @@ def sample_images(
     images than ``per_class`` leaves places empty. ``mean`` and ``std`` are left out: they move the
     colours to where a screen cannot show them.
     """
-    labels, names = split.labels.numpy(), names[:SHEET_COLUMNS]
-    columns = [np.flatnonzero(labels == index)[:per_class] for index in range(len(names))]
-    shown = replace(split.select(np.concatenate(columns)), mean=None, std=None)
-    found = shown.take(len(shown)).numpy().transpose(0, 2, 3, 1)  # [n, H, W, C]
-    chosen = np.ones((len(names) * per_class, *found.shape[1:]), found.dtype)
-    filled = [np.arange(len(column)) + per_class * i for i, column in enumerate(columns)]
-    chosen[np.concatenate(filled)] = found
-    padded = np.pad(chosen, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    _, height, width, channels = padded.shape
-    grid = padded.reshape(len(names), per_class, height, width, channels)
-    sheet = grid.transpose(1, 2, 0, 3, 4).reshape(per_class * height, len(names) * width, channels)
+    names = names[:SHEET_COLUMNS]
+    chosen = torch.ones(per_class, len(names), *split.shape)
+    for column in range(len(names)):
+        places = np.flatnonzero(split.labels.numpy() == column)[:per_class]
+        chosen[: len(places), column] = _plain_images(split, places)
+    framed = torch.nn.functional.pad(chosen, (1, 1, 1, 1)).permute(0, 3, 1, 4, 2)
+    sheet = framed.flatten(0, 1).flatten(1, 2).numpy()  # [rows * H, columns * W, C]
     ax = new_axes(ax, height=1.0 + 6.0 * per_class / len(names))
-    ax.imshow(sheet.squeeze(), cmap="gray" if channels == 1 else None, vmin=0, vmax=1)
+    ax.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=1)
+    width = sheet.shape[1] / len(names)
     ax.set_xticks(width * (np.arange(len(names)) + 0.5), names, rotation=40, ha="right")
     ax.tick_params(length=0)
     ax.set_yticks([])
@@ -176,14 +152,17 @@ def lost_images(
     if not len(lost):
         ax.text(0.5, 0.5, "There is no such image.", transform=ax.transAxes, ha="center")
         return ax
-    pictures = replace(split.select(lost), mean=None, std=None).take(len(lost)).numpy()
-    for number, (place, picture) in enumerate(zip(lost, pictures, strict=True)):
+    for number, (place, picture) in enumerate(zip(lost, _plain_images(split, lost), strict=True)):
         row, column = divmod(number, GALLERY_COLUMNS)
         left, top = column + 0.05, 1.5 * row + 0.5
         words = f"{names[labels[place]]}\n\u2192 {names[after[place]]}"
         ax.text(column + 0.5, top - 0.06, words, ha="center", va="bottom", fontsize=10)
-        shown = picture.transpose(1, 2, 0).squeeze()
         box = (left, left + 0.9, top + 0.9, top)
-        ax.imshow(shown, cmap="gray" if shown.ndim == 2 else None, vmin=0, vmax=1, extent=box)
-    ax.set(xlim=(0, GALLERY_COLUMNS), ylim=(1.5 * rows, 0))
+        shown = picture.numpy().transpose(1, 2, 0).squeeze()
+        ax.imshow(shown, cmap="gray", vmin=0, vmax=1, extent=box)
     return ax
+
+
+def _plain_images(split: Split, places: np.ndarray) -> Tensor:
+    """Images [N, C, H, W] at these positions, without mean and std."""
+    return replace(split.select(places), mean=None, std=None).take(len(places))

@@ -1,6 +1,5 @@
-"""Figures of the sweep: table in, axes out. All figures of the package are offered from here."""
+"""Figures of the sweep: table in, axes out."""
 
-import re
 from collections.abc import Collection
 
 import numpy as np
@@ -13,13 +12,13 @@ from edgeopt.plots.annotations import beside, bound, label_points
 from edgeopt.plots.style import (
     INK,
     QUIET,
+    candidate_key,
     key_below,
     log_axis,
     new_axes,
     percent_axis,
-    precision_key,
+    row_groups,
     row_height,
-    runtime_key,
 )
 from edgeopt.runtimes import RUNTIMES, registered, runtime_named
 from edgeopt.schema import PRECISIONS, label, require_columns
@@ -36,7 +35,6 @@ def frontier(
     pick: str | None = None,
     baseline: str | None = None,
     refused: Collection[str] = (),
-    limit: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Accuracy against ``x_col`` (log), with Wilson bars and the frontier of the accepted.
@@ -44,9 +42,10 @@ def frontier(
     Hollow markers are over the memory budget; of the others, those of the ``refused`` candidates,
     which another limit excludes, are crossed out. With a ``frontier_probability`` column, larger
     markers are more surely on the frontier. ``pick`` and ``baseline`` name the candidates to point
-    out, ``limit`` draws a bound on ``x_col``.
+    out.
     """
-    require_columns(df, ["accepted", "accuracy", x_col, "candidate"], what="the frontier figure")
+    needed = ["candidate", "accepted", "accuracy", "accuracy_low", "accuracy_high", x_col]
+    require_columns(df, needed, what="the frontier figure")
     ax = new_axes(ax, height=5.6)
     rows = df.dropna(subset=[x_col, "accuracy"])
     front = pareto_frontier(rows, x_col)
@@ -59,9 +58,10 @@ def frontier(
     percent_axis(ax.yaxis)
     ax.margins(y=0.1)
     ax.set(xlabel=label(x_col), ylabel=label("accuracy"))
-    if limit is not None:
-        bound(ax, limit, f"limit {limit:g}")
-    key_below(ax, precision_key(rows), runtime_key(rows), _state_key(refused=len(crossed) > 0))
+    state = _state_key()
+    if len(crossed):
+        state.append(Line2D([], [], ls="", **REFUSED, label="refused"))
+    key_below(ax, *candidate_key(rows), state)
     _label_frontier(ax, rows, front, x_col=x_col, pick=pick, baseline=baseline)
     return ax
 
@@ -73,26 +73,22 @@ def budgets(df: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """
     needed = ["memory_mb", "pruning_level", "precision", "accepted", "active_budget_mb"]
     require_columns(df, needed, what="the budgets figure")
-    found = [re.fullmatch(r"violates_(.+)mb", column) for column in df.columns]
+    limits = df.columns.str.extract(r"^violates_(.+)mb$", expand=False).dropna().astype(float)
     active = df["active_budget_mb"].iloc[0]
     levels = sorted(df["pruning_level"].unique())
     rows = df.dropna(subset=["memory_mb"]).drop(columns="runtime", errors="ignore")
     rows = rows.drop_duplicates(["pruning_level", "precision", "memory_mb"])
-    rows = rows.assign(height=rows["pruning_level"].map(levels.index) + _dodge(rows["precision"]))
+    # Precisions stand beside each other, so that equal numbers do not cover each other.
+    dodge = 0.15 * rows["precision"].map(list(PRECISIONS).index) - 0.3
+    rows = rows.assign(height=rows["pruning_level"].map(levels.index) + dodge)
     ax = new_axes(ax, height=1.6 + 0.6 * len(levels), grid="x")
     _draw_candidates(ax, rows, "memory_mb", "height")
-    for limit in sorted({active, *(float(match[1]) for match in found if match)}):
-        is_active = limit == active
-        bound(
-            ax, limit, f"{limit:g}{' active' if is_active else ''}", width=2.4 if is_active else 1
-        )
-    ax.hlines(
-        np.arange(len(levels) - 1) + 0.5, 0, 1, QUIET, lw=0.6, transform=ax.get_yaxis_transform()
-    )
-    ax.set_yticks(range(len(levels)), [f"{level:.0%}" for level in levels])
-    ax.set(xlabel=label("memory_mb"), ylabel=label("pruning_level"))
-    ax.set(xlim=(0, None), ylim=(len(levels) - 0.5, -0.5))
-    key_below(ax, precision_key(rows), _state_key())
+    for limit in sorted({active, *limits}):
+        words, width = (" active", 2.4) if limit == active else ("", 1)
+        bound(ax, limit, f"{limit:g}{words}", width=width)
+    row_groups(ax, [f"{level:.0%}" for level in levels])
+    ax.set(xlabel=label("memory_mb"), ylabel=label("pruning_level"), xlim=(0, None))
+    key_below(ax, *candidate_key(rows), _state_key())
     return ax
 
 
@@ -130,10 +126,10 @@ def energy_tiers(
     df: pd.DataFrame, *, unavailable: str | None = None, ax: Axes | None = None
 ) -> Axes:
     """Two estimates of energy against each other; ``unavailable`` says why none is measured."""
-    require_columns(df, ["energy_proxy_j", "energy_model_j"], what="energy_tiers")
+    require_columns(df, ["accepted", *ENERGIES], what="energy_tiers")
     ax = new_axes(ax, height=5.2)
-    rows = df.dropna(subset=["energy_proxy_j", "energy_model_j"])
-    _draw_candidates(ax, rows, "energy_proxy_j", "energy_model_j")
+    rows = df.dropna(subset=list(ENERGIES))
+    _draw_candidates(ax, rows, *ENERGIES)
     log_axis(ax.xaxis, unit="J")
     log_axis(ax.yaxis, unit="J")
     ax.set(xlabel="Energy proxy: latency x assumed power", ylabel="Energy model: 45 nm figures")
@@ -141,18 +137,15 @@ def energy_tiers(
     # The reason's parenthesis, a path, is for the table; the line has to fit a phone.
     reason = unavailable.partition(" (")[0] if unavailable else "neither axis is one"
     ax.text(0, 1.02, f"Measurement: {reason}", transform=ax.transAxes, fontsize=10)
-    key_below(ax, precision_key(rows), runtime_key(rows), _state_key())
+    key_below(ax, *candidate_key(rows), _state_key())
     return ax
 
 
-def _state_key(*, refused: bool = False) -> list[Line2D]:
+def _state_key() -> list[Line2D]:
     """Legend entries of what a marker's face says about a candidate."""
-    crossed = Line2D([], [], ls="", **REFUSED, label="refused")
-    return [
-        Line2D([], [], marker="o", ls="", color=QUIET, label="in budget"),
-        Line2D([], [], marker="o", ls="", color=QUIET, mfc="none", label="over budget"),
-        *([crossed] if refused else []),
-    ]
+    style = {"marker": "o", "ls": "", "color": QUIET}
+    hollow = Line2D([], [], mfc="none", label="over budget", **style)
+    return [Line2D([], [], label="in budget", **style), hollow]
 
 
 def _relative_to_fp32(table: pd.DataFrame) -> pd.DataFrame:
@@ -175,8 +168,7 @@ def _draw_candidates(ax: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
         ax.text(0.5, 0.5, "no candidate was measured", transform=ax.transAxes, ha="center")
     unsure = pd.Series(0.1, index=rows.index)
     sizes = 36 + 110 * rows.get("frontier_probability", unsure).fillna(0)
-    filled = accepted_mask(rows) if "accepted" in rows else unsure.astype(bool)
-    for (_, row), size, fill in zip(rows.iterrows(), sizes, filled, strict=True):
+    for (_, row), size, fill in zip(rows.iterrows(), sizes, accepted_mask(rows), strict=True):
         color = PRECISIONS[row["precision"]].color
         marker = runtime_named(row.get("runtime", RUNTIMES[0])).marker
         style = {"fc": color, "ec": INK} if fill else {"fc": "none", "ec": color}
@@ -184,8 +176,6 @@ def _draw_candidates(ax: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
 
 
 def _draw_wilson_bars(ax: Axes, rows: pd.DataFrame, x: str, *, strong: np.ndarray) -> None:
-    if "accuracy_low" not in rows:
-        return
     for (_, row), bold in zip(rows.iterrows(), strong, strict=True):
         style = {"lw": 1.6, "alpha": 0.9} if bold else {"lw": 0.7, "alpha": 0.2}
         color = PRECISIONS[row["precision"]].color
@@ -193,33 +183,18 @@ def _draw_wilson_bars(ax: Axes, rows: pd.DataFrame, x: str, *, strong: np.ndarra
 
 
 def _label_frontier(
-    ax: Axes,
-    rows: pd.DataFrame,
-    front: pd.DataFrame,
-    *,
-    x_col: str,
-    pick: str | None,
-    baseline: str | None,
+    ax: Axes, rows: pd.DataFrame, front: pd.DataFrame, *, x_col: str, pick: str, baseline: str
 ) -> None:
     chosen = rows[rows["candidate"] == pick]
     if pick is not None and chosen.empty:
         known = ", ".join(rows["candidate"])
         raise ValueError(f"pick {pick!r} is not among the measured candidates: {known}")
     ax.scatter(chosen[x_col], chosen["accuracy"], s=260, fc="none", ec=INK, lw=2, zorder=4)
-    avoid = list(rows[[x_col, "accuracy"]].itertuples(index=False, name=None))
+    places = [x_col, "accuracy"]
+    avoid = rows[places].to_numpy()
     start = rows[(rows["candidate"] == baseline) & (rows["candidate"] != pick)]
     others = front[~front["candidate"].isin([pick, baseline])]
-    for part, prefix, weight in (
-        (chosen, "PICK: ", "bold"),
-        (start, "baseline: ", "normal"),
-        (others, "", "normal"),
-    ):
-        texts = [
-            (row[x_col], row["accuracy"], prefix + row["candidate"]) for _, row in part.iterrows()
-        ]
-        label_points(ax, texts, avoid=avoid, weight=weight)
-
-
-def _dodge(precisions: pd.Series) -> np.ndarray:
-    """Vertical offset per precision, so that equal numbers do not cover each other."""
-    return 0.15 * precisions.map(list(PRECISIONS).index).to_numpy() - 0.3
+    parts = {"PICK: ": chosen, "baseline: ": start, "": others}
+    for prefix, part in parts.items():
+        texts = zip(*part[places].to_numpy().T, prefix + part["candidate"], strict=True)
+        label_points(ax, texts, avoid=avoid, weight="bold" if part is chosen else "normal")

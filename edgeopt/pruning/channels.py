@@ -4,18 +4,19 @@ import copy
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
 
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from edgeopt.model import SmallCNN, last_layer, module_named, module_without_graph, run_named
-from edgeopt.schema import CRITERIA, require_known
+from edgeopt.model import SmallCNN
+from edgeopt.pruning.probing import GRAPH_ERRORS, last_layer, module_without_graph, run_named
+from edgeopt.schema import CRITERIA, require_at_least, require_known
 
+TAYLOR_BATCHES = 10
 _WRITERS = (nn.modules.conv._ConvNd, nn.Linear)
 
 
@@ -33,7 +34,6 @@ def structured_channel_prune(model: SmallCNN, pruning_level: float) -> SmallCNN:
     TypeError
         When ``model`` is not a SmallCNN.
     """
-    check_pruning_level(pruning_level)
     if not isinstance(model, SmallCNN):
         raise TypeError(
             f"structured_channel_prune takes a SmallCNN, not {type(model).__name__}; "
@@ -43,23 +43,14 @@ def structured_channel_prune(model: SmallCNN, pruning_level: float) -> SmallCNN:
     return prune_channels(model, pruning_level, example_input=image, criterion="l1", round_to=1)
 
 
-def check_pruning_level(pruning_level: float) -> None:
-    """Raise ``ValueError`` unless ``pruning_level`` is a number in [0, 1)."""
-    is_number = isinstance(pruning_level, (int, float)) and not isinstance(pruning_level, bool)
-    if not is_number or not 0 <= pruning_level < 1:
-        raise ValueError(f"pruning_level is {pruning_level!r}; allowed: a number in [0, 1)")
-
-
 def prune_channels(
     model: nn.Module,
     pruning_level: float,
     *,
     example_input: Tensor,
     criterion: str = "l1",
-    ignored: Sequence[str] = (),
     round_to: int = 8,
     loader: Iterable[tuple[Tensor, Tensor]] | None = None,
-    taylor_batches: int = 10,
     seed: int = 0,
 ) -> nn.Module:
     """Prune any classifier through Torch-Pruning's dependency graph (arXiv:2301.12900).
@@ -78,34 +69,36 @@ def prune_channels(
         What a filter w counts: ``l1``, its sum of abs(w) (arXiv:1608.08710); ``l2``, the root of
         its sum of w**2; ``taylor``, its sum of abs(w * dLoss/dw) (arXiv:1906.10771, takes
         ``loader``); ``random``, the control, drawn from ``seed``.
-    ignored : sequence of str
-        Names of modules that keep their channels.
     round_to : int
         Kept channels are rounded to the nearest multiple of it, at least one. A convolution in
         groups, and a group norm, keep as many channels in each of their groups.
     loader : iterable of (images, labels), optional
-        Batches for ``taylor``, the first ``taylor_batches`` of which are used.
+        Batches for ``taylor``, the first 10 of which are used.
 
     Raises
     ------
     ValueError
         For a bad option, or naming the module that the dependency graph cannot take.
     """
-    check_pruning_level(pruning_level)
+    is_number = isinstance(pruning_level, int | float) and not isinstance(pruning_level, bool)
+    if not is_number or not 0 <= pruning_level < 1:
+        raise ValueError(f"pruning_level is {pruning_level!r}; allowed: a number in [0, 1)")
     require_known(criterion, allowed=CRITERIA, what="criterion")
-    _check_round_to(round_to)
+    require_at_least(1, round_to=round_to)
     # A frozen network leaves no trace for the dependency graph.
     pruned = copy.deepcopy(model).eval().requires_grad_()
-    classes = run_named(pruned, example_input).shape[1]
+    classes = run_named(pruned, example_input)[0].shape[1]
     if pruning_level == 0:
         return pruned.train(model.training)
-    kept = [module_named(pruned, name) for name in ignored]
-    kept.append(last_layer(pruned, example_input))
     if criterion == "taylor":
-        _accumulate_gradients(pruned, loader, batches=taylor_batches)
-    score = partial(_score, criterion=criterion, generator=torch.Generator().manual_seed(seed))
-    count = partial(_kept_channels, pruning_level=pruning_level, round_to=round_to)
-    widths = _prune_in_place(pruned, example_input, score=score, count=count, ignored=kept)
+        _accumulate_gradients(pruned, loader)
+    weakest = partial(
+        _weakest,
+        score=partial(_score, criterion=criterion, generator=torch.Generator().manual_seed(seed)),
+        pruning_level=pruning_level,
+        round_to=round_to,
+    )
+    widths = _prune_in_place(pruned, example_input, weakest=weakest)
     pruned.zero_grad(set_to_none=True)
     _check_pruned(pruned, example_input, classes=classes, widths=widths, round_to=round_to)
     return pruned.train(model.training)
@@ -113,60 +106,44 @@ def prune_channels(
 
 def count_macs(model: nn.Module, *, example_input: Tensor) -> int:
     """Multiply-accumulates of convolutions and matrix products for one image."""
-    was_training = model.training
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(example_input[:1])
-    model.train(was_training)
+        copy.deepcopy(model).eval()(example_input[:1])
     return counter.get_total_flops() // 2
 
 
-def _accumulate_gradients(
-    model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]] | None, *, batches: int
-) -> None:
-    if loader is None:
-        raise ValueError("criterion 'taylor' ranks channels by gradients: give it a loader")
-    losses = [
+def _accumulate_gradients(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]] | None) -> None:
+    batches = list(itertools.islice(loader or (), TAYLOR_BATCHES))
+    if not batches:
+        raise ValueError(
+            "criterion 'taylor' ranks channels by gradients: give it a loader of batches"
+        )
+    for images, labels in batches:
         nn.functional.cross_entropy(model(images), labels).backward()
-        for images, labels in itertools.islice(loader, batches)
-    ]
-    if not losses:
-        raise ValueError("criterion 'taylor' was given a loader without batches")
 
 
-def _prune_in_place(model: nn.Module, example_input: Tensor, **options: Any) -> list[int]:
+def _prune_in_place(
+    model: nn.Module, example_input: Tensor, *, weakest: Callable[..., list[int]]
+) -> list[int]:
     """Prune the network itself, and return how many channels each group of layers had."""
+    whole = list(last_layer(model, example_input).modules())
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.filterwarnings("error", message="Unwrapped parameters detected")
         try:
-            return _prune_groups(model, example_input, **options)
+            graph = tp.DependencyGraph().build_dependency(model, example_inputs=example_input)
+            groups = list(graph.get_all_groups(ignored_layers=whole, root_module_types=_WRITERS))
+            # All are ranked before the first is cut: a cut takes weights from filters that read.
+            for group, channels in [(group, weakest(graph, group)) for group in groups]:
+                if channels:
+                    group.prune(channels)
         except UserWarning as warning:
             names = str(warning).splitlines()[0].partition(": ")[2]
             raise ValueError(
                 f"{type(model).__name__} holds parameters outside a known layer, which the "
                 f"dependency graph cannot prune: {names}"
             ) from warning
-        # The library fails on unknown structure with whatever its arithmetic meets.
-        except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        except GRAPH_ERRORS as error:
             name = module_without_graph(model, example_input)
             raise ValueError(f"the dependency graph cannot take {name}: {error}") from error
-
-
-def _prune_groups(
-    model: nn.Module,
-    example_input: Tensor,
-    *,
-    score: Callable[[nn.Module], Tensor],
-    count: Callable[..., int],
-    ignored: list[nn.Module],
-) -> list[int]:
-    graph = tp.DependencyGraph().build_dependency(model, example_inputs=example_input)
-    whole = [module for layer in ignored for module in layer.modules()]
-    groups = list(graph.get_all_groups(ignored_layers=whole, root_module_types=_WRITERS))
-    # All are ranked before the first is cut, since a cut takes weights from the filters that read.
-    weakest = [_weakest(graph, group, score=score, count=count) for group in groups]
-    for group, channels in zip(groups, weakest, strict=True):
-        if channels:
-            group.prune(channels)
     return [len(group[0].idxs) for group in groups]
 
 
@@ -176,15 +153,18 @@ def _weakest(
     group: tp.Group,
     *,
     score: Callable[[nn.Module], Tensor],
-    count: Callable[..., int],
+    pruning_level: float,
+    round_to: int,
 ) -> list[int]:
     """List the channels that a group of layers loses, the same ones in each of its parts."""
     parts = _parts(graph, group)
-    importance = _importance(graph, group, score=score).unflatten(0, (parts, -1))
-    kept = count(importance.numel(), parts=parts) // parts
-    order = importance.mean(dim=0).argsort(descending=True, stable=True)
-    width = importance.shape[1]
-    return [part * width + channel for part in range(parts) for channel in order[kept:].tolist()]
+    importance = _importance(graph, group, score=score).unflatten(0, (parts, -1)).mean(dim=0)
+    width = len(importance)
+    # The documents' rule in each part, then the nearest number on the grid.
+    step = math.lcm(round_to, parts) // parts
+    kept = step * max(1, math.floor(round(width * (1 - pruning_level)) / step + 0.5))
+    lost = importance.argsort(descending=True, stable=True)[kept:].tolist()
+    return [part * width + channel for part in range(parts) for channel in lost]
 
 
 def _importance(
@@ -216,43 +196,27 @@ def _parts(graph: tp.DependencyGraph, group: tp.Group) -> int:
     return math.lcm(*parts)
 
 
-def _kept_channels(channels: int, *, pruning_level: float, round_to: int, parts: int) -> int:
-    """Count what stays: the documents' rule in each part, then the nearest number on the grid."""
-    kept = parts * max(1, round(channels // parts * (1 - pruning_level)))
-    step = math.lcm(round_to, parts)
-    return min(channels, step * max(1, math.floor(kept / step + 0.5)))
-
-
 def _score(layer: nn.Module, *, criterion: str, generator: torch.Generator) -> Tensor:
     """Score every output filter of a layer."""
-    weight = _filters(layer, layer.weight)
-    if criterion == "random":
-        return torch.rand(len(weight), generator=generator)
-    if criterion == "taylor":
-        return (weight * _filters(layer, layer.weight.grad)).abs().sum(dim=1)
-    return weight.abs().sum(dim=1) if criterion == "l1" else weight.square().sum(dim=1).sqrt()
-
-
-def _filters(layer: nn.Module, weight: Tensor) -> Tensor:
-    """Lay a weight out as one row per output filter."""
+    weight = layer.weight * layer.weight.grad if criterion == "taylor" else layer.weight
     if getattr(layer, "transposed", False):
         weight = weight.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
-    return weight.flatten(1)
-
-
-def _check_round_to(round_to: int) -> None:
-    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
-        raise ValueError(f"round_to is {round_to!r}; allowed: a whole number, 1 or more")
+    filters = weight.flatten(1)
+    if criterion == "random":
+        return torch.rand(len(filters), generator=generator)
+    return filters.square().sum(dim=1).sqrt() if criterion == "l2" else filters.abs().sum(dim=1)
 
 
 def _check_pruned(
     pruned: nn.Module, example_input: Tensor, *, classes: int, widths: list[int], round_to: int
 ) -> None:
-    width = run_named(pruned, example_input).shape[1]
+    width = run_named(pruned, example_input)[0].shape[1]
     if width != classes:
-        raise ValueError(f"pruning cut the {classes} logits to {width}; name the head in ignored")
+        raise ValueError(
+            f"pruning cut the {classes} logits to {width}; allowed: one layer makes all"
+        )
     if not widths:
-        raise ValueError("no channel can be removed: all layers are ignored, or make the logits")
+        raise ValueError("no channel can be removed: all layers make the logits")
     if round_to > 1 and max(widths) <= round_to:
         raise ValueError(
             f"no channel can be removed: round_to is {round_to}, "

@@ -12,8 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "manifest": ["find_run", "read_manifest", "verify"],
         "readme": ["write_readme"],
         "results": ["all_files", "parameter_table", "provenance_table", "read_results"],
-        "runner": ["find_notebooks", "make_comparison", "make_report", "only_one", "write_back"],
+        "runner": ["make_comparison", "make_report"],
         "site": ["saved_figure"],
-        "stamps": ["INDEX"],
     },
 )

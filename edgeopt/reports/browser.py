@@ -3,28 +3,20 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
-def find_browser() -> Path:
-    """Path of the installed browser.
-
-    Raises
-    ------
-    FileNotFoundError
-        Naming the programs looked for.
-    """
-    found = [path for name in BROWSERS if (path := shutil.which(name))]
-    if not found:
-        raise FileNotFoundError(f"no browser is on the path; looked for {', '.join(BROWSERS)}")
-    return Path(found[0])
+def find_browser() -> str:
+    """Path of the installed browser; ``FileNotFoundError`` names the programs looked for."""
+    for path in filter(None, map(shutil.which, BROWSERS)):
+        return path
+    raise FileNotFoundError(f"no browser is on the path; looked for {', '.join(BROWSERS)}")
 
 
 @contextmanager
@@ -32,10 +24,6 @@ def open_browser() -> Iterator["Browser"]:
     """Start the installed browser without a window; it ends with the block."""
     from playwright.sync_api import sync_playwright
 
-    path = find_browser()
-    with sync_playwright() as session:
-        browser = session.chromium.launch(executable_path=path, args=list(QUIET))
-        try:
-            yield browser
-        finally:
-            browser.close()
+    options = {"executable_path": find_browser(), "args": QUIET}
+    with sync_playwright() as session, session.chromium.launch(**options) as browser:
+        yield browser

@@ -1,7 +1,6 @@
 """The decision card: what to ship, its four numbers with their intervals, and what they beat."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +14,14 @@ from edgeopt.schema import COLUMNS, TIMES, known, quantity
 
 PAGES = Path(__file__).parent / "assets"
 HEADINGS = {**ROLES, UNCOMPRESSED: "Fastest uncompressed"}
-MEASURES = ("accuracy", "latency_p50_ms", "memory_mb", "artifact_bytes")
-MEMORY = (
-    "memory_mb",
-    "artifact_bytes",
-    "peak_activation_bytes",
-    "added_rss_bytes",
-    "peak_rss_bytes",
-)
+LESS_OR_MORE = {"latency_p50_ms": ("faster", "slower"), "memory_mb": ("smaller", "larger")}
+SIZES = ("memory_mb", "artifact_bytes")
+MEASURES = ("accuracy", "latency_p50_ms", *SIZES)
+MEMORY = (*SIZES, "peak_activation_bytes", "added_rss_bytes", "peak_rss_bytes")
 ENERGY = ("energy_proxy_j", "energy_model_j", "energy_measured_j")
-COMPARED = (
-    "accuracy",
-    "test_accuracy",
-    "macro_f1",
-    "agreement",
-    "latency_p50_ms",
-    "latency_p95_ms",
-    "throughput_sps",
-    *MEMORY,
-    *ENERGY,
-    "int8_mac_share",
-)
+QUALITY = ("accuracy", "test_accuracy", "macro_f1", "agreement")
+SPEED = ("latency_p50_ms", "latency_p95_ms", "throughput_sps")
+COMPARED = (*QUALITY, *SPEED, *MEMORY, *ENERGY, "int8_mac_share")
 
 
 def render(template: str, **context: Any) -> HTML:
@@ -79,7 +65,7 @@ def made_of(row: Mapping[str, Any]) -> str:
     level = row.get("pruning_level")
     pruned = f"{quantity('pruning_level', level)} of the channels pruned" if level else "unpruned"
     parts = [row.get("model"), pruned, row.get("recipe"), row.get("precision"), runtime(row)]
-    return ", ".join(part for part in parts if known(part))
+    return ", ".join(filter(known, parts))
 
 
 def runtime(row: Mapping[str, Any]) -> str:
@@ -103,29 +89,25 @@ def comparisons(results: Results) -> list[str]:
     """Set the pick's numbers against the baseline's and the uncompressed network's, in words."""
     pick, baseline = results.rows["pick"], results.rows.get("baseline", {})
     full = results.rows.get(UNCOMPRESSED, {})
-    against = f"uncompressed {runtime(full)}"
     beaten = [
-        times(pick, baseline, "latency_p50_ms", words=("faster", "slower")),
-        times(pick, baseline, "memory_mb", words=("smaller", "larger")),
-        times(pick, full, "latency_p50_ms", words=("faster", "slower"), than=against),
+        times(pick, baseline, "latency_p50_ms"),
+        times(pick, baseline, "memory_mb"),
+        times(pick, full, "latency_p50_ms", than=f"uncompressed {runtime(full)}"),
     ]
     lines = [points(pick, baseline), *on_test_images(results), "; ".join(filter(None, beaten))]
-    return [line for line in lines if line]
+    return [*filter(None, lines)]
 
 
 def on_test_images(results: Results) -> list[str]:
-    """Say how the pick did on the test images, beside the baseline and a better runner-up.
-
-    ``decision["against_pick"]`` are rows of :func:`edgeopt.decision.paired_comparison` with
-    the pick as parent.
-    """
-    pick, decision = results.rows["pick"], results.decision
+    """Say how the pick did on the test images, beside the baseline and a better runner-up."""
+    pick = results.rows["pick"]
     if not known(pick.get("test_accuracy")):
         return []
     words = f"{quantity('test_accuracy', pick['test_accuracy'])} on test images, scored once"
     lines = [", ".join(filter(None, (words, interval(pick, "test_accuracy"))))]
     others = {role: results.rows.get(role, {}).get("candidate") for role in ROLES}
-    for row in decision.get("against_pick", []):
+    # Rows of decision.paired_comparison with the pick as parent.
+    for row in results.decision.get("against_pick", []):
         if row["candidate"] == others["baseline"]:
             lines[0] += f"; {_difference(row, sign=-1)} against the baseline there"
         elif row["candidate"] == others["runner_up"] and row["significant"]:
@@ -136,13 +118,14 @@ def on_test_images(results: Results) -> list[str]:
 
 def _difference(row: Mapping[str, Any], *, sign: int) -> str:
     """Write a paired difference with its interval first, then how and how surely it was found."""
-    ends = sorted(sign * row.get(end, math.nan) for end in ("difference_low", "difference_high"))
-    low, high = (quantity("accuracy_difference", end, signed=True) for end in ends)
-    between = f"95% interval {low} to {high}, " if known(ends[0]) else ""
-    found = "" if row["significant"] else "no difference detected, "
-    change = quantity("accuracy_difference", sign * row["accuracy_difference"], signed=True)
-    method = row.get("method", "paired test")
-    return f"{change} ({between}{found}{method}, p = {row['p_holm']:.2g})"
+    name = "accuracy_difference"
+    ends = [row.get("difference_low"), row.get("difference_high")]
+    details = [row.get("method", "paired test"), f"p = {row['p_holm']:.2g}"]
+    if not row["significant"]:
+        details.insert(0, "no difference detected")
+    if all(map(known, ends)):
+        details.insert(0, f"95% {between(name, [sign * end for end in ends], signed=True)}")
+    return f"{quantity(name, sign * row[name], signed=True)} ({', '.join(details)})"
 
 
 def bound_names(name: str) -> tuple[str, str]:
@@ -153,10 +136,14 @@ def bound_names(name: str) -> tuple[str, str]:
 
 def interval(row: Mapping[str, Any], name: str) -> str:
     """Write the 95% interval of a number in words; empty when the row has none."""
-    low, high = (row.get(bound) for bound in bound_names(name))
-    if not (known(low) and known(high)):
-        return ""
-    return f"95% interval {quantity(name, low)} to {quantity(name, high)}"
+    ends = [row.get(bound) for bound in bound_names(name)]
+    return f"95% {between(name, ends)}" if all(map(known, ends)) else ""
+
+
+def between(name: str, ends: Iterable[float], *, signed: bool = False) -> str:
+    """Write the two ends of an interval of a number."""
+    low, high = (quantity(name, end, signed=signed) for end in sorted(ends))
+    return f"interval {low} to {high}"
 
 
 def points(row: Mapping[str, Any], baseline: Mapping[str, Any]) -> str:
@@ -166,29 +153,23 @@ def points(row: Mapping[str, Any], baseline: Mapping[str, Any]) -> str:
         return ""
     change = quantity("accuracy_change", value - reference, signed=True)
     text = f"{change} of accuracy against the baseline on validation images"
-    ends = [row.get("accuracy_drop_high"), row.get("accuracy_drop_low")]
+    ends = [row.get("accuracy_drop_low"), row.get("accuracy_drop_high")]
     if all(map(known, ends)):
-        confidence = f"{row['accuracy_drop_confidence']:.0%}"
-        low, high = (quantity("accuracy_change", -end, signed=True) for end in ends)
-        text += f", paired {confidence} interval {low} to {high}"
+        change = between("accuracy_change", [-end for end in ends], signed=True)
+        text += f", paired {row['accuracy_drop_confidence']:.0%} {change}"
     if known(row.get("accuracy_within")):
         text += f": within the {quantity('accuracy_drop', row['accuracy_within'])} that are allowed"
     return text
 
 
 def times(
-    row: Mapping[str, Any],
-    baseline: Mapping[str, Any],
-    name: str,
-    *,
-    words: tuple[str, str],
-    than: str = "the baseline",
+    row: Mapping[str, Any], baseline: Mapping[str, Any], name: str, *, than: str = "the baseline"
 ) -> str:
     """Write the ratio of two costs in words, e.g. ``6.6x faster than the baseline``."""
     value, reference = row.get(name), baseline.get(name)
     if not (known(value) and known(reference)) or min(value, reference) <= 0:
         return ""
-    better, ratio = value <= reference, max(value, reference) / min(value, reference)
-    if f"{ratio:.1f}" == "1.0":
+    ratio = f"{max(value, reference) / min(value, reference):.1f}"
+    if ratio == "1.0":
         return f"the same as {than}"
-    return f"{ratio:.1f}{TIMES} {words[0] if better else words[1]} than {than}"
+    return f"{ratio}{TIMES} {LESS_OR_MORE[name][value > reference]} than {than}"

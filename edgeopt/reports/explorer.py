@@ -3,7 +3,6 @@
 import base64
 import gzip
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import itables
@@ -41,29 +40,22 @@ def explorer(results: Results) -> HTML:
         return HTML("")
     shown = [name for name in ORDER if name in sweep and sweep[name].notna().any()]
     axes = {side: [n for n in names if n in shown] for side, names in AXES.items()}
-    titles = {name: heading(name, sweep) for name in shown}
+    scales = {name: scale_of(name, sweep) for name in shown}
+    titles = {name: column_heading(name, unit) for name, (_, unit) in scales.items()}
+    latency = sweep.get("latency_p50_ms", pd.Series(dtype=float))
     drawable = all(axes.values())
     return render(
         "explorer.html.j2",
         filters=[(n, COLUMNS[n].title, options(n, sweep)) for n in FILTERS if n in sweep],
         axes={side: [(name, titles[name]) for name in names] for side, names in axes.items()},
         drawable=drawable,
-        wide=_spread(sweep.get("latency_p50_ms", pd.Series(dtype=float)).dropna()),
+        wide=latency.max() > 10 * latency.min() > 0,
         heads=[(name, title, name in NUMBERS) for name, title in titles.items()],
-        rows=[table_row(row, shown, sweep) for row in sweep.to_dict("records")],
-        json=script_json(chart_data(results, [*axes["x"], *axes["y"]])),
+        rows=zip(*(cells(sweep[name], *scale) for name, scale in scales.items()), strict=True),
+        json=script_json(chart_data(results, {n: scales[n][0] for n in [*axes["x"], *axes["y"]]})),
         plotly=packed_plotly() if drawable else "",
         script=Markup((PAGES / "explorer.js").read_text(encoding="utf-8")),
     )
-
-
-def _spread(latency: pd.Series) -> bool:
-    return bool(len(latency) and latency.max() > 10 * latency.min() > 0)
-
-
-def heading(name: str, sweep: pd.DataFrame) -> str:
-    """Title of a column with the unit that this table shows it in."""
-    return column_heading(name, scale_of(name, sweep)[1])
 
 
 def scale_of(name: str, sweep: pd.DataFrame) -> tuple[float, str]:
@@ -75,44 +67,37 @@ def scale_of(name: str, sweep: pd.DataFrame) -> tuple[float, str]:
 def options(name: str, sweep: pd.DataFrame) -> list[dict[str, str]]:
     """Values of a filter in the order of the package, with the colour or symbol of each."""
     present = [str(value) for value in sweep[name].unique()]
-    order = {"runtime": registered(), "precision": PRECISIONS}.get(name, present)
-    values = [*(v for v in order if v in present), *(v for v in present if v not in order)]
-    title = {v: runtime_named(v).title for v in values if v in registered()}
+    order = [*registered(), *PRECISIONS, *present]
+    runtimes = {v: runtime_named(v) for v in present if v in registered()}
     return [
         {
             "value": v,
-            "title": title.get(v, v),
+            "title": runtimes[v].title if v in runtimes else v,
             "color": PRECISIONS[v].color if v in PRECISIONS else "",
-            "mark": MARKS[runtime_named(v).marker] if v in title else "",
+            "mark": MARKS[runtimes[v].marker] if v in runtimes else "",
         }
-        for v in values
+        for v in sorted(present, key=order.index)
     ]
 
 
-def table_row(
-    row: Mapping[str, Any], shown: list[str], sweep: pd.DataFrame
-) -> list[dict[str, Any]]:
-    """Cells of a row: their text, what they are sorted by, and how they are set."""
-    cells = []
-    for name in shown:
-        value, (scale, unit) = row[name], scale_of(name, sweep)
-        number = known(value) and isinstance(value, int | float)
-        cells.append(
-            {
-                "text": cell_text(value, scale, unit) if known(value) or name in NUMBERS else "",
-                "order": value if number else str(value) if known(value) else LAST_OF_ALL,
-                "css": "number" if name in NUMBERS else name,
-            }
-        )
-    return cells
+def cells(column: pd.Series, scale: float, unit: str) -> list[dict[str, Any]]:
+    """Cells of a column: their text, what they are sorted by, and how they are set."""
+    number = column.name in NUMBERS
+    return [
+        {
+            "text": cell_text(value, scale, unit) if known(value) or number else "",
+            "order": value if known(value) else LAST_OF_ALL,
+            "css": "number" if number else column.name,
+        }
+        for value in column.tolist()
+    ]
 
 
-def chart_data(results: Results, axes: list[str]) -> dict[str, Any]:
+def chart_data(results: Results, scales: dict[str, float]) -> dict[str, Any]:
     """Collect what the chart draws: numbers in display units, groups, colours, roles."""
     sweep = results.sweep
     columns = {}
-    for name in axes:
-        scale, _ = scale_of(name, sweep)
+    for name, scale in scales.items():
         own = [column for column in (name, *bound_names(name)) if column in sweep]
         columns |= {column: _scaled(sweep[column], scale) for column in own}
     accepted = sweep["accepted"].eq(True) if "accepted" in sweep else pd.Series(True, sweep.index)
@@ -120,7 +105,7 @@ def chart_data(results: Results, axes: list[str]) -> dict[str, Any]:
         "tables": f"_itables_{itables.__version__.replace('.', '_')}",
         "names": sweep["candidate"].astype(str).tolist(),
         "columns": columns,
-        "bounds": {n: bound_names(n) for n in axes if set(bound_names(n)) <= set(columns)},
+        "bounds": {n: bound_names(n) for n in scales if columns.keys() >= {*bound_names(n)}},
         "filters": {name: sweep[name].astype(str).tolist() for name in FILTERS if name in sweep},
         "accepted": accepted.tolist(),
         "colors": {n: "" if n == "fp32" else p.color for n, p in PRECISIONS.items()},

@@ -1,7 +1,6 @@
 """What a run was made from and what it left: ``manifest.json``, and the check against it."""
 
 import json
-import logging
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,21 +11,16 @@ import pandas as pd
 from edgeopt import __version__
 from edgeopt.study import RunFolder, check_schema, reports_folder
 from edgeopt.study.layout import DATA, maker
-from edgeopt.system import file_sha256, host_facts, int8_scheme, package_versions
+from edgeopt.system import environment_facts, file_sha256, host_facts, int8_scheme
 
 MANIFEST = "manifest.json"
-log = logging.getLogger(__name__)
 
 
 def artifact_paths(run: RunFolder) -> dict[str, Path]:
     """Every file of a run by its relative name; the manifest and hidden files are left out."""
-    found = {}
-    for path in sorted(run.root.rglob("*")):
-        name = path.relative_to(run.root)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if path.is_file() and not hidden and name.as_posix() != MANIFEST:
-            found[name.as_posix()] = path
-    return found
+    files = [path for path in sorted(run.root.rglob("*")) if path.is_file()]
+    named = {path.relative_to(run.root).as_posix(): path for path in files}
+    return {n: path for n, path in named.items() if n != MANIFEST and "/." not in f"/{n}"}
 
 
 def git_facts(root: Path) -> dict[str, Any]:
@@ -49,10 +43,9 @@ def _git(root: Path, *arguments: str) -> str:
 
 def data_facts(run: RunFolder) -> dict[str, Any]:
     """Read name, checksum and image counts of the data that notebook 01 wrote."""
-    path = run.path(DATA)
-    if not path.is_file():
+    if not run.path(DATA).is_file():
         return {"unavailable": f"{DATA} is missing: notebook {maker(DATA)} has not run"}
-    return json.loads(path.read_text(encoding="utf-8"))
+    return run.read_json(DATA)
 
 
 def provenance(
@@ -73,20 +66,24 @@ def provenance(
         "data": data_facts(run),
         "parameters": dict(parameters),
         "git": git_facts(root),
-        "packages": package_versions(),
+        "packages": environment_facts()["packages"],
         "host": host,
         "int8_scheme": {"name": scheme.name, "reason": scheme.reason, "note": scheme.note},
         "threads": parameters.get("threads"),
     }
 
 
-def write_manifest(run: RunFolder, facts: Mapping[str, Any]) -> Path:
-    """Write ``facts`` with the size and SHA-256 of every file in the run's folder."""
-    artifacts = {
+def file_facts(run: RunFolder) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file in the run's folder, by its relative name."""
+    return {
         name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for name, path in artifact_paths(run).items()
     }
-    return run.write_json(MANIFEST, {**facts, "artifacts": artifacts})
+
+
+def write_manifest(run: RunFolder, facts: Mapping[str, Any]) -> Path:
+    """Write ``facts`` and :func:`file_facts`."""
+    return run.write_json(MANIFEST, {**facts, "artifacts": file_facts(run)})
 
 
 def read_manifest(run: RunFolder) -> dict[str, Any]:
@@ -111,21 +108,18 @@ def read_manifest(run: RunFolder) -> dict[str, Any]:
 
 
 def verify(run: RunFolder) -> pd.DataFrame:
-    """Compare a run's files with its manifest.
+    """Compare a run's files with its manifest by size and SHA-256.
 
-    Columns: ``file, problem`` (``missing``, ``extra`` or ``differs``), ``expected, found``
-    (SHA-256, or empty). No rows: every file is what the manifest says.
+    Columns: ``file, problem`` (``missing``, ``extra`` or ``differs``). No rows: every file is what
+    the manifest says.
     """
-    recorded = read_manifest(run)["artifacts"]
-    present = artifact_paths(run)
-    rows = []
-    for name in sorted(recorded.keys() | present.keys()):
-        expected = recorded.get(name, {}).get("sha256", "")
-        found = file_sha256(present[name]) if name in present else ""
-        if expected != found:
-            problem = "missing" if not found else "differs" if expected else "extra"
-            rows.append((name, problem, expected, found))
-    return pd.DataFrame(rows, columns=["file", "problem", "expected", "found"])
+    recorded, found = read_manifest(run)["artifacts"], file_facts(run)
+    rows = [
+        (name, "missing" if name not in found else "differs" if name in recorded else "extra")
+        for name in sorted(recorded | found)
+        if recorded.get(name) != found.get(name)
+    ]
+    return pd.DataFrame(rows, columns=["file", "problem"])
 
 
 def find_run(name: str) -> RunFolder:

@@ -10,6 +10,7 @@ import pandas as pd
 from PIL import Image
 
 from edgeopt.reports.browser import open_browser
+from edgeopt.reports.card import SIZES
 from edgeopt.reports.results import Results, finished, read_results
 from edgeopt.reports.stamps import INDEX
 from edgeopt.schema import COLUMNS, quantity
@@ -19,14 +20,8 @@ from edgeopt.system import write_atomically
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 CARD, FRONTIER = "docs/decision-card.png", "docs/frontier.png"
-SHOWN = (
-    "accuracy",
-    "test_accuracy",
-    "latency_p50_ms",
-    "latency_p95_ms",
-    "memory_mb",
-    "artifact_bytes",
-)
+NAMED = {"baseline": "{} (baseline)", "pick": "**{}** (pick)"}
+SHOWN = ("accuracy", "test_accuracy", "latency_p50_ms", "latency_p95_ms", *SIZES)
 log = logging.getLogger(__name__)
 
 
@@ -53,7 +48,7 @@ def write_readme(run: RunFolder, *, root: Path) -> Path:
         on_white(figure).save(root / FRONTIER, optimize=True)
     parts = [
         f"## What the {run.name} run found",
-        *card_picture(run.require(INDEX), results, root=root),
+        *card_picture(run.require(INDEX), results.decision["reason"], path=root / CARD),
         picture(words, FRONTIER),
         table.to_markdown(index=False, colalign=("left", *["right"] * (table.shape[1] - 1))),
         origin(results),
@@ -71,31 +66,29 @@ def outside(text: str) -> tuple[str, str]:
     return before, after
 
 
-def card_picture(index: Path, results: Results, *, root: Path) -> list[str]:
-    """Save and name the picture of the decision card; nothing where no browser is installed."""
+def card_picture(index: Path, reason: str, *, path: Path) -> list[str]:
+    """Save and name the picture of the decision card; nothing where no browser is installed.
+
+    It is taken at twice the size, so that its text is sharp.
+    """
+    view = {"width": 1280, "height": 900}
     try:
-        photograph(index, ".card-of-pick", to=root / CARD)
+        with open_browser() as browser:
+            tab = browser.new_page(viewport=view, device_scale_factor=2, color_scheme="light")
+            tab.goto(index.resolve().as_uri())
+            shot = Image.open(BytesIO(tab.locator(".card-of-pick").screenshot()))
     except FileNotFoundError as error:
         log.warning("README gets no picture of the decision card: %s", error)
         return []
-    return [picture(f"Decision card. {results.decision['reason']}", CARD)]
+    # Text and lines on one ground: 64 colours show no difference and take a third of the bytes.
+    shot.convert("RGB").quantize(64).save(path, optimize=True)
+    return [picture(f"Decision card. {reason}", CARD)]
 
 
 def on_white(figure: Image.Image) -> Image.Image:
     """Put a figure with a transparent ground on white, which any page shows alike."""
     ground = Image.new("RGBA", figure.size, "white")
     return Image.alpha_composite(ground, figure.convert("RGBA")).convert("RGB")
-
-
-def photograph(page: Path, selector: str, *, to: Path, width: int = 1280) -> None:
-    """Save a picture of one element of a page, at twice the size so that its text is sharp."""
-    with open_browser() as browser:
-        view = {"width": width, "height": 900}
-        tab = browser.new_page(viewport=view, device_scale_factor=2, color_scheme="light")
-        tab.goto(page.resolve().as_uri())
-        shot = Image.open(BytesIO(tab.locator(selector).screenshot()))
-    # Text and lines on one ground: 64 colours show no difference and take a third of the bytes.
-    shot.convert("RGB").quantize(64).save(to, optimize=True)
 
 
 def picture(alt: str, path: str) -> str:
@@ -107,18 +100,14 @@ def picture(alt: str, path: str) -> str:
 def results_table(results: Results) -> pd.DataFrame:
     """Frontier and baseline, fastest first: the candidate and the numbers of ``SHOWN`` as text."""
     frontier = results.run.read_table(FRONTIER_TABLE)
-    roles = {
-        results.rows[role]["candidate"]: role
-        for role in ("baseline", "pick")
-        if role in results.rows
-    }
-    kept = results.sweep[results.sweep["candidate"].isin({*frontier["candidate"], *roles})]
-    rows = kept.sort_values("latency_p50_ms").to_dict("records")
-    return pd.DataFrame([_table_row(row, role=roles.get(row["candidate"], "")) for row in rows])
+    rows = results.rows
+    names = {rows[role]["candidate"]: NAMED[role] for role in NAMED if role in rows}
+    kept = results.sweep[results.sweep["candidate"].isin({*frontier["candidate"], *names})]
+    shown = kept.sort_values("latency_p50_ms").to_dict("records")
+    return pd.DataFrame([_table_row(row, names.get(row["candidate"], "{}")) for row in shown])
 
 
-def _table_row(row: Mapping[str, Any], *, role: str) -> dict[str, str]:
-    name = {"pick": "**{}** (pick)", "baseline": "{} (baseline)"}.get(role, "{}")
+def _table_row(row: Mapping[str, Any], name: str) -> dict[str, str]:
     numbers = {COLUMNS[key].title: quantity(key, row.get(key)) for key in SHOWN}
     low, high = (quantity("accuracy", row.get(f"accuracy_{side}")) for side in ("low", "high"))
     numbers[COLUMNS["accuracy"].title] += f" ({low} to {high})"

@@ -1,7 +1,6 @@
 """What a run found, read from its files: its decision, candidates and problems."""
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -9,9 +8,10 @@ from html import escape
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import pandas as pd
 
-from edgeopt.decision import STANDINGS, Constraints, Gates, rules
+from edgeopt.decision import Constraints, Decision, Gates
 from edgeopt.reports.manifest import MANIFEST, artifact_paths, read_manifest
 from edgeopt.schema import quantity
 from edgeopt.study import RunFolder, check_schema
@@ -46,39 +46,35 @@ class Results:
         """
         if not self.decision:
             return {}
-        rows = [] if self.sweep is None else self.sweep.to_dict("records")
-        measured = {row["candidate"]: row for row in rows}
         given = {role: self.decision[role] for role in ROLES if self.decision[role]}
+        if self.sweep is None:
+            return given
+        measured = {row["candidate"]: row for row in self.sweep.to_dict("records")}
         found = {role: measured.get(row["candidate"], {}) | row for role, row in given.items()}
-        uncompressed = self._fastest_uncompressed()
-        return found | ({UNCOMPRESSED: uncompressed} if uncompressed else {})
+        if "pick" in given:
+            fastest = self._uncompressed().nsmallest(1, "latency_p50_ms")
+            named = {row["candidate"] for row in given.values()}
+            for row in fastest[~fastest["candidate"].isin(named)].to_dict("records"):
+                found[UNCOMPRESSED] = row
+        return found
 
-    def _fastest_uncompressed(self) -> dict[str, Any] | None:
-        pick = self.decision["pick"]
-        if not pick or self.sweep is None:
-            return None
+    def _uncompressed(self) -> pd.DataFrame:
         full = self.sweep[(self.sweep["pruning_level"] == 0) & (self.sweep["precision"] == "fp32")]
         if "model" in full:
-            full = full[full["model"] == pick.get("model")]
-        fastest = full.nsmallest(1, "latency_p50_ms").to_dict("records")
-        named = [self.decision[role]["candidate"] for role in ROLES if self.decision[role]]
-        return next((row for row in fastest if row["candidate"] not in named), None)
+            full = full[full["model"] == self.decision["pick"].get("model")]
+        return full
 
     @property
     def problems(self) -> list[str]:
         """What a reader must know first, a sentence each."""
-        failed = [
+        problems = [
             f"Notebook {name} failed: {state['error']}. What comes after it was not run."
             for name, state in self.manifest["notebooks"].items()
             if state["status"] == "failed"
         ]
-        warnings = [
-            self.manifest["data"].get("test_warning", ""),
-            (self.decision or {}).get("busy", ""),
-            *self.missing,
-            "" if self.sweep is None else sweep_problem(self.sweep),
-        ]
-        return failed + [warning for warning in warnings if warning]
+        problems += [self.manifest["data"].get("test_warning"), (self.decision or {}).get("busy")]
+        problems += [*self.missing, "" if self.sweep is None else sweep_problem(self.sweep)]
+        return [*filter(None, problems)]
 
     @property
     def artifact(self) -> str:
@@ -97,14 +93,15 @@ class Results:
             for part in (Gates, Constraints)
         )
         budget = given["active_memory_budget_mb"]
-        judged = rules(gates, constraints=limits, active_memory_budget_mb=budget)
+        judged = gates.rules(constraints=limits, active_memory_budget_mb=budget)
         return pd.DataFrame(judged, columns=["what is judged", "rule"])
 
     def funnel(self) -> pd.DataFrame:
         """Count the candidates of each standing, in the order of the rule."""
         if self.sweep is None or "standing" not in self.sweep:
             return pd.DataFrame(columns=["standing", "candidates"])
-        counts = self.sweep["standing"].value_counts().reindex([*STANDINGS]).dropna().astype(int)
+        counts = self.sweep["standing"].value_counts().reindex([*Decision.STANDINGS])
+        counts = counts.dropna().astype(int)
         return counts.rename_axis("standing").rename("candidates").reset_index()
 
     def operators(self) -> pd.DataFrame:
@@ -117,20 +114,17 @@ class Results:
         if not self.decision or not self.decision["pick"]:
             return []
         pick, refused = self.rows["pick"], self.decision.get("rejected", [])
-        lines = [self.decision["what_it_would_take"]]
-        lines.append(f"A budget below {quantity('memory_mb', pick['memory_mb'])} excludes it.")
+        budget = quantity("memory_mb", pick["memory_mb"])
+        lines = [self.decision["what_it_would_take"], f"A budget below {budget} excludes it."]
         if self.sweep is None:
             return lines
-        latency = self.sweep.set_index("candidate")["latency_p50_ms"]
-        faster = {
-            row["candidate"]: row["reason"]
-            for row in refused
-            if latency.get(row["candidate"], math.inf) < pick["latency_p50_ms"]
-        }
-        for name in sorted(faster, key=latency.get)[:FASTER_REFUSED]:
-            ratio = pick["latency_p50_ms"] / latency[name]
-            lines.append(f"{name} is {ratio:.2f} times as fast and was refused: {faster[name]}.")
-        return lines
+        reasons = {row["candidate"]: row["reason"] for row in refused}
+        ratios = pick["latency_p50_ms"] / self.sweep.set_index("candidate")["latency_p50_ms"]
+        faster = ratios[(ratios > 1) & ratios.index.isin(reasons)].nlargest(FASTER_REFUSED)
+        return lines + [
+            f"{name} is {ratio:.2f} times as fast and was refused: {reasons[name]}."
+            for name, ratio in faster.items()
+        ]
 
 
 def read_results(run: RunFolder) -> Results:
@@ -205,7 +199,7 @@ def provenance_table(results: Results) -> pd.DataFrame:
         "CPU": f"{host['cpu']}; {facts['threads']} of {host['usable_cores']} cores used",
         "instruction sets": ", ".join(host["isa"]) or "none that matter here",
         "int8 scheme": f"{scheme['name']}: {scheme['reason']}. {scheme['note']}",
-        "versions": ", ".join(f"{name} {version}" for name, version in facts["packages"].items()),
+        "versions": in_words(facts["packages"]),
     }
     return pd.DataFrame(list(rows.items()), columns=["fact", "of this run"])
 
@@ -213,8 +207,15 @@ def provenance_table(results: Results) -> pd.DataFrame:
 def parameter_table(results: Results) -> pd.DataFrame:
     """Parameters of the run, a row each."""
     pairs = results.manifest["parameters"].items()
-    shown = [(k, ", ".join(map(str, v)) if isinstance(v, list) else str(v)) for k, v in pairs]
+    shown = [(name, in_words(value)) for name, value in pairs]
     return pd.DataFrame(shown, columns=["parameter", "value"])
+
+
+def in_words(value: Any) -> str:
+    """Write a value of the manifest, its parts separated by commas."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def all_files(run: RunFolder) -> str:
@@ -237,12 +238,11 @@ def images_as_seen(model: str | None, data: Mapping[str, Any]) -> str:
     side, channels = how["image_size"], how["channels"]
     size = f"{side}x{side} by {how['resize']}, {how['interpolation']}" if side else "their own size"
     kind = {1: "grey", 3: "colour"}.get(channels, "their own channels")
-    scaled = [f"{name} {_numbers(how[name])}" for name in ("mean", "std") if how[name] is not None]
-    return ", ".join([size, kind, "values from 0 to 1", *scaled])
-
-
-def _numbers(values: Any) -> str:
-    return ", ".join(f"{v:g}" for v in values) if isinstance(values, list) else f"{values:g}"
+    seen = [size, kind, "values from 0 to 1"]
+    for name in ("mean", "std"):
+        if how[name] is not None:
+            seen.append(f"{name} {', '.join(f'{v:g}' for v in np.atleast_1d(how[name]))}")
+    return ", ".join(seen)
 
 
 def finished(notebooks: Mapping[str, Mapping[str, Any]]) -> str:

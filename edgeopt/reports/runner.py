@@ -21,24 +21,9 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets import default
 
 from edgeopt.config import ExperimentConfig
+from edgeopt.reports import stamps
 from edgeopt.reports.manifest import MANIFEST, provenance, verify, write_manifest
 from edgeopt.reports.site import build_run_site, build_runs_index
-from edgeopt.reports.stamps import (
-    INDEX,
-    Record,
-    clear,
-    digest,
-    file_times,
-    is_current,
-    last_written,
-    notebook_state,
-    outputs_since,
-    package_digest,
-    publish,
-    read_record,
-    remove_leftovers,
-    stamp_of,
-)
 from edgeopt.study import RunFolder, open_run
 from edgeopt.system import environment_facts, file_sha256, project_root, write_atomically
 
@@ -70,28 +55,15 @@ class ThisPythonKernel(AsyncKernelManager):
         return "auto" if zmq.has("curve") else "disabled"
 
 
-def find_notebooks(names: Sequence[str], *, root: Path) -> list[Path]:
-    """Find the notebooks of a run, in the order of their numbers.
-
-    Raises
-    ------
-    FileNotFoundError
-        Naming the notebook and those that there are.
-    """
-    known = {path.stem: path for path in sorted((root / "notebooks").glob("[0-9]*.ipynb"))}
+def find_notebooks(names: Sequence[str]) -> list[Path]:
+    """Find the notebooks of a run, in the order of their numbers."""
+    folder = project_root() / "notebooks"
+    known = {path.stem: path for path in sorted(folder.glob("[0-9]*.ipynb"))}
     for name in names:
         if name not in known:
-            raise FileNotFoundError(
-                f"no notebook {name!r} in {root / 'notebooks'}; "
-                f"there are: {', '.join(known) or 'none'}"
-            )
+            there = ", ".join(known) or "none"
+            raise FileNotFoundError(f"no notebook {name!r} in {folder}; there are: {there}")
     return [known[name] for name in sorted(names)]
-
-
-def declared(notebook: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Select the run's parameters that the notebook declares in its ``parameters`` cell."""
-    names = papermill.inspect_notebook(str(notebook))
-    return {key: value for key, value in parameters.items() if key in names}
 
 
 @dataclass(frozen=True)
@@ -103,51 +75,47 @@ class Step:
     stamp: str
 
 
-def plan(notebooks: Sequence[Path], *, parameters: Mapping[str, Any], root: Path) -> Iterator[Step]:
-    """Yield the steps of a run in order, each stamp resting on the one before."""
-    environment = {"code": package_digest(), **environment_facts()}
-    stamp = ""
+def plan(notebooks: Sequence[Path], *, parameters: Mapping[str, Any]) -> Iterator[Step]:
+    """Yield the steps of a run in order, each stamp resting on the one before.
+
+    A notebook gets those of the run's parameters that its ``parameters`` cell declares.
+    """
+    environment = {"code": stamps.package_digest(), **environment_facts()}
+    root, stamp = project_root(), ""
     for notebook in notebooks:
-        own = declared(notebook, parameters)
-        stamp = stamp_of(
+        names = papermill.inspect_notebook(str(notebook))
+        own = {name: value for name, value in parameters.items() if name in names}
+        stamp = stamps.stamp_of(
             notebook, parameters=own, environment=environment, upstream=stamp, root=root
         )
         yield Step(notebook, own, stamp)
 
 
 def execute_notebooks(
-    run: RunFolder, notebooks: Sequence[Path], *, parameters: Mapping[str, Any], root: Path
+    run: RunFolder, notebooks: Sequence[Path], *, parameters: Mapping[str, Any]
 ) -> bool:
     """Execute, in order, the notebooks that are not up to date; stop at the first that fails.
 
     An executed notebook appears in the run's folder whole, with the record that lets the next call
     skip it. Returns whether all of them ended well.
     """
-    remove_leftovers(run)
-    steps = list(plan(notebooks, parameters=parameters, root=root))
-    done = count_current(run, steps)
+    for path in [*run.root.rglob(".*.tmp"), *run.root.rglob(".*.running.ipynb")]:
+        path.unlink()  # left by a run that was killed
+    steps = [*plan(notebooks, parameters=parameters)]
+    records = [stamps.read_record(run.path(path.name)) for path in notebooks]
+    done = stamps.count_current(run, records, stamps=[step.stamp for step in steps])
     for step in steps[:done]:
         log.info("%s: up to date", step.notebook.stem)
-    records = [read_record(run.path(step.notebook.name)) for step in steps[:done]]
-    clear(run, [step.notebook.stem for step in steps[done:]], keep=last_written(records))
-    return all(execute(run, step, cwd=root) for step in steps[done:])
+    kept = stamps.last_written(records[:done])
+    stamps.clear(run, [path.stem for path in notebooks[done:]], keep=kept)
+    return all(execute(run, step) for step in steps[done:])
 
 
-def count_current(run: RunFolder, steps: Sequence[Step]) -> int:
-    """Count the steps, from the first on, that are up to date."""
-    records = [read_record(run.path(step.notebook.name)) for step in steps]
-    expected = last_written(records)
-    for place, (step, record) in enumerate(zip(steps, records, strict=True)):
-        if not is_current(run, record, stamp=step.stamp, expected=expected):
-            return place
-    return len(steps)
-
-
-def execute(run: RunFolder, step: Step, *, cwd: Path) -> bool:
+def execute(run: RunFolder, step: Step) -> bool:
     """Execute one notebook; failed or not, its last state lands in the run's folder."""
     name = step.notebook.stem
     log.info("%s: running", name)
-    before = file_times(run)
+    before = stamps.file_times(run)
     temporary = run.path(f".{name}.running.ipynb")
     error = ""
     try:
@@ -159,14 +127,15 @@ def execute(run: RunFolder, step: Step, *, cwd: Path) -> bool:
             kernel_manager_class=ThisPythonKernel,
             shutdown_kernel="immediate",  # the nice way waits seconds for a fork server
             progress_bar=sys.stderr.isatty(),
-            cwd=cwd,
+            cwd=project_root(),
         )
     except PapermillExecutionError as failure:
         error = f"{failure.ename}: {failure.evalue}"
     except DeadKernelError as failure:
         error = f"the kernel died, perhaps out of memory: {failure}"
-    record = Record("failed" if error else "done", step.stamp, error, outputs_since(run, before))
-    publish(temporary, record, to=run.path(step.notebook.name))
+    status = "failed" if error else "done"
+    record = stamps.Record(status, step.stamp, error, stamps.outputs_since(run, before))
+    stamps.publish(temporary, record, to=run.path(step.notebook.name))
     if error:
         log.error("%s: failed: %s", name, error)
     else:
@@ -176,13 +145,7 @@ def execute(run: RunFolder, step: Step, *, cwd: Path) -> bool:
 
 @contextmanager
 def only_one(run: RunFolder) -> Iterator[None]:
-    """Hold the run's lock, which the system frees when the process ends, however it ends.
-
-    Raises
-    ------
-    BlockingIOError
-        When another process is making this report.
-    """
+    """Hold the run's lock, which the system frees when the process ends, however it ends."""
     with run.path(".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -199,11 +162,13 @@ def publish_run(run: RunFolder, facts: Mapping[str, Any]) -> bool:
     whether the front page ended well.
     """
     front = _front_page("index", run=run.name, facts=facts)
-    if _is_published(run, front):
-        log.info("report: up to date: %s", run.path(INDEX))
+    record = stamps.read_record(run.path(front.notebook.name))
+    current = stamps.count_current(run, [record], stamps=[front.stamp])
+    if current and run.path(MANIFEST).is_file() and verify(run).empty:
+        log.info("report: up to date: %s", run.path(stamps.INDEX))
         return True
     write_manifest(run, facts)
-    succeeded = execute(run, front, cwd=project_root())
+    succeeded = execute(run, front)
     names = ["index", *facts["notebooks"]]
     log.info("report: %s", build_run_site(run, names, title=f"edgeopt: run {run.name}"))
     write_manifest(run, facts)
@@ -214,47 +179,56 @@ def publish_run(run: RunFolder, facts: Mapping[str, Any]) -> bool:
 def _front_page(name: str, *, facts: Mapping[str, Any], **parameters: str) -> Step:
     """Make a step of a notebook outside of the order, stamped with all that its site shows."""
     path = project_root() / "notebooks" / f"{name}.ipynb"
-    code = {"notebook": file_sha256(path), "pages": package_digest(pages=True)}
-    return Step(path, parameters, stamp=digest({**code, "facts": facts}))
+    code = {"notebook": file_sha256(path), "pages": stamps.package_digest(pages=True)}
+    return Step(path, parameters, stamp=stamps.digest({**code, "facts": facts}))
 
 
-def _is_published(run: RunFolder, front: Step) -> bool:
-    record = read_record(run.path(front.notebook.name))
-    current = record and record.status == "done" and record.stamp == front.stamp
-    return bool(current and run.path(MANIFEST).is_file() and verify(run).empty)
+def make_report(config: ExperimentConfig, *, write_back: bool = False) -> bool:
+    """Bring a run's folder up to date; returns whether every notebook ended well.
 
+    With ``write_back`` the outputs are put into the project's own notebooks too, when all did.
 
-def make_report(run: RunFolder, notebooks: Sequence[Path], *, config: ExperimentConfig) -> bool:
-    """Bring a run's folder up to date; returns whether every notebook ended well."""
-    parameters, root = config.model_dump(mode="json"), project_root()
-    succeeded = execute_notebooks(run, notebooks, parameters=parameters, root=root)
-    states = {path.stem: notebook_state(run.path(path.name)) for path in notebooks}
-    facts = provenance(run, parameters=parameters, notebooks=states, root=root)
-    return publish_run(run, facts) and succeeded
+    Raises
+    ------
+    FileNotFoundError
+        Naming a notebook that is not there and those that are.
+    BlockingIOError
+        When another process is making this report.
+    """
+    notebooks, run = find_notebooks(config.notebooks), open_run(config.run)
+    parameters = config.model_dump(mode="json")
+    with only_one(run):
+        succeeded = execute_notebooks(run, notebooks, parameters=parameters)
+        states = {path.stem: stamps.notebook_state(run.path(path.name)) for path in notebooks}
+        facts = provenance(run, parameters=parameters, notebooks=states, root=project_root())
+        succeeded = publish_run(run, facts) and succeeded
+        for path in notebooks if succeeded and write_back else ():
+            _write_back(run.path(path.name), to=path)
+    return succeeded
 
 
 def make_comparison(first: RunFolder, second: RunFolder) -> bool:
     """Execute the notebook that compares two runs, as a site beside them."""
     folder = open_run(f"compare-{first.name}-{second.name}", root=first.root.parent)
-    step = _front_page("compare", run_a=first.name, run_b=second.name, facts={})
-    succeeded = execute(folder, step, cwd=project_root())
+    succeeded = execute(
+        folder, _front_page("compare", run_a=first.name, run_b=second.name, facts={})
+    )
     title = f"edgeopt: {second.name} against {first.name}"
     log.info("comparison: %s", build_run_site(folder, ["compare"], title=title))
     build_runs_index(first.root.parent)
     return succeeded
 
 
-def write_back(run: RunFolder, notebooks: Sequence[Path]) -> None:
-    """Put the outputs of a run into the notebooks that it was made from."""
-    for path in notebooks:
-        notebook, executed = nbformat.read(path, 4), nbformat.read(run.path(path.name), 4)
-        pairs = zip(_code_cells(notebook), _code_cells(executed), strict=True)
-        for number, (cell, result) in enumerate(pairs, start=1):
-            cell.outputs, cell.execution_count = result.outputs, number
-            for output in cell.outputs:
-                if output.output_type == "execute_result":
-                    output.execution_count = number
-        write_atomically(path, nbformat.writes(notebook).encode())
+def _write_back(executed: Path, *, to: Path) -> None:
+    """Put the outputs of an executed notebook into the one that it was made from."""
+    notebook = nbformat.read(to, 4)
+    pairs = zip(_code_cells(notebook), _code_cells(nbformat.read(executed, 4)), strict=True)
+    for number, (cell, result) in enumerate(pairs, start=1):
+        cell.outputs, cell.execution_count = result.outputs, number
+        for output in cell.outputs:
+            if output.output_type == "execute_result":
+                output.execution_count = number
+    write_atomically(to, nbformat.writes(notebook).encode())
 
 
 def _code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from html import escape
-from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -37,12 +36,11 @@ def build_run_site(run: RunFolder, names: Iterable[str], *, title: str) -> Path:
 
     Those that were not executed are left out. Returns ``index.html``.
     """
-    present = [name for name in names if run.path(f"{name}.ipynb").is_file()]
-    front, *chapters = present
-    pages = {name: published(run, name) for name in present}
-    pages[front].cells.append(contents(chapters))
-    named = {"index" if name == front else name: page for name, page in pages.items()}
-    sources = {f"{name}.ipynb": nbformat.writes(page) for name, page in named.items()}
+    front, *chapters = [name for name in names if run.path(f"{name}.ipynb").is_file()]
+    pages = {"index": published(run, front), **{name: published(run, name) for name in chapters}}
+    contents = "\n".join(["```{toctree}", ":hidden:", "", *chapters, "```"])
+    pages["index"].cells.append(nbformat.v4.new_markdown_cell(contents))
+    sources = {f"{name}.ipynb": nbformat.writes(page) for name, page in pages.items()}
     build(sources, run.root, title=title)
     return run.path(INDEX)
 
@@ -50,39 +48,26 @@ def build_run_site(run: RunFolder, names: Iterable[str], *, title: str) -> Path:
 def build(sources: Mapping[str, str], out: Path, *, title: str, footer: str = ALL_RUNS) -> None:
     """Build a site from the texts of its pages; ``out`` gets it at once, the front page last.
 
-    Raises
-    ------
-    RuntimeError
-        With what Sphinx says, when it fails; what it only warns of is logged.
+    ``RuntimeError`` gives what Sphinx says when it fails; what it only warns of is logged.
     """
     with TemporaryDirectory(prefix="edgeopt-site-") as scratch:
         source, made = Path(scratch) / "source", Path(scratch) / "site"
         shutil.copytree(PAGES / "site", source)
         for name, text in sources.items():
             (source / name).write_text(text, encoding="utf-8")
-        command = [sys.executable, "-m", "sphinx", "-q", "-b", "html"]
-        settings = [f"html_title={title}", f"html_theme_options.extra_footer={footer}"]
-        options = [*chain(*(("-D", own) for own in settings)), "-d", str(Path(scratch) / "trees")]
-        done = subprocess.run(
-            [*command, *options, str(source), str(made)], capture_output=True, text=True
-        )
+        options = ["-q", "-b", "html", "-d", f"{scratch}/trees", "-D", f"html_title={title}"]
+        options += ["-D", f"html_theme_options.extra_footer={footer}", str(source), str(made)]
+        command = [sys.executable, "-m", "sphinx", *options]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"Sphinx could not build the site of {out}: {done.stderr.strip()}")
         for warning in done.stderr.splitlines():
             log.warning("site of %s: %s", out, warning)
-        _move(made, out)
-
-
-def _move(made: Path, out: Path) -> None:
-    for path in [*made.rglob("*.map"), made / ".buildinfo"]:
-        path.unlink(missing_ok=True)
-    shutil.rmtree(made / "_sources", ignore_errors=True)
-    for name in ("_static", "_images"):
-        shutil.rmtree(out / name, ignore_errors=True)
-    front = (made / INDEX).read_bytes()
-    (made / INDEX).unlink()
-    shutil.copytree(made, out, dirs_exist_ok=True)
-    write_atomically(out / INDEX, front)
+        for name in ("_static", "_images"):
+            shutil.rmtree(out / name, ignore_errors=True)
+        left = shutil.ignore_patterns("*.map", ".buildinfo", "_sources", INDEX)
+        shutil.copytree(made, out, dirs_exist_ok=True, ignore=left)
+        write_atomically(out / INDEX, (made / INDEX).read_bytes())
 
 
 def published(run: RunFolder, name: str) -> nbformat.NotebookNode:
@@ -105,7 +90,10 @@ def published(run: RunFolder, name: str) -> nbformat.NotebookNode:
             cell.metadata["tags"] = [*tags, "hide-input"]
         cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
         for output in cell.outputs:
-            _show_figure(run, output)
+            words = output.get("metadata", {}).get("image/png", {})
+            if "figure" in words:
+                output.data = {"text/html": figure_html(run, words["figure"], words)}
+                output.metadata = {}
     record = read_record(run.path(f"{name}.ipynb"))
     if record and record.outputs:
         written = file_list("Files of this chapter", [f"{name}.ipynb", *sorted(record.outputs)])
@@ -113,22 +101,13 @@ def published(run: RunFolder, name: str) -> nbformat.NotebookNode:
     return notebook
 
 
-def _show_figure(run: RunFolder, output: nbformat.NotebookNode) -> None:
-    """Put the figure's file, with caption and numbers, in the place of the picture."""
-    words = output.get("metadata", {}).get("image/png", {})
-    if "figure" in words:
-        output.data = {"text/html": figure_html(run, words["figure"], words)}
-        output.metadata = {}
-
-
 def figure_html(run: RunFolder, stem: str, words: Mapping[str, Any]) -> str:
     """Write a figure with its caption, its numbers, and a name that a link can point to."""
     kind = "photo dark-light" if stem.startswith(PHOTOS) else "dark-light"
-    numbers = run.path(f"figures/{stem}.csv")
-    table = ""
+    numbers, table = run.path(f"figures/{stem}.csv"), ""
     if numbers.is_file():
-        link = f'<a href="figures/{stem}.csv" download>{stem}.csv</a>'
-        inside = f"<p>{link}</p>{table_html(pd.read_csv(numbers))}"
+        link = f'<p><a href="figures/{stem}.csv" download>{stem}.csv</a></p>'
+        inside = link + table_html(pd.read_csv(numbers))
         table = f"<details><summary>The numbers of this figure</summary>{inside}</details>"
     alt = escape(words["alt"])
     return (
@@ -149,13 +128,6 @@ def saved_figure(run: RunFolder, stem: str) -> HTML:
     return HTML(figure_html(run, stem, words))
 
 
-def contents(chapters: Iterable[str]) -> nbformat.NotebookNode:
-    """List the chapters of a site, as MyST wants it."""
-    return nbformat.v4.new_markdown_cell(
-        "\n".join(["```{toctree}", ":hidden:", "", *chapters, "```"])
-    )
-
-
 def build_runs_index(folder: Path) -> Path:
     """Build the index of all runs that have a manifest, the latest first."""
     rows, problems = [], []
@@ -169,9 +141,8 @@ def build_runs_index(folder: Path) -> Path:
         table = pd.DataFrame(rows).sort_values("Finished", ascending=False)
         listed = table.to_markdown(index=False, disable_numparse=True)
     compared = [path.parent.name for path in sorted(folder.glob("compare-*/index.html"))]
-    links = [f'<a href="{name}/index.html">{name}</a>' for name in compared]
-    parts = ["# All runs", listed, *problems, "## Comparisons"]
-    parts += ["\n".join(f"- {link}" for link in links)] if links else []
+    links = [f'- <a href="{name}/index.html">{name}</a>' for name in compared]
+    parts = ["# All runs", listed, *problems, "## Comparisons", "\n".join(links)]
     parts.append("Compare two runs, candidate by candidate: `make compare RUN=first WITH=second`.")
     build({"index.md": "\n\n".join(parts)}, folder, title="edgeopt: all runs", footer="")
     return folder / INDEX
@@ -184,16 +155,15 @@ def _run_row(run: RunFolder) -> dict[str, str]:
     states = {state["status"] for state in manifest["notebooks"].values()}
     complete = "complete" if states == {"done"} else "partial"
     row = {
-        "state": "failed" if "failed" in states else complete,
-        "recommended": pick.get("candidate", "nothing fits" if summary else "no decision"),
-        "validation accuracy": quantity("accuracy", pick.get("accuracy")),
-        "latency, median": quantity("latency_p50_ms", pick.get("latency_p50_ms")),
-        "data": manifest["data"].get("name", DASH),
-        "seeds": str(len(manifest["parameters"].get("seeds", []))),
-        "host": manifest["host"]["cpu"],
-        "commit": manifest["git"]["commit"][:10],
-        "finished": finished(manifest["notebooks"]),
+        "State": "failed" if "failed" in states else complete,
+        "Recommended": pick.get("candidate", "nothing fits" if summary else "no decision"),
+        "Validation accuracy": quantity("accuracy", pick.get("accuracy")),
+        "Latency, median": quantity("latency_p50_ms", pick.get("latency_p50_ms")),
+        "Data": manifest["data"].get("name", DASH),
+        "Seeds": str(len(manifest["parameters"].get("seeds", []))),
+        "Host": manifest["host"]["cpu"],
+        "Commit": manifest["git"]["commit"][:10],
+        "Finished": finished(manifest["notebooks"]),
     }
     link = f'<a href="{quote(run.name)}/index.html">{escape(run.name)}</a>'
-    words = {column[:1].upper() + column[1:]: escape(cell) for column, cell in row.items()}
-    return {"Run": link, **words}
+    return {"Run": link} | {heading: escape(cell) for heading, cell in row.items()}

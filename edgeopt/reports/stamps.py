@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -37,14 +38,9 @@ def digest(value: Any) -> str:
 
 def package_digest(package: Path = PACKAGE, *, pages: bool = False) -> str:
     """SHA-256 over the package's files but for those that only lay out pages, or over these."""
-    paths = {path.relative_to(package): path for path in sorted(package.rglob("*"))}
-    return digest(
-        {
-            name.as_posix(): file_sha256(path)
-            for name, path in paths.items()
-            if path.is_file() and path.suffix != ".pyc" and (name.parts[0] in PAGE_PARTS) == pages
-        }
-    )
+    files = [path.relative_to(package) for path in sorted(package.rglob("*")) if path.is_file()]
+    own = [f for f in files if f.suffix != ".pyc" and (f.parts[0] in PAGE_PARTS) == pages]
+    return digest({file.as_posix(): file_sha256(package / file) for file in own})
 
 
 def stamp_of(
@@ -108,23 +104,21 @@ def read_record(executed: Path) -> Record | None:
 
 def notebook_state(executed: Path) -> dict[str, Any]:
     """Describe a notebook for the manifest: title, status, error, when it ended, seconds taken."""
+    title = executed.stem.replace("_", " ")
     record = read_record(executed)
     if record is None:
-        return {"status": "not run", "title": executed.stem.replace("_", " "), "error": ""}
+        return {"status": "not run", "title": title, "error": ""}
     notebook = nbformat.read(executed, as_version=4)
+    words = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    heading = re.search(r"^# (.+)", words, re.MULTILINE)
     timing = notebook.metadata["papermill"]
     return {
         "status": record.status,
-        "title": _title(notebook) or executed.stem.replace("_", " "),
+        "title": heading[1].strip() if heading else title,
         "error": record.error,
         "finished": timing["end_time"],
         "seconds": timing["duration"],
     }
-
-
-def _title(notebook: nbformat.NotebookNode) -> str:
-    lines = "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown").splitlines()
-    return next((line.removeprefix("# ").strip() for line in lines if line.startswith("# ")), "")
 
 
 def publish(temporary: Path, record: Record, *, to: Path) -> None:
@@ -149,38 +143,31 @@ def outputs_since(run: RunFolder, before: Mapping[str, int]) -> dict[str, str]:
 
 def last_written(records: Iterable[Record | None]) -> dict[str, str]:
     """SHA-256 that each file should have: the last of the notebooks that wrote it decides."""
-    merged: dict[str, str] = {}
-    for record in records:
-        merged.update(record.outputs if record else {})
-    return merged
+    left = [record.outputs for record in records if record]
+    return {name: sha for outputs in left for name, sha in outputs.items()}
 
 
-def is_current(
-    run: RunFolder, record: Record | None, *, stamp: str, expected: Mapping[str, str]
-) -> bool:
-    """Whether a notebook ended well, from this stamp, and its files are all as ``expected``."""
-    if record is None or record.status != "done" or record.stamp != stamp:
-        return False
-    present = artifact_paths(run)
-    return all(
-        name in present and file_sha256(present[name]) == expected[name] for name in record.outputs
-    )
+def count_current(
+    run: RunFolder, records: Sequence[Record | None], *, stamps: Sequence[str]
+) -> int:
+    """Count the notebooks, from the first on, that ended well from these stamps.
+
+    Their files are all as the last of the notebooks that wrote each left it.
+    """
+    expected = last_written(records)
+    for place, (record, stamp) in enumerate(zip(records, stamps, strict=True)):
+        if record is None or (record.status, record.stamp) != ("done", stamp):
+            return place
+        paths = {name: run.path(name) for name in record.outputs}
+        if not all(p.is_file() and file_sha256(p) == expected[n] for n, p in paths.items()):
+            return place
+    return len(records)
 
 
 def clear(run: RunFolder, names: Sequence[str], *, keep: Container[str] = ()) -> None:
     """Remove what the named notebooks left but for ``keep``, and the pages made from it."""
     for name in names:
-        record = read_record(run.path(f"{name}.ipynb"))
-        outputs = [output for output in (record.outputs if record else ()) if output not in keep]
-        for left in [*outputs, f"{name}.ipynb", f"{name}.html"]:
+        written = last_written([read_record(run.path(f"{name}.ipynb"))])
+        outputs = [output for output in written if output not in keep]
+        for left in [*outputs, f"{name}.ipynb", f"{name}.html", INDEX, MANIFEST]:
             run.path(left).unlink(missing_ok=True)
-    if names:
-        run.path(INDEX).unlink(missing_ok=True)
-        run.path(MANIFEST).unlink(missing_ok=True)
-
-
-def remove_leftovers(run: RunFolder) -> None:
-    """Remove the temporary files of a run that was killed."""
-    for pattern in (".*.tmp", ".*.running.ipynb"):
-        for path in run.root.rglob(pattern):
-            path.unlink()

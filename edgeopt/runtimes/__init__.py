@@ -9,7 +9,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "Artifact",
             "ArtifactError",
             "CALIBRATIONS",
-            "DEFAULT_OPTIONS",
             "ExportError",
             "INPUT",
             "Int8Options",
@@ -19,7 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "Session",
         ],
         "export": ["export_artifact"],
-        "integer_share": ["LabelError", "executed_graph", "verify_label"],
+        "integer_share": ["executed_graph", "verify_label"],
         "onnxruntime": ["session_options"],
         "qdq": [
             "Quantizer",
@@ -31,7 +30,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "read_quantizers",
             "source_layer",
         ],
-        "registry": ["RUNTIMES", "load_session", "registered", "runtime_named", "session_logits"],
-        "torch": ["SCORING_BATCH", "eager_operations"],
+        "registry": ["RUNTIMES", "load_session", "registered", "runtime_named"],
+        "torch": ["eager_operations"],
     },
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from edgeopt.schema import require_known
-from edgeopt.system import U8S8, Int8Scheme, RuntimeUnavailable
+from edgeopt.system import U8S8, Int8Scheme, RuntimeUnavailable, import_extra
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,8 +29,7 @@ FLOATS = {
     **dict.fromkeys(("bfloat16", "bf16", "xnn_datatype_bf16"), "bf16"),
 }
 CALIBRATIONS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
-NNCF = "nncf"
-QUANTIZERS = ("onnxruntime", NNCF)
+SCORING_BATCH = 64
 
 
 class ExportError(RuntimeError):
@@ -39,10 +38,6 @@ class ExportError(RuntimeError):
 
 class ArtifactError(RuntimeError):
     """An artifact's file is not the one that was exported, or its runtime rejects it."""
-
-
-class ProfilerUnavailableError(RuntimeUnavailable):
-    """The installed runtime cannot profile; the text says ``unavailable:`` and why."""
 
 
 @dataclass(frozen=True)
@@ -62,43 +57,26 @@ class Artifact:
     parity_difference: float = math.nan
     parity_agreement: float = math.nan
 
-    def __post_init__(self) -> None:
-        """Refuse a shape that no image classifier takes."""
-        check_shape(self.input_shape)
-
     @property
     def title(self) -> str:
         """The artifact in words, for messages."""
         return f"artifact {self.path.name} ({self.runtime} {self.precision})"
 
 
-def check_shape(input_shape: Sequence[int]) -> None:
-    """Raise ``ValueError`` unless the shape is [B, C, H, W]."""
-    if len(input_shape) != 4 or min(input_shape) < 1:
-        raise ValueError(f"input_shape is {tuple(input_shape)}; allowed: [B, C, H, W], each >= 1")
-
-
 @dataclass(frozen=True)
 class Int8Options:
-    """How static int8 ONNX is made: where the ranges come from, which integers, by whose tool.
+    """How static int8 ONNX is made: where the ranges come from, and which integers.
 
     ``float_nodes`` names the nodes of the graph that stay in float.
     """
 
     calibration: str = "minmax"
     scheme: Int8Scheme = U8S8
-    quantizer: str = QUANTIZERS[0]
     float_nodes: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        """Refuse unknown names, and options that NNCF decides itself."""
+        """Refuse an unknown calibration method."""
         require_known(self.calibration, allowed=tuple(CALIBRATIONS), what="calibration method")
-        require_known(self.quantizer, allowed=QUANTIZERS, what="quantizer")
-        own = (self.calibration, self.scheme, self.float_nodes)
-        if self.quantizer == NNCF and own != ("minmax", U8S8, frozenset()):
-            raise ValueError(
-                "nncf decides calibration, scheme and float_nodes; allowed: the defaults"
-            )
 
 
 DEFAULT_OPTIONS = Int8Options()
@@ -131,18 +109,20 @@ class Operation:
 
 
 class Session(ABC):
-    """A loaded artifact: float32 images [B, C, H, W] -> new float32 logits [B, classes]."""
+    """A loaded artifact: float32 images [B, C, H, W] -> new float32 logits [B, classes].
+
+    Many images are best scored in multiples of ``scoring_batch``.
+    """
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
-        self.runtime = artifact.runtime
-        self.precision = artifact.precision
         self.input_shape = artifact.input_shape
+        self.scoring_batch = math.lcm(SCORING_BATCH, artifact.input_shape[0])
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Run one batch; raises ``ValueError`` when its shape or dtype is another."""
-        self._check(images)
-        return self._run(images)
+        with self.bound(images) as call:
+            return self._logits(call())
 
     @contextmanager
     def bound(self, images: np.ndarray) -> Iterator[Callable[[], Any]]:
@@ -151,33 +131,40 @@ class Session(ABC):
         The call takes no argument and returns what the runtime returns: nothing of edgeopt is in
         it, so that its time is the runtime's alone. Raises ``ValueError`` as a call does.
         """
-        self._check(images)
+        self._check(images, batch=self.input_shape[0])
         with self._ready(images) as call:
             yield call
 
-    def _check(self, images: np.ndarray) -> None:
-        if images.shape != self.input_shape or images.dtype != FLOAT32:
+    def score(self, images: np.ndarray) -> np.ndarray:
+        """Logits [N, classes] of float32 images [N, C, H, W].
+
+        Raises ``ValueError`` when there are none, or when they are of another shape or dtype.
+        """
+        if not len(images):
+            raise ValueError(f"{self.artifact.title}: no images to run; allowed: 1 or more")
+        self._check(images, batch=len(images))
+        return self._score(images)
+
+    def _check(self, images: np.ndarray, *, batch: int) -> None:
+        wanted = (batch, *self.input_shape[1:])
+        if images.shape != wanted or images.dtype != FLOAT32:
             raise ValueError(
-                f"{self.artifact.title} takes float32 {self.input_shape}, "
-                f"got {images.dtype} {images.shape}"
+                f"{self.artifact.title} takes float32 {wanted}, got {images.dtype} {images.shape}"
             )
 
-    @abstractmethod
-    def _run(self, images: np.ndarray) -> np.ndarray: ...
-
-    @abstractmethod
-    def _ready(self, images: np.ndarray) -> AbstractContextManager[Callable[[], Any]]: ...
-
-    def score(self, images: np.ndarray) -> np.ndarray:
-        """Logits [N, classes] of images [N, C, H, W], in batches of the session's own size.
-
-        The last batch is filled up with its last image, which no dynamic range notices.
-        """
+    def _score(self, images: np.ndarray) -> np.ndarray:
+        """Fill up the last batch with its last image, which no dynamic range notices."""
         size = self.input_shape[0]
         padding = np.repeat(images[-1:], -len(images) % size, axis=0)
         padded = np.concatenate([images, padding])
         logits = [self(padded[start : start + size]) for start in range(0, len(padded), size)]
         return np.concatenate(logits)[: len(images)]
+
+    @abstractmethod
+    def _ready(self, images: np.ndarray) -> AbstractContextManager[Callable[[], Any]]: ...
+
+    @abstractmethod
+    def _logits(self, returned: Any) -> np.ndarray: ...
 
     @property
     @abstractmethod
@@ -198,6 +185,10 @@ class Runtime(ABC):
         Of its files.
     precisions : tuple of str
         What it runs, of :data:`edgeopt.schema.PRECISIONS`.
+    session : type
+        Of its sessions, made of an artifact and a number of ``threads``.
+    package : str
+        Optional package that it needs.
     takes_int8_options : bool
         Whether its static int8 is made as :class:`Int8Options` say.
     bare_metal : bool
@@ -209,11 +200,18 @@ class Runtime(ABC):
     marker: ClassVar[str]
     suffix: ClassVar[str]
     precisions: ClassVar[tuple[str, ...]]
+    session: ClassVar[type[Session]]
+    package: ClassVar[str] = ""
     takes_int8_options: ClassVar[bool] = False
     bare_metal: ClassVar[bool] = False
 
     def unavailable(self) -> str:
         """Say why the runtime cannot be used here; empty when it can."""
+        try:
+            if self.package:
+                import_extra(self.package)
+        except RuntimeUnavailable as error:
+            return str(error)
         return ""
 
     @abstractmethod
@@ -235,10 +233,6 @@ class Runtime(ABC):
         """
 
     @abstractmethod
-    def load(self, artifact: Artifact, *, threads: int) -> Session:
-        """Load an artifact into a session of so many threads."""
-
-    @abstractmethod
     def operations(self, artifact: Artifact) -> Iterable[Operation]:
         """Yield the operators executed for one batch, as the runtime itself tells of them.
 
@@ -249,12 +243,9 @@ class Runtime(ABC):
     def weight_bytes(self, artifact: Artifact) -> int:
         """Count the bytes of the tensors stored in the artifact, as they lie in the file."""
 
-    def layer_times(
-        self, artifact: Artifact, *, threads: int, repeats: int, warmup: int
-    ) -> "pd.DataFrame":
+    def layer_times(self, artifact: Artifact, *, threads: int) -> "pd.DataFrame":
         """Time every executed operator with the runtime's own profiler, a row each, in order.
 
-        Columns: layer, op, measured_ms, share. Raises :class:`ProfilerUnavailableError` where the
-        runtime has none.
+        Columns: layer, op, measured_ms, share. Raises ``RuntimeUnavailable`` where there is none.
         """
-        raise ProfilerUnavailableError(f"unavailable: {self.title} has no layer profiler")
+        raise RuntimeUnavailable(f"unavailable: {self.title} has no layer profiler")

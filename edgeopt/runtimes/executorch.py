@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,19 +23,16 @@ from edgeopt.runtimes.contract import (
     Artifact,
     Int8Options,
     Operation,
-    ProfilerUnavailableError,
     Runtime,
     Session,
 )
+from edgeopt.runtimes.parity import Parity, check_parity, parity_images
 from edgeopt.system import (
     RuntimeUnavailable,
     import_extra,
     known_noise_silenced,
     native_stderr_logged,
 )
-
-if TYPE_CHECKING:
-    from edgeopt.runtimes.parity import Parity
 
 WEIGHTED = ("XNNConv2d", "XNNDepthwiseConv2d", "XNNFullyConnected")
 PRODUCT = "XNNBatchMatrixMultiply"
@@ -56,6 +53,31 @@ TORCH_TYPES = {"byte": "uint8", "char": "int8", "float": "float32", "half": "flo
 CONTAINERS = ("DELEGATE_CALL", "OPERATOR_CALL", "Method::execute")
 
 
+class ExecuTorchSession(Session):
+    """A program in ExecuTorch, whose pool has the threads of the latest loading."""
+
+    def __init__(self, artifact: Artifact, *, threads: int) -> None:
+        super().__init__(artifact)
+        with native_stderr_logged():
+            _native()._unsafe_reset_threadpool(threads)
+        self._module = _load(artifact.path)
+        self._input = np.zeros(artifact.input_shape, dtype=FLOAT32)
+        self._inputs = (torch.from_numpy(self._input),)
+
+    @contextmanager
+    def _ready(self, images: np.ndarray) -> Iterator[Callable[[], Any]]:
+        np.copyto(self._input, images)
+        yield partial(self._module.forward, self._inputs)
+
+    def _logits(self, returned: Any) -> np.ndarray:
+        return returned[0].numpy()
+
+    @property
+    def threads(self) -> int:
+        """Threads of the process-wide pool."""
+        return _native()._threadpool_get_thread_count()
+
+
 class ExecuTorchRuntime(Runtime):
     """ExecuTorch with XNNPACK; int8 is PT2E static quantization, per channel.
 
@@ -67,15 +89,9 @@ class ExecuTorchRuntime(Runtime):
     marker = "^"
     suffix = ".pte"
     precisions = ("fp32", "int8")
+    session = ExecuTorchSession
+    package = "executorch"
     bare_metal = True  # with a file exported for the portable or Cortex-M kernels, not XNNPACK's
-
-    def unavailable(self) -> str:
-        """Say whether the package is missing."""
-        try:
-            import_extra("executorch")
-        except RuntimeUnavailable as error:
-            return str(error)
-        return ""
 
     def write(
         self,
@@ -87,10 +103,8 @@ class ExecuTorchRuntime(Runtime):
         calibration: Sequence[tuple[Tensor, Tensor]],
         tolerance: float,
         options: Int8Options,
-    ) -> "Parity":
+    ) -> Parity:
         """Lower the model; the fp32 program is held to torch's logits, int8 is not compared."""
-        from edgeopt.runtimes.parity import UNCHECKED, check_parity, parity_images
-
         exir = import_extra("executorch.exir")
         xnnpack = import_extra("executorch.backends.xnnpack.partition.xnnpack_partitioner")
         images = parity_images(input_shape)
@@ -101,14 +115,10 @@ class ExecuTorchRuntime(Runtime):
             edge = exir.to_edge_transform_and_lower(program, partitioner=[partitioner])
             path.write_bytes(edge.to_executorch().buffer)
             if precision != "fp32":
-                return UNCHECKED
+                return Parity()
             with native_stderr_logged():
                 logits = _load(path).forward((images,))[0]
             return check_parity(model(images), logits, tolerance=tolerance)
-
-    def load(self, artifact: Artifact, *, threads: int) -> Session:
-        """Load a program; the pool's threads are those of the latest loading."""
-        return ExecuTorchSession(artifact, threads=threads)
 
     def operations(self, artifact: Artifact) -> Iterator[Operation]:
         """Operators inside the XNNPACK delegates, and those left to the portable kernels."""
@@ -132,58 +142,29 @@ class ExecuTorchRuntime(Runtime):
         constants = file.program.constant_buffer
         return sum(len(entry.storage) for entry in constants) + sum(map(len, named))
 
-    def layer_times(
-        self, artifact: Artifact, *, threads: int, repeats: int, warmup: int
-    ) -> "pd.DataFrame":
+    def layer_times(self, artifact: Artifact, *, threads: int) -> pd.DataFrame:
         """Operator times of ETDump, down to XNNPACK's operators.
 
         Source: https://docs.pytorch.org/executorch/stable/etdump.html
         """
-        from edgeopt.runtimes.profiling import count_runs, operator_times, profiled_batch
+        from edgeopt.runtimes.profiling import RUNS, WARMUP, operator_times, profiled_batch
 
-        runs = count_runs(repeats=repeats, warmup=warmup)
         _native()._unsafe_reset_threadpool(threads)
         with known_noise_silenced(), native_stderr_logged():
             runtime = import_extra("executorch.runtime").Runtime.get()
             program = runtime.load_program(artifact.path, enable_etdump=True, debug_buffer_size=0)
             method = program.load_method("forward")
         inputs = (torch.from_numpy(profiled_batch(artifact.input_shape)),)
-        for _ in range(runs):
+        for _ in range(WARMUP + RUNS):
             method.execute(inputs)
         with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
             dump = Path(folder, "profile.etdp")
             program.write_etdump_result_to_file(str(dump), str(Path(folder, "tensors.bin")))
             if not dump.exists() or not dump.stat().st_size:
-                raise ProfilerUnavailableError(
+                raise RuntimeUnavailable(
                     "unavailable: this ExecuTorch was built without event tracing"
                 )
-            return operator_times(_etdump_calls(dump), warmup=warmup)
-
-
-class ExecuTorchSession(Session):
-    """A program in ExecuTorch; its thread pool is one per process."""
-
-    def __init__(self, artifact: Artifact, *, threads: int) -> None:
-        super().__init__(artifact)
-        with native_stderr_logged():
-            _native()._unsafe_reset_threadpool(threads)
-        self._module = _load(artifact.path)
-        self._input = np.zeros(artifact.input_shape, dtype=FLOAT32)
-        self._inputs = (torch.from_numpy(self._input),)
-
-    def _run(self, images: np.ndarray) -> np.ndarray:
-        np.copyto(self._input, images)
-        return self._module.forward(self._inputs)[0].numpy()
-
-    @contextmanager
-    def _ready(self, images: np.ndarray) -> Iterator[Callable[[], Any]]:
-        np.copyto(self._input, images)
-        yield partial(self._module.forward, self._inputs)
-
-    @property
-    def threads(self) -> int:
-        """Threads of the process-wide pool."""
-        return _native()._threadpool_get_thread_count()
+            return operator_times(_etdump_calls(dump), warmup=WARMUP)
 
 
 def _native() -> Any:
@@ -272,11 +253,9 @@ def _portable_macs(name: str, values: Sequence[Any]) -> tuple[int, str]:
 def _xnnpack_operations(payload: bytes, delegate: int, args: Sequence[int]) -> Iterator[Operation]:
     """Operators of a delegate; what it shares with the program has the program's keys."""
     graph = _xnnpack_graph(payload)
-    values = {}
-    for entry in graph["xvalues"]:
-        value = entry["xvalue_union"]
-        tensor = value.get("tensor_value", value)
-        values[tensor["id_out"]] = tensor
+    unions = [entry["xvalue_union"] for entry in graph["xvalues"]]
+    tensors = [value.get("tensor_value", value) for value in unions]
+    values = {tensor["id_out"]: tensor for tensor in tensors}
     keys: dict[int, Hashable] = {index: (delegate, index) for index in values}
     for index in (*graph["input_ids"], *graph["output_ids"]):
         keys[index] = args[values[index]["external_id"]]

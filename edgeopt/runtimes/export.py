@@ -8,18 +8,10 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from edgeopt.quantization import calibration_images
-from edgeopt.runtimes.contract import (
-    DEFAULT_OPTIONS,
-    Artifact,
-    ExportError,
-    Int8Options,
-    check_shape,
-)
+from edgeopt.runtimes.contract import DEFAULT_OPTIONS, Artifact, ExportError, Int8Options
 from edgeopt.runtimes.parity import TOLERANCE
 from edgeopt.runtimes.registry import require_precision, runtime_named
 from edgeopt.system import RuntimeUnavailable, file_sha256, replacing
-
-Calibration = tuple[tuple[Tensor, Tensor], ...]
 
 
 def export_artifact(
@@ -60,14 +52,17 @@ def export_artifact(
         When an optional package is not installed.
     """
     require_precision(runtime, precision)
-    check_shape(input_shape)
+    if len(input_shape) != 4 or min(input_shape) < 1:
+        raise ValueError(f"input_shape is {tuple(input_shape)}; allowed: [B, C, H, W], each >= 1")
     target = runtime_named(runtime)
     if options != DEFAULT_OPTIONS and not (target.takes_int8_options and precision == "int8"):
         raise ValueError(f"{runtime} {precision} takes no options; allowed: int8 as ONNX")
     batches = tuple(calibration or ()) if precision == "int8" else ()
     if precision == "int8":
         _check_calibration(batches, input_shape)
-    file = _with_suffix(Path(path), target.suffix)
+    file = Path(path)
+    if not file.name.endswith(target.suffix):  # with_suffix would take "-p12.5" for a suffix
+        file = file.with_name(file.name + target.suffix)
     label = f"{type(model).__name__} to {file.name} ({runtime} {precision})"
     with _failure_named(label), replacing(file) as temporary:
         parity = target.write(
@@ -83,18 +78,15 @@ def export_artifact(
     return Artifact(file, runtime, precision, tuple(input_shape), content, size, *parity)
 
 
-def _check_calibration(batches: Calibration, input_shape: tuple[int, ...]) -> None:
+def _check_calibration(
+    batches: tuple[tuple[Tensor, Tensor], ...], input_shape: tuple[int, ...]
+) -> None:
     for images in calibration_images(batches):
         if tuple(images.shape[1:]) != tuple(input_shape[1:]):
             raise ValueError(
                 f"the calibration images are {tuple(images.shape[1:])}, "
                 f"the model's input {tuple(input_shape[1:])}"
             )
-
-
-def _with_suffix(path: Path, suffix: str) -> Path:
-    # Path.with_suffix would take "-p12.5" for a suffix.
-    return path if path.name.endswith(suffix) else path.with_name(path.name + suffix)
 
 
 @contextmanager

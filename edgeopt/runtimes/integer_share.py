@@ -4,10 +4,10 @@ Counted are the multiply-accumulates of convolutions and matrix products; everyt
 networks is a few per cent of the work.
 """
 
-from dataclasses import dataclass
+from collections import Counter
 from functools import lru_cache
 
-from edgeopt.runtimes.contract import INTEGER, Artifact, Operation
+from edgeopt.runtimes.contract import INTEGER, Artifact, ArtifactError, Operation
 from edgeopt.runtimes.registry import runtime_named
 from edgeopt.schema import INT8_PRECISIONS
 
@@ -15,7 +15,7 @@ from edgeopt.schema import INT8_PRECISIONS
 LABEL_SHARE = 0.95
 
 
-class LabelError(RuntimeError):
+class LabelError(ArtifactError):
     """An artifact is not what its precision says."""
 
 
@@ -25,32 +25,24 @@ def executed_graph(artifact: Artifact) -> tuple[Operation, ...]:
     return tuple(runtime_named(artifact.runtime).operations(artifact))
 
 
-@dataclass(frozen=True)
-class MacCount:
-    """Multiply-accumulates of one executed operator and the type of its operands.
+def executed_macs(artifact: Artifact) -> list[Operation]:
+    """Every convolution and matrix product that the runtime executes for one batch.
 
-    ``precision`` is fp32, fp16, bf16 or int8: the type in which the runtime hands the tensors to
-    its kernel. How the kernel accumulates inside is not told by any of them.
+    Their precision is the type in which the runtime hands the tensors to its kernel. How the kernel
+    accumulates inside is not told by any of them.
     """
-
-    operator: str
-    macs: int
-    precision: str
-
-
-def int8_mac_share(artifact: Artifact) -> float:
-    """Share, 0 to 1, of the multiply-accumulates that the runtime executes in 8-bit integers."""
-    return mac_shares(artifact).get(INTEGER, 0.0)
+    found = [operation for operation in executed_graph(artifact) if operation.macs]
+    if not found:
+        raise LabelError(f"{artifact.title} executes no convolution and no matrix product")
+    return found
 
 
 def mac_shares(artifact: Artifact) -> dict[str, float]:
     """Share, 0 to 1, of the multiply-accumulates by the precision that they execute in."""
-    counts = executed_macs(artifact)
-    total = sum(count.macs for count in counts)
-    return {
-        precision: sum(c.macs for c in counts if c.precision == precision) / total
-        for precision in sorted({count.precision for count in counts})
-    }
+    macs: Counter[str] = Counter()
+    for operation in executed_macs(artifact):
+        macs[operation.precision] += operation.macs
+    return {precision: macs[precision] / macs.total() for precision in sorted(macs)}
 
 
 def verify_label(artifact: Artifact) -> float:
@@ -59,8 +51,7 @@ def verify_label(artifact: Artifact) -> float:
     Raises ``LabelError`` when an int8 artifact computes no MAC in integers, or a float one less
     than 95 % of its MACs in its own type.
     """
-    shares = mac_shares(artifact)
-    precision = artifact.precision
+    shares, precision = mac_shares(artifact), artifact.precision
     if precision in INT8_PRECISIONS and not shares.get(INTEGER):
         raise LabelError(f"{artifact.title} computes no MAC in integers: it is not int8")
     if precision not in INT8_PRECISIONS and shares.get(precision, 0.0) < LABEL_SHARE:
@@ -70,11 +61,3 @@ def verify_label(artifact: Artifact) -> float:
             f"at least {LABEL_SHARE:.0%}"
         )
     return shares.get(INTEGER, 0.0)
-
-
-def executed_macs(artifact: Artifact) -> list[MacCount]:
-    """Every convolution and matrix product that the runtime executes for one batch."""
-    operations = [operation for operation in executed_graph(artifact) if operation.macs]
-    if not operations:
-        raise LabelError(f"{artifact.title} executes no convolution and no matrix product")
-    return [MacCount(op.name, op.macs, op.precision) for op in operations]

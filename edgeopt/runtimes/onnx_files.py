@@ -5,58 +5,82 @@ import io
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from edgeopt.runtimes.contract import CALIBRATIONS, INPUT, NNCF, OUTPUT, Int8Options
-from edgeopt.runtimes.parity import Parity, check_parity, parity_images
-from edgeopt.system import import_extra, known_noise_silenced, nncf_progress_dropped
+from edgeopt.runtimes.contract import CALIBRATIONS, INPUT, OUTPUT, Artifact, Int8Options, Runtime
+from edgeopt.system import known_noise_silenced
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from edgeopt.runtimes.parity import Parity
 
 OPSET = 17
 PARITY_BATCH = 4
-NNCF_IMAGES = 300
+
+
+class OnnxFileRuntime(Runtime):
+    """A runtime that reads ONNX files; loading one imports neither torch nor onnx."""
+
+    suffix = ".onnx"
+    takes_int8_options = True
+
+    def write(self, model: "nn.Module", path: Path, **options: Any) -> "Parity":
+        """Write the same ONNX file for every such runtime."""
+        return write_onnx(model, path, **options)
+
+    def weight_bytes(self, artifact: Artifact) -> int:
+        """Bytes of initializers and constant nodes, int8 values and scales as they are."""
+        import onnx
+
+        graph = onnx.load(artifact.path).graph
+        constants = (a.t for node in graph.node for a in node.attribute if a.HasField("t"))
+        return sum(onnx.numpy_helper.to_array(t).nbytes for t in (*graph.initializer, *constants))
 
 
 def write_onnx(
-    model: nn.Module,
+    model: "nn.Module",
     path: Path,
     *,
     precision: str,
     input_shape: tuple[int, ...],
-    calibration: Sequence[tuple[Tensor, Tensor]],
+    calibration: Sequence[tuple["Tensor", "Tensor"]],
     tolerance: float,
     options: Int8Options,
-) -> Parity:
-    """Write ``model`` with a dynamic batch axis; the fp32 graph is held to torch's logits.
+) -> "Parity":
+    """Write ``model`` with a dynamic batch axis, quantized by ONNX Runtime's own tool.
 
     bf16 is a way of running the fp32 file, so it gets the same one. Returns how the fp32 graph
-    compares with torch, whatever the precision.
+    compares with torch, to whose logits it is held, whatever the precision.
     """
-    batches = [images for images, _ in calibration]
+    import torch
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    from edgeopt.runtimes.parity import check_parity, parity_images
+
+    images = parity_images(input_shape, at_least=PARITY_BATCH)
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
         exported, prepared = Path(folder, "fp32.onnx"), Path(folder, "prepared.onnx")
-        _export(model, exported, input_shape=input_shape)
-        images = parity_images(input_shape, at_least=PARITY_BATCH)
+        _export(model, exported, parity_images(input_shape))
         with torch.no_grad():
             logits = run_onnx(exported, images)
             parity = check_parity(model(images), logits, tolerance=tolerance)
         if precision in ("fp32", "bf16"):
             path.write_bytes(exported.read_bytes())
-        elif options.quantizer == NNCF:
-            _quantize_nncf(exported, path, batches=batches)
+            return parity
+        prepare_for_quantizer(exported, prepared)
+        if precision == "int8":
+            _quantize_static(prepared, path, batches=[b for b, _ in calibration], options=options)
         else:
-            prepare_for_quantizer(exported, prepared)
-            if precision == "int8":
-                _quantize_static(prepared, path, batches=batches, options=options)
-            else:
-                _quantize_dynamic(prepared, path)
-            _drop_annotations(path)
+            # ConvInteger of ONNX Runtime's CPU provider takes unsigned weights only.
+            quantize_dynamic(prepared, path, weight_type=QuantType.QUInt8)
+    _drop_annotations(path)
     return parity
 
 
-def run_onnx(path: Path, images: Tensor) -> np.ndarray:
+def run_onnx(path: Path, images: "Tensor") -> np.ndarray:
     """Logits of an ONNX file by ONNX Runtime."""
     import onnxruntime
 
@@ -64,16 +88,17 @@ def run_onnx(path: Path, images: Tensor) -> np.ndarray:
     return session.run([OUTPUT], {INPUT: images.numpy()})[0]
 
 
-def _export(model: nn.Module, path: Path, *, input_shape: tuple[int, ...]) -> None:
+def _export(model: "nn.Module", path: Path, example: "Tensor") -> None:
+    import torch
+
     # The TorchScript exporter: quantize_dynamic fails on the graphs of the dynamo one.
     with known_noise_silenced():
         torch.onnx.export(
             model,
-            (parity_images(input_shape),),
+            (example,),
             path,
             dynamo=False,
             opset_version=OPSET,
-            do_constant_folding=True,
             input_names=[INPUT],
             output_names=[OUTPUT],
             dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
@@ -90,7 +115,7 @@ def prepare_for_quantizer(source: Path, path: Path) -> None:
 class _BatchReader:
     """Hands calibration batches to ONNX Runtime, a range of them at a time."""
 
-    def __init__(self, batches: Sequence[Tensor]) -> None:
+    def __init__(self, batches: Sequence["Tensor"]) -> None:
         self._batches = batches
         self._pending: Iterator[Tensor] = iter(batches)
 
@@ -106,12 +131,13 @@ class _BatchReader:
 
 
 def _quantize_static(
-    source: Path, path: Path, *, batches: Sequence[Tensor], options: Int8Options
+    source: Path, path: Path, *, batches: Sequence["Tensor"], options: Int8Options
 ) -> None:
     from onnxruntime import quantization as ort
 
     kinds = {"uint8": ort.QuantType.QUInt8, "int8": ort.QuantType.QInt8}
-    with _stdout_dropped():
+    # Calibrators print their progress and offer no switch for it.
+    with contextlib.redirect_stdout(io.StringIO()):
         ort.quantize_static(
             source,
             path,
@@ -128,13 +154,6 @@ def _quantize_static(
         )
 
 
-def _quantize_dynamic(source: Path, path: Path) -> None:
-    from onnxruntime import quantization as ort
-
-    # ConvInteger of ONNX Runtime's CPU provider takes unsigned weights only.
-    ort.quantize_dynamic(source, path, weight_type=ort.QuantType.QUInt8)
-
-
 def _drop_annotations(path: Path) -> None:
     """Drop inferred shapes and node names, which no runtime reads and small files feel."""
     import onnx
@@ -144,32 +163,3 @@ def _drop_annotations(path: Path) -> None:
     for node in graph_file.graph.node:
         node.ClearField("name")
     onnx.save(graph_file, path)
-
-
-def _quantize_nncf(source: Path, path: Path, *, batches: Sequence[Tensor]) -> None:
-    import onnx
-
-    nncf = import_extra("nncf")
-    images = torch.cat(list(batches))[:NNCF_IMAGES]
-    samples = [{INPUT: image.numpy()} for image in images.split(1)]
-    with _stdout_dropped(), known_noise_silenced(), nncf_progress_dropped():
-        quantized = nncf.quantize(
-            onnx.load(source), nncf.Dataset(samples), subset_size=len(samples)
-        )
-    onnx.save(quantized, path)
-
-
-@contextlib.contextmanager
-def _stdout_dropped() -> Iterator[None]:
-    # Calibrators print their progress and offer no switch for it.
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
-
-
-def onnx_weight_bytes(path: Path) -> int:
-    """Bytes of initializers and constant nodes, int8 values and scales as they are."""
-    import onnx
-
-    graph = onnx.load(path).graph
-    constants = (a.t for node in graph.node for a in node.attribute if a.HasField("t"))
-    return sum(onnx.numpy_helper.to_array(t).nbytes for t in (*graph.initializer, *constants))

@@ -11,24 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeopt.runtimes.contract import (
-    FLOATS,
-    INPUT,
-    INTEGER,
-    OUTPUT,
-    Artifact,
-    Operation,
-    Runtime,
-    Session,
-)
+from edgeopt.runtimes.contract import FLOATS, INPUT, INTEGER, OUTPUT, Artifact, Operation, Session
+from edgeopt.runtimes.onnx_files import OnnxFileRuntime
 
 if TYPE_CHECKING:
     import pandas as pd
     from onnxruntime import InferenceSession, SessionOptions
 
-    from edgeopt.runtimes.parity import Parity
-
-PROVIDERS = ["CPUExecutionProvider"]
 # Position of the weight among the inputs of the convolutions; the products need none.
 CONVOLUTIONS = {"Conv": 1, "FusedConv": 1, "ConvInteger": 1, "QLinearConv": 3}
 INTEGER_PRODUCTS = (
@@ -49,25 +38,53 @@ IN_PLACE = (
 NUMPY_TYPES = {"float": "float32", "double": "float64", "bfloat16": "uint16"}
 
 
-class OnnxRuntime(Runtime):
+def session_options(*, threads: int) -> "SessionOptions":
+    """Options for ``threads`` threads inside an operator and operators one after the other."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3
+    return options
+
+
+def open_session(path: Path, options: "SessionOptions") -> "InferenceSession":
+    """Load a file with the options given."""
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+class OnnxRuntimeSession(Session):
+    """An ONNX file in ONNX Runtime."""
+
+    def __init__(self, artifact: Artifact, *, threads: int) -> None:
+        super().__init__(artifact)
+        self._session = open_session(artifact.path, session_options(threads=threads))
+
+    @contextmanager
+    def _ready(self, images: np.ndarray) -> Iterator[Callable[[], Any]]:
+        yield partial(self._session.run, [OUTPUT], {INPUT: images})
+
+    def _logits(self, returned: Any) -> np.ndarray:
+        return returned[0]
+
+    @property
+    def threads(self) -> int:
+        """Threads inside an operator, from the session's own options."""
+        return self._session.get_session_options().intra_op_num_threads
+
+
+class OnnxRuntime(OnnxFileRuntime):
     """ONNX Runtime's CPU provider; static int8 is QDQ per channel, dynamic int8 its own."""
 
     name = "onnxruntime"
     title = "ONNX Runtime"
     marker = "s"
-    suffix = ".onnx"
     precisions = ("fp32", "int8", "int8-dynamic")
-    takes_int8_options = True
-
-    def write(self, model: Any, path: Path, **options: Any) -> "Parity":
-        """Write an ONNX file, quantized by ONNX Runtime's own tool unless told otherwise."""
-        from edgeopt.runtimes.onnx_files import write_onnx
-
-        return write_onnx(model, path, **options)
-
-    def load(self, artifact: Artifact, *, threads: int) -> Session:
-        """Load an ONNX file."""
-        return OnnxRuntimeSession(artifact, threads=threads)
+    session = OnnxRuntimeSession
 
     def operations(self, artifact: Artifact) -> Iterator[Operation]:
         """Operators of the optimised graph; float MACs are what the integers leave of the total.
@@ -93,67 +110,18 @@ class OnnxRuntime(Runtime):
         yield Operation("float", macs=left, precision=floats[-1] if floats else "")
         yield Operation("output", reads=(OUTPUT,))
 
-    def weight_bytes(self, artifact: Artifact) -> int:
-        """Bytes of initializers and constant nodes."""
-        from edgeopt.runtimes.onnx_files import onnx_weight_bytes
-
-        return onnx_weight_bytes(artifact.path)
-
-    def layer_times(
-        self, artifact: Artifact, *, threads: int, repeats: int, warmup: int
-    ) -> "pd.DataFrame":
+    def layer_times(self, artifact: Artifact, *, threads: int) -> "pd.DataFrame":
         """Kernel times of its own profile."""
-        from edgeopt.runtimes.profiling import count_runs, operator_times, profiled_batch
+        from edgeopt.runtimes.profiling import RUNS, WARMUP, operator_times, profiled_batch
 
-        runs = count_runs(repeats=repeats, warmup=warmup)
         options = session_options(threads=threads)
         with _profiling(options):
             session = open_session(artifact.path, options)
             feed = {INPUT: profiled_batch(artifact.input_shape)}
-            for _ in range(runs):
+            for _ in range(WARMUP + RUNS):
                 session.run(None, feed)
             events = json.loads(Path(session.end_profiling()).read_text())
-        return operator_times(kernel_times(events), warmup=warmup)
-
-
-class OnnxRuntimeSession(Session):
-    """An ONNX file in ONNX Runtime."""
-
-    def __init__(self, artifact: Artifact, *, threads: int) -> None:
-        super().__init__(artifact)
-        self._session = open_session(artifact.path, session_options(threads=threads))
-        self._outputs = [OUTPUT]
-
-    def _run(self, images: np.ndarray) -> np.ndarray:
-        return self._session.run(self._outputs, {INPUT: images})[0]
-
-    @contextmanager
-    def _ready(self, images: np.ndarray) -> Iterator[Callable[[], Any]]:
-        yield partial(self._session.run, self._outputs, {INPUT: images})
-
-    @property
-    def threads(self) -> int:
-        """Threads inside an operator, from the session's own options."""
-        return self._session.get_session_options().intra_op_num_threads
-
-
-def session_options(*, threads: int) -> "SessionOptions":
-    """Options for ``threads`` threads inside an operator and operators one after the other."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 3
-    return options
-
-
-def open_session(model: Path | bytes, options: "SessionOptions") -> "InferenceSession":
-    """Load a file, or the bytes of one, with the options given."""
-    import onnxruntime
-
-    return onnxruntime.InferenceSession(model, options, providers=PROVIDERS)
+        return operator_times(kernel_times(events), warmup=WARMUP)
 
 
 @contextmanager

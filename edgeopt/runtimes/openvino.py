@@ -5,109 +5,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeopt.runtimes.contract import (
-    FLOAT32,
-    FLOATS,
-    INTEGER,
-    Artifact,
-    Operation,
-    Runtime,
-    Session,
-)
+from edgeopt.runtimes.contract import FLOAT32, FLOATS, INTEGER, Artifact, Operation, Session
+from edgeopt.runtimes.onnx_files import OnnxFileRuntime
 from edgeopt.system import RuntimeUnavailable, import_extra
 
 if TYPE_CHECKING:
     import pandas as pd
-    from openvino import CompiledModel, ProfilingInfo
-
-    from edgeopt.runtimes.parity import Parity
+    from openvino import CompiledModel
 
 PRODUCTS = ("FullyConnected", "MatMul")
 CONVOLUTIONS = ("Convolution", "Deconvolution")
 IN_PLACE = ("Eltwise", "Subgraph", "Reshape")
-
-
-class OpenVINORuntime(Runtime):
-    """OpenVINO's CPU plugin; bf16 is a way of running the fp32 file."""
-
-    name = "openvino"
-    title = "OpenVINO"
-    marker = "D"
-    suffix = ".onnx"
-    precisions = ("fp32", "bf16", "int8")
-    takes_int8_options = True
-
-    def unavailable(self) -> str:
-        """Say whether the package is missing."""
-        try:
-            import_extra("openvino")
-        except RuntimeUnavailable as error:
-            return str(error)
-        return ""
-
-    def write(self, model: Any, path: Path, **options: Any) -> "Parity":
-        """Write an ONNX file, the same as ONNX Runtime gets; bf16 takes that of fp32."""
-        from edgeopt.runtimes.onnx_files import write_onnx
-
-        return write_onnx(model, path, **options)
-
-    def load(self, artifact: Artifact, *, threads: int) -> Session:
-        """Compile an ONNX file; raises ``RuntimeUnavailable`` where the CPU lacks bf16."""
-        return OpenVINOSession(artifact, threads=threads)
-
-    def operations(self, artifact: Artifact) -> Iterator[Operation]:
-        """Operators of the runtime model, without those that constants alone feed."""
-        constant = set()
-        for node in compile_artifact(artifact, threads=1).get_runtime_model().get_ordered_ops():
-            kind = node.get_rt_info()["layerType"].astype(str)
-            sources = [port.get_source_output() for port in node.inputs()]
-            reads = tuple(_key(s) for s in sources if s.get_node().get_name() not in constant)
-            if kind == "Const" or (sources and not reads):
-                constant.add(node.get_name())
-                continue
-            writes = tuple(
-                (_key(port), port.get_element_type().size * math.prod(port.get_shape()))
-                for port in (node.outputs() if kind != "Output" else ())
-            )
-            yield Operation(kind, reads, writes, _overwrites(kind, reads), *_macs(node, kind))
-
-    def weight_bytes(self, artifact: Artifact) -> int:
-        """Bytes of initializers and constant nodes; in bf16 the plugin holds other numbers."""
-        from edgeopt.runtimes.onnx_files import onnx_weight_bytes
-
-        return onnx_weight_bytes(artifact.path)
-
-    def layer_times(
-        self, artifact: Artifact, *, threads: int, repeats: int, warmup: int
-    ) -> "pd.DataFrame":
-        """Operator times of its own counters; ``op`` carries the kernel's name with its type.
-
-        OpenVINO keeps one mean per operator, since its first call and cut to whole microseconds:
-        the warm-up is taken out of it again, nothing is trimmed, and a time reads up to two
-        microseconds short.
-        """
-        from edgeopt.runtimes.profiling import count_runs, profiled_batch, with_shares
-
-        runs = count_runs(repeats=repeats, warmup=warmup)
-        batch = profiled_batch(artifact.input_shape)
-        compiled = compile_artifact(artifact, threads=threads, PERF_COUNT=True)
-        request = compiled.create_infer_request()
-        for _ in range(warmup):
-            request.infer([batch])
-        cold = [node.real_time for node in request.profiling_info]
-        for _ in range(repeats):
-            request.infer([batch])
-        nodes = request.profiling_info
-        times = [
-            max((node.real_time * runs - start * warmup) / repeats, timedelta())
-            for node, start in zip(nodes, cold, strict=True)
-        ]
-        return with_shares(_kernel_times(nodes, times=times))
+MICROSECOND = timedelta(microseconds=1)
 
 
 @cache
@@ -122,7 +35,10 @@ def openvino_core() -> Any:
 
 
 def compile_artifact(artifact: Artifact, *, threads: int, **settings: Any) -> "CompiledModel":
-    """Compile for the artifact's batch size: other shapes get other kernels."""
+    """Compile for the artifact's batch size: other shapes get other kernels.
+
+    Raises ``RuntimeUnavailable`` where the CPU lacks bf16.
+    """
     core = openvino_core()
     capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if artifact.precision == "bf16" and "BF16" not in capabilities:
@@ -148,17 +64,14 @@ class OpenVINOSession(Session):
         self._request = self._compiled.create_infer_request()
         images = import_extra("openvino").Tensor(self._input, shared_memory=True)
         self._request.set_input_tensor(images)
-        self._output = self._request.get_output_tensor(0).data
-
-    def _run(self, images: np.ndarray) -> np.ndarray:
-        np.copyto(self._input, images)
-        self._request.infer()
-        return self._output.copy()
 
     @contextmanager
     def _ready(self, images: np.ndarray) -> Iterator[Callable[[], Any]]:
         np.copyto(self._input, images)
         yield self._request.infer
+
+    def _logits(self, returned: Any) -> np.ndarray:
+        return returned[0]
 
     @property
     def threads(self) -> int:
@@ -166,17 +79,66 @@ class OpenVINOSession(Session):
         return self._compiled.get_property("INFERENCE_NUM_THREADS")
 
 
-def _kernel_times(nodes: list["ProfilingInfo"], *, times: list[timedelta]) -> "pd.DataFrame":
-    """Return a row per node that has a kernel, also where its time is below a microsecond."""
+class OpenVINORuntime(OnnxFileRuntime):
+    """OpenVINO's CPU plugin; bf16 is a way of running the fp32 file, whose weights are counted."""
+
+    name = "openvino"
+    title = "OpenVINO"
+    marker = "D"
+    precisions = ("fp32", "bf16", "int8")
+    session = OpenVINOSession
+    package = "openvino"
+
+    def operations(self, artifact: Artifact) -> Iterator[Operation]:
+        """Operators of the runtime model, without those that constants alone feed."""
+        constant = set()
+        for node in compile_artifact(artifact, threads=1).get_runtime_model().get_ordered_ops():
+            kind = node.get_rt_info()["layerType"].astype(str)
+            sources = [port.get_source_output() for port in node.inputs()]
+            reads = tuple(_key(s) for s in sources if s.get_node().get_name() not in constant)
+            if kind == "Const" or (sources and not reads):
+                constant.add(node.get_name())
+                continue
+            writes = tuple(
+                (_key(port), port.get_element_type().size * math.prod(port.get_shape()))
+                for port in (node.outputs() if kind != "Output" else ())
+            )
+            yield Operation(kind, reads, writes, _overwrites(kind, reads), *_macs(node, kind))
+
+    def layer_times(self, artifact: Artifact, *, threads: int) -> "pd.DataFrame":
+        """Operator times of its own counters; ``op`` carries the kernel's name with its type.
+
+        OpenVINO keeps one mean per operator, since its first call and cut to whole microseconds:
+        the warm-up is taken out of it again, nothing is trimmed, and a time reads up to two
+        microseconds short.
+        """
+        from edgeopt.runtimes.profiling import RUNS, WARMUP, profiled_batch, with_shares
+
+        batch = profiled_batch(artifact.input_shape)
+        compiled = compile_artifact(artifact, threads=threads, PERF_COUNT=True)
+        request = compiled.create_infer_request()
+        for _ in range(WARMUP):
+            request.infer([batch])
+        cold = _mean_times(request)
+        for _ in range(RUNS):
+            request.infer([batch])
+        table = _mean_times(request)
+        whole = (table["us"] * (WARMUP + RUNS) - cold["us"] * WARMUP) / RUNS
+        table["measured_ms"] = whole.clip(lower=0).round() / 1e3
+        no_kernel = table["op"].str.contains(" (?:undef|unknown)")
+        kernels = table[~no_kernel | (table["measured_ms"] > 0)]
+        return with_shares(kernels.reset_index(drop=True))
+
+
+def _mean_times(request: Any) -> "pd.DataFrame":
+    """Return a row per node: its mean since the first call, in whole microseconds."""
     import pandas as pd
 
     rows = [
-        (node.node_name, f"{node.node_type} {node.exec_type}", time / timedelta(milliseconds=1))
-        for node, time in zip(nodes, times, strict=True)
+        (node.node_name, f"{node.node_type} {node.exec_type}", node.real_time // MICROSECOND)
+        for node in request.profiling_info
     ]
-    table = pd.DataFrame(rows, columns=["layer", "op", "measured_ms"])
-    no_kernel = table["op"].str.contains(" (?:undef|unknown)")
-    return table[~no_kernel | (table["measured_ms"] > 0)].reset_index(drop=True)
+    return pd.DataFrame(rows, columns=["layer", "op", "us"])
 
 
 def _key(port: Any) -> tuple[str, int]:

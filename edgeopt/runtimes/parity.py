@@ -1,5 +1,6 @@
 """Hold an exported model's logits to those of its torch parent."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -18,11 +19,8 @@ class Parity(NamedTuple):
     share of images [0, 1] with the same class; NaN where nothing was compared.
     """
 
-    difference: float
-    agreement: float
-
-
-UNCHECKED = Parity(float("nan"), float("nan"))
+    difference: float = math.nan
+    agreement: float = math.nan
 
 
 def parity_images(input_shape: tuple[int, ...], *, at_least: int = 1) -> Tensor:

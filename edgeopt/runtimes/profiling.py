@@ -5,14 +5,8 @@ import pandas as pd
 from scipy.stats import trim_mean
 
 COLUMNS = ("layer", "op", "measured_ms", "share")
+RUNS, WARMUP = 100, 10
 TRIMMED = 0.1
-
-
-def count_runs(*, repeats: int, warmup: int) -> int:
-    """Return the number of runs in all, or raise ``ValueError`` for counts that mean nothing."""
-    if repeats < 1 or warmup < 0:
-        raise ValueError(f"repeats={repeats}, warmup={warmup}; allowed: repeats >= 1, warmup >= 0")
-    return warmup + repeats
 
 
 def profiled_batch(input_shape: tuple[int, ...]) -> np.ndarray:
@@ -28,8 +22,7 @@ def operator_times(calls: pd.DataFrame, *, warmup: int) -> pd.DataFrame:
     """
     warm = calls[calls.groupby("key").cumcount() >= warmup]
     grouped = warm.groupby(["key", "layer", "op"], sort=False)["ms"]
-    table = grouped.agg(lambda ms: trim_mean(ms, TRIMMED)).rename("measured_ms").reset_index()
-    return with_shares(table)
+    return with_shares(grouped.agg(trim_mean, TRIMMED).rename("measured_ms").reset_index())
 
 
 def with_shares(table: pd.DataFrame) -> pd.DataFrame:

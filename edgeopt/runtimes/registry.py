@@ -3,9 +3,7 @@
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
-import numpy as np
-
-from edgeopt.runtimes.contract import FLOAT32, Artifact, ArtifactError, Runtime, Session
+from edgeopt.runtimes.contract import Artifact, ArtifactError, Runtime, Session
 from edgeopt.schema import require_known
 from edgeopt.system import RuntimeUnavailable, file_sha256, usable_cores
 
@@ -63,24 +61,8 @@ def load_session(artifact: Artifact, *, threads: int = 1) -> Session:
             f"{artifact.sha256}"
         )
     try:
-        return runtime_named(artifact.runtime).load(artifact, threads=threads)
+        return runtime_named(artifact.runtime).session(artifact, threads=threads)
     except RuntimeUnavailable as error:
         raise RuntimeUnavailable(f"{artifact.title}: {error}") from error
     except Exception as error:  # runtimes raise whatever they like
         raise ArtifactError(f"{artifact.title} cannot be loaded: {error}") from error
-
-
-def session_logits(session: Session, images: np.ndarray) -> np.ndarray:
-    """Logits [N, classes] of float32 images [N, C, H, W].
-
-    Raises ``ValueError`` when there are none, or when they are of another shape or dtype.
-    """
-    if not len(images):
-        raise ValueError(f"{session.artifact.title}: no images to run; allowed: 1 or more")
-    wanted = session.input_shape[1:]
-    if images.shape[1:] != wanted or images.dtype != FLOAT32:
-        raise ValueError(
-            f"{session.artifact.title} takes float32 images {wanted}, "
-            f"got {images.dtype} {images.shape[1:]}"
-        )
-    return session.score(images)

@@ -17,6 +17,7 @@ from edgeopt.quantization import TORCH_PRECISIONS, precision_variant, quantized_
 from edgeopt.runtimes.contract import (
     FLOATS,
     INTEGER,
+    SCORING_BATCH,
     Artifact,
     Int8Options,
     Operation,
@@ -26,7 +27,6 @@ from edgeopt.runtimes.contract import (
 from edgeopt.runtimes.parity import Parity, check_parity, parity_images
 from edgeopt.system import known_noise_silenced, native_stderr_logged
 
-SCORING_BATCH = 64
 # Rounding differs between fp16 kernels by a few units in the last place of the largest logit.
 FP16_TOLERANCE = 16 * torch.finfo(torch.float16).eps
 PRODUCTS = {"addmm": 1, "mm": 0, "bmm": 0, "matmul": 0}
@@ -38,6 +38,54 @@ ELEMENTWISE = (
 )
 
 
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    """Set torch's thread count, which is one per process, and put it back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class TorchSession(Session):
+    """TorchScript in torch, whose thread count is set while it is called or bound only."""
+
+    def __init__(self, artifact: Artifact, *, threads: int) -> None:
+        super().__init__(artifact)
+        with native_stderr_logged():
+            self._module = _load(artifact.path)
+        self._threads = threads
+        self._dtype = torch.float16 if artifact.precision == "fp16" else torch.float32
+
+    @contextmanager
+    def _ready(self, images: np.ndarray) -> Iterator[Callable[[], Any]]:
+        tensor = torch.tensor(images).to(self._dtype)
+        with _torch_threads(self._threads), torch.inference_mode():
+            yield partial(self._module, tensor)
+
+    def _logits(self, returned: Tensor) -> np.ndarray:
+        return returned.float().numpy()
+
+    def _score(self, images: np.ndarray) -> np.ndarray:
+        """Score large batches, which TorchScript takes, on all of torch's own threads.
+
+        What is timed is held to these logits afterwards
+        (:func:`edgeopt.experiments.measure_candidates`).
+        """
+        batches = torch.from_numpy(images).split(SCORING_BATCH)
+        with torch.inference_mode():
+            logits = [self._logits(self._module(batch.to(self._dtype))) for batch in batches]
+        return np.concatenate(logits)
+
+    @property
+    def threads(self) -> int:
+        """Threads that torch computes with inside a call."""
+        with _torch_threads(self._threads):
+            return torch.get_num_threads()
+
+
 class TorchRuntime(Runtime):
     """TorchScript, traced and frozen; int8 by FX graph mode quantization."""
 
@@ -46,6 +94,7 @@ class TorchRuntime(Runtime):
     marker = "o"
     suffix = ".pt"
     precisions = TORCH_PRECISIONS
+    session = TorchSession
 
     def write(
         self,
@@ -72,10 +121,6 @@ class TorchRuntime(Runtime):
             loaded = torch.jit.load(path)
             return check_parity(variant(images), loaded(images), tolerance=tolerance)
 
-    def load(self, artifact: Artifact, *, threads: int) -> Session:
-        """Load a TorchScript file; torch's threads are set while it is called or bound only."""
-        return TorchSession(artifact, threads=threads)
-
     def operations(self, artifact: Artifact) -> list[Operation]:
         """Operators that torch's dispatcher calls, packed int8 ones included."""
         script = _load(artifact.path)
@@ -86,61 +131,6 @@ class TorchRuntime(Runtime):
     def weight_bytes(self, artifact: Artifact) -> int:
         """Bytes of parameters, buffers, graph constants and packed weights."""
         return module_weight_bytes(_load(artifact.path))
-
-
-class TorchSession(Session):
-    """TorchScript in torch, whose thread count is set while it is called or bound only."""
-
-    def __init__(self, artifact: Artifact, *, threads: int) -> None:
-        super().__init__(artifact)
-        with native_stderr_logged():
-            self._module = _load(artifact.path)
-        self._pinned = _Threads(threads)
-        self._dtype = torch.float16 if artifact.precision == "fp16" else torch.float32
-
-    def _run(self, images: np.ndarray) -> np.ndarray:
-        with self._pinned:
-            return self._infer(torch.tensor(images))
-
-    @contextmanager
-    def _ready(self, images: np.ndarray) -> Iterator[Callable[[], Any]]:
-        tensor = torch.tensor(images).to(self._dtype)
-        with self._pinned, torch.inference_mode():
-            yield partial(self._module, tensor)
-
-    def score(self, images: np.ndarray) -> np.ndarray:
-        """Logits of any number of images, in large batches on all of torch's own threads.
-
-        TorchScript, unlike the other runtimes' files, takes any batch size; what is timed is held
-        to these logits afterwards (:func:`edgeopt.experiments.measure_candidates`).
-        """
-        batches = torch.from_numpy(images).split(SCORING_BATCH)
-        return np.concatenate([self._infer(batch) for batch in batches])
-
-    def _infer(self, images: Tensor) -> np.ndarray:
-        with torch.inference_mode():
-            return self._module(images.to(self._dtype)).float().numpy()
-
-    @property
-    def threads(self) -> int:
-        """Threads that torch computes with inside a call."""
-        with self._pinned:
-            return torch.get_num_threads()
-
-
-class _Threads:
-    """Sets torch's thread count, which is one per process, and puts it back."""
-
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
-        self._before = threads
-
-    def __enter__(self) -> None:
-        self._before = torch.get_num_threads()
-        torch.set_num_threads(self._threads)
-
-    def __exit__(self, *exception: object) -> None:
-        torch.set_num_threads(self._before)
 
 
 def _load(path: Path) -> torch.jit.ScriptModule:
@@ -211,17 +201,12 @@ class _Recorder(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         self._held.append(result)
-        reads = tuple(_storages((args, kwargs)))
-        elementwise = torch.Tag.pointwise in func.tags or func._opname in ELEMENTWISE
-        self.operations.append(
-            Operation(
-                func._opname,
-                reads,
-                tuple(_storages(result).items()),
-                reads if elementwise else (),
-                *_macs(func, args, result),
-            )
-        )
+        name, reads = func._opname, tuple(_storages((args, kwargs)))
+        writes = tuple(_storages(result).items())
+        elementwise = torch.Tag.pointwise in func.tags or name in ELEMENTWISE
+        overwrites = reads if elementwise else ()
+        macs, precision = _macs(func, args, result)
+        self.operations.append(Operation(name, reads, writes, overwrites, macs, precision))
         return result
 
 

@@ -13,6 +13,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "reports_folder",
         ],
         "study": ["Study", "open_study"],
-        "tables": ["cell_text", "column_heading", "show_tables", "table_html"],
+        "tables": ["cell_text", "column_heading", "table_html", "use_style"],
     },
 )

@@ -17,6 +17,7 @@ from edgeopt.system import REPORTS_VARIABLE, project_root, write_atomically
 if TYPE_CHECKING:
     from IPython.display import Image
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ASSETS = Path(__file__).parents[1] / "assets"
 FIGURE_DPI = 192
@@ -31,10 +32,7 @@ def reports_folder() -> Path:
 def check_schema(value: Any, *, name: str) -> None:
     """Check a JSON value against ``assets/<stem>.schema.json``, where there is one.
 
-    Raises
-    ------
-    ValueError
-        Naming the file, the place in it and what is wrong there.
+    ``ValueError`` names the file, the place in it and what is wrong there.
     """
     schema = ASSETS / f"{Path(name).stem}.schema.json"
     if not schema.is_file():
@@ -87,12 +85,8 @@ class RunFolder:
     def require(self, name: str) -> Path:
         """Path of a file that an earlier notebook wrote.
 
-        Raises
-        ------
-        FileNotFoundError
-            Naming the notebook that makes the file and the commands that run it.
-        ValueError
-            For a missing file that :mod:`edgeopt.study.layout` does not list.
+        ``FileNotFoundError`` names the notebook that makes the file and the commands that run it;
+        ``ValueError`` for a missing file that :mod:`edgeopt.study.layout` does not list.
         """
         path = self.path(name)
         if path.exists():
@@ -139,58 +133,45 @@ class RunFolder:
         """
         from IPython.display import Image
         from matplotlib import pyplot as plt
-        from PIL import Image as Picture
 
         if not alt.strip():
             raise ValueError(f"figure {name!r} has no alt text; say in a sentence what it shows")
-        stem = f"figures/{name.removesuffix('.png')}"
-        buffer = BytesIO()
-        ax.figure.savefig(buffer, format="png", dpi=FIGURE_DPI, transparent=True)
+        picture = _draw(ax.figure, alt=alt)
         plt.close(ax.figure)
-        picture = _few_colours(buffer, alt=alt)
         if numbers is not None:
-            self.write_table(f"{stem}.csv", numbers)
-        self.write_bytes(f"{stem}.png", picture)
-        width = Picture.open(buffer).width * 96 // FIGURE_DPI
-        metadata = {"figure": stem.removeprefix("figures/")}
-        return Image(picture, format="png", width=width, alt=alt, metadata=metadata)
+            self.write_table(f"figures/{name}.csv", numbers)
+        self.write_bytes(f"figures/{name}.png", picture)
+        width = int(ax.figure.get_figwidth() * 96)
+        return Image(picture, format="png", width=width, alt=alt, metadata={"figure": name})
 
 
-def _few_colours(png: BytesIO, *, alt: str) -> bytes:
-    """Store a drawn figure in 256 colours, which takes a third of the bytes, with its alt text."""
-    from PIL import Image as Picture
+def _draw(figure: "Figure", *, alt: str) -> bytes:
+    """Draw a PNG in 256 colours, which takes a third of the bytes, with its alt text."""
+    from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    words = PngInfo()
+    drawn, few, words = BytesIO(), BytesIO(), PngInfo()
+    figure.savefig(drawn, format="png", dpi=FIGURE_DPI, transparent=True)
     words.add_itxt("Description", alt)
-    few = BytesIO()
-    method = Picture.Quantize.FASTOCTREE  # the one that keeps transparency
-    Picture.open(png).quantize(256, method=method).save(few, "png", pnginfo=words, optimize=True)
+    method = Image.Quantize.FASTOCTREE  # the one that keeps transparency
+    Image.open(drawn).quantize(256, method=method).save(few, "png", pnginfo=words, optimize=True)
     return few.getvalue()
 
 
 def open_run(name: str, *, root: Path | None = None) -> RunFolder:
     """Open the folder of run ``name``, making it when it is not there.
 
-    ``root`` is the folder of all runs; by default :func:`reports_folder`.
-
-    Raises
-    ------
-    ValueError
-        When ``name`` is not a plain folder name.
-    PermissionError
-        When the folder cannot be written, naming it.
+    ``root`` is the folder of all runs; by default :func:`reports_folder`. ``ValueError`` when
+    ``name`` is not a plain folder name, ``PermissionError`` when the folder cannot be written.
     """
     if name in ("", ".", "..") or PurePosixPath(name).name != name:
         raise ValueError(f"run name is {name!r}; allowed: a folder name without slashes")
     folder = (root or reports_folder()) / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK | os.X_OK)
     except OSError as error:
-        raise PermissionError(
-            f"cannot make the report folder {folder}: {error.strerror}"
-        ) from error
-    if not writable:
+        message = f"cannot make the report folder {folder}: {error.strerror}"
+        raise PermissionError(message) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f"cannot write in the report folder {folder}: check its permissions")
     return RunFolder(folder)

@@ -3,8 +3,10 @@
 import logging
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,15 +26,8 @@ from edgeopt.data import (
     class_count,
     load_splits,
 )
-from edgeopt.experiments import Prepared, Recipe, Schedule, Training, TrainingPlan, train_networks
-from edgeopt.model import (
-    build_model,
-    check_network,
-    dump_weights,
-    input_channels,
-    load_weights,
-    require_pixels,
-)
+from edgeopt.experiments import Recipe, Schedule, Training, TrainingPlan, train_networks
+from edgeopt.model import build_model, check_network, dump_weights, input_channels, load_weights
 from edgeopt.study.folder import RunFolder, open_run
 from edgeopt.system import Int8Scheme, Store, host_facts, int8_scheme
 
@@ -40,7 +35,6 @@ logger = logging.getLogger(__name__)
 
 SMALL_CNN_SIDE = 28
 ARRAY_SIDE = 28  # of MNIST and Fashion-MNIST
-BACKBONE_MULTIPLE = 8
 CHANCE_LEVEL = 0.01  # of the test that a network is better than chance
 
 
@@ -58,9 +52,8 @@ class Study:
     @property
     def heading(self) -> str:
         """What the numbers of a notebook are of: run, data, seeds and machine."""
-        config = self.config
+        config, cpu = self.config, host_facts()["cpu"]
         seeds = ", ".join(map(str, config.seeds))
-        cpu = host_facts()["cpu"]
         return f"Run {config.run}: {config.dataset}, seed(s) {seeds}, measured on {cpu}."
 
     @cached_property
@@ -74,15 +67,21 @@ class Study:
             if _shape(self.config, spec) is None:  # not known before the images were read
                 classes = len(loaded[spec].class_names)
                 network = _network(self.config, model, classes)
-                _check(network, model=model, shape=loaded[spec].train.shape, classes=classes)
+                shape = (1, *loaded[spec].train.shape)
+                check_network(network, name=model, input_shape=shape, num_classes=classes)
         if warning := _test_warning(self.config, next(iter(loaded.values()))):
             logger.warning("test images: %s", warning)
         return {model: loaded[spec] for model, spec in self.preprocessing.items()}
 
     @property
+    def _first(self) -> Splits:
+        """The first network's images, whose classes and counts are those of all networks."""
+        return next(iter(self.splits.values()))
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the logits."""
-        return next(iter(self.splits.values())).class_names
+        return self._first.class_names
 
     @property
     def validation_labels(self) -> np.ndarray:
@@ -91,7 +90,7 @@ class Study:
 
     def labels(self, role: str) -> np.ndarray:
         """Classes [N] of the images of a role, the same for all networks."""
-        return getattr(next(iter(self.splits.values())), role).labels.numpy()
+        return getattr(self._first, role).labels.numpy()
 
     def role(self, name: str) -> dict[str, Split]:
         """Images of one role, by network."""
@@ -108,22 +107,19 @@ class Study:
 
     def preparation(self, folder: str) -> dict[str, Any]:
         """Arguments that preparing any candidate of the run takes; artifacts go to ``folder``."""
-        loaders = {
-            model: split.loader(self.config.batch_size)
-            for model, split in self.role("calibration").items()
-        }
+        batch, calibration = self.config.batch_size, self.role("calibration")
         return {
             "validation": self.role("validation"),
-            "calibration": loaders,
+            "calibration": {model: split.loader(batch) for model, split in calibration.items()},
             "batch_size": self.config.benchmark_batch_size,
             "directory": self.folder.folder(folder),
             "scheme": self.int8_scheme,
         }
 
-    @cached_property
-    def prepared(self) -> Store[Prepared]:
-        """Candidates that were prepared before, by this run or another, in the data folder."""
-        return Store(self.config.data_folder / "prepared", Prepared)
+    @property
+    def prepared(self) -> Path:
+        """Where candidates are kept that were prepared before, by this run or another."""
+        return self.config.data_folder / "prepared"
 
     @cached_property
     def plans(self) -> dict[str, TrainingPlan]:
@@ -137,7 +133,7 @@ class Study:
                 len(splits.class_names),
                 config.part(Schedule),
                 weights=config.weights,
-                channel_multiple=self.channel_multiple(model),
+                channel_multiple=self.channel_multiples[model],
                 conv1_channels=config.conv1_channels,
                 conv2_channels=config.conv2_channels,
             )
@@ -146,12 +142,9 @@ class Study:
 
     @property
     def channel_multiples(self) -> dict[str, int]:
-        """Grid of channels of every network."""
-        return {model: self.channel_multiple(model) for model in self.config.models}
-
-    def channel_multiple(self, model: str) -> int:
-        """Return the grid that pruned layers keep: 1 for ``small_cnn``, else 8, unless set."""
-        return self.config.channel_multiple or (1 if model == "small_cnn" else BACKBONE_MULTIPLE)
+        """Grid that pruned layers keep, by network: 1 for ``small_cnn``, else 8, unless set."""
+        usual = {model: 1 if model == "small_cnn" else 8 for model in self.config.models}
+        return {model: self.config.channel_multiple or grid for model, grid in usual.items()}
 
     def train(
         self, recipes: Iterable[Recipe], *, executor: Executor | None = None
@@ -175,10 +168,7 @@ class Study:
     def kept(self, recipes: Iterable[Recipe]) -> dict[Recipe, nn.Module]:
         """Build networks from the weights that an earlier notebook left in the run's folder.
 
-        Raises
-        ------
-        FileNotFoundError
-            Naming the notebook that makes the missing file, and how to run it.
+        A missing file is a ``FileNotFoundError`` that names the notebook that makes it.
         """
         return {
             recipe: load_weights(
@@ -190,11 +180,8 @@ class Study:
 
     def baselines(self, *, kind: str = "baseline") -> list[Recipe]:
         """List the unpruned network of every model and seed."""
-        return [
-            Recipe(model, 0.0, kind, seed)
-            for model in self.config.models
-            for seed in self.config.seeds
-        ]
+        pairs = product(self.config.models, self.config.seeds)
+        return [Recipe(model, 0.0, kind, seed) for model, seed in pairs]
 
     def history(self, trainings: Mapping[Recipe, Training]) -> pd.DataFrame:
         """One row per epoch of every training; the baseline's epochs follow the pretrained one's.
@@ -221,7 +208,7 @@ class Study:
         """
         rows = []
         for model, spec in self.preprocessing.items():
-            some = self.splits[model].train.take(min(256, len(self.splits[model].train)))
+            some = self.splits[model].train.take(256)
             channels, height, width = some.shape[1:]
             size = {"height": height, "width": width, "channels": channels}
             how = {name: getattr(spec, name) for name in ("resize", "interpolation", "mean", "std")}
@@ -231,26 +218,25 @@ class Study:
 
     def image_counts(self) -> pd.DataFrame:
         """Count the images of each role: one row per role, one column."""
-        splits = next(iter(self.splits.values()))
-        return pd.Series({r: len(getattr(splits, r)) for r in ROLE_NAMES}, name="images").to_frame()
+        counts = {role: len(getattr(self._first, role)) for role in ROLE_NAMES}
+        return pd.Series(counts, name="images").to_frame()
 
     def data_facts(self) -> dict[str, Any]:
         """Describe the data: name, checksum, counts, roles, and how networks see the images."""
-        splits = next(iter(self.splits.values()))
         return {
-            "name": splits.name,
-            "checksum": splits.checksum,
-            "roles": splits.origin,
+            "name": self._first.name,
+            "checksum": self._first.checksum,
+            "roles": self._first.origin,
             "counts": self.image_counts()["images"].to_dict(),
             "class_names": list(self.class_names),
-            "preprocessing": {m: spec.to_dict() for m, spec in self.preprocessing.items()},
+            "preprocessing": {m: asdict(spec) for m, spec in self.preprocessing.items()},
             "test_warning": self.test_warning,
         }
 
     @property
     def test_warning(self) -> str:
         """Say that test images may be ones the given weights were trained on; empty otherwise."""
-        return _test_warning(self.config, next(iter(self.splits.values())))
+        return _test_warning(self.config, self._first)
 
     def require_better_than_chance(self, hits: Mapping[str, int], *, images: int) -> None:
         """Stop a run whose given weights answer no better than chance on validation images.
@@ -274,24 +260,21 @@ class Study:
 def open_study(config: ExperimentConfig) -> Study:
     """Open a run: check its networks and how they take images, and make its folder.
 
-    No image is loaded yet: what is wrong with a network, its weights or its classes is said at
-    once.
-
-    Raises
-    ------
-    ValueError
-        For a network that cannot be built or does not take the run's images and classes, weights
-        that do not fit, or numbers of ``mean`` and ``std`` that are not as many as its channels.
-    OSError
-        For weights that are not there.
+    No image is loaded yet. ``ValueError`` for a network that cannot be built or does not take the
+    run's images and classes, weights that do not fit, or numbers of ``mean`` and ``std`` that are
+    not as many as its channels; ``OSError`` for weights that are not there.
     """
     classes = class_count(config.dataset)
     preprocessing = {}
     for model in config.models:
         network = _network(config, model, classes)
-        preprocessing[model] = _preprocessing(config, model, input_channels(network))
+        channels = input_channels(network)
+        spec = config.part(Preprocessing)
+        if model == "small_cnn":
+            spec = replace(spec, image_size=SMALL_CNN_SIDE, channels=channels)
+        preprocessing[model] = replace(spec, channels=spec.channels or channels)
         if shape := _shape(config, preprocessing[model]):
-            _check(network, model=model, shape=shape, classes=classes)
+            check_network(network, name=model, input_shape=(1, *shape), num_classes=classes)
     return Study(config, open_run(config.run), preprocessing)
 
 
@@ -305,31 +288,12 @@ def _network(config: ExperimentConfig, model: str, classes: int) -> nn.Module:
     )
 
 
-def _check(network: nn.Module, *, model: str, shape: tuple[int, int, int], classes: int) -> None:
-    require_pixels(network, shape, name=model)
-    check_network(network, name=model, input_shape=(1, *shape), num_classes=classes)
-
-
 def _shape(config: ExperimentConfig, spec: Preprocessing) -> tuple[int, int, int] | None:
     """Channels, height and width of images; None where a folder's pictures decide one of them."""
     from_folder = config.dataset.startswith(FOLDER_PREFIX)
     channels = spec.channels or (None if from_folder else 1)
     side = spec.image_size or (None if from_folder else ARRAY_SIDE)
     return (channels, side, side) if channels and side else None
-
-
-def _preprocessing(config: ExperimentConfig, model: str, channels: int | None) -> Preprocessing:
-    """Say how a network takes its images: the run's parameters, and what the network fixes."""
-    small = model == "small_cnn"
-    return Preprocessing(
-        image_size=SMALL_CNN_SIDE if small else config.image_size,
-        resize=config.resize,
-        interpolation=config.interpolation,
-        channels=channels if small else config.channels or channels,
-        mean=config.mean,
-        std=config.std,
-        max_image_pixels=config.max_image_pixels,
-    )
 
 
 def _load(config: ExperimentConfig, preprocessing: Preprocessing) -> Splits:
@@ -356,8 +320,7 @@ def _same_images(splits: Splits, first: Splits | None) -> Splits:
     roles = {}
     for name in ROLE_NAMES:
         like = getattr(first, name)
-        given = {"labels": like.labels, "positions": like.positions}
-        roles[name] = replace(getattr(splits, name), **given)
+        roles[name] = replace(getattr(splits, name), labels=like.labels, positions=like.positions)
     return replace(splits, **roles)
 
 

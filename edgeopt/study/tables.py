@@ -1,4 +1,4 @@
-"""Tables as readers see them: headings with units, numbers aligned, at most four digits."""
+"""What notebooks show: figures in one style, and tables with units and at most four digits."""
 
 import re
 from collections.abc import Hashable
@@ -8,16 +8,20 @@ from typing import Any
 import pandas as pd
 
 from edgeopt.schema import DASH, column, display_unit, known, significant
+from edgeopt.study.folder import ASSETS
 
+FIGURE_STYLE = ASSETS / "figures.mplstyle"
 MAX_ROWS = 200
 LONG_TEXT = 40
-WORDS = {True: "yes", False: "no"}
 
 
-def show_tables() -> None:
-    """Let the notebook that runs show its data frames by :func:`table_html`; elsewhere nothing."""
+def use_style() -> None:
+    """Set how figures look, and let the notebook that runs show tables by :func:`table_html`."""
     from IPython import get_ipython
+    from matplotlib import style
 
+    style.use(FIGURE_STYLE)
+    pd.set_option("display.max_colwidth", None)
     if shell := get_ipython():
         shell.display_formatter.formatters["text/html"].for_type(pd.DataFrame, table_html)
 
@@ -54,9 +58,8 @@ def flatten(df: pd.DataFrame) -> pd.DataFrame:
     """Make a table of plain columns: a named index goes first, headings of several levels join."""
     columns = [", ".join(map(str, n)) if isinstance(n, tuple) else n for n in df.columns]
     plain = df.set_axis(columns, axis=1)
-    counted = isinstance(df.index, pd.RangeIndex) or df.index.equals(pd.RangeIndex(len(df)))
-    numbers = pd.api.types.is_integer_dtype(df.index)
-    return plain if df.index.names == [None] and (counted or numbers) else plain.reset_index()
+    counted = df.index.empty or pd.api.types.is_integer_dtype(df.index)
+    return plain if df.index.names == [None] and counted else plain.reset_index()
 
 
 def column_heading(name: Hashable, unit: str) -> str:
@@ -83,7 +86,7 @@ def cell_text(value: Any, scale: float = 1, unit: str = "") -> str:
     if not known(value):
         return DASH
     if isinstance(value, bool):
-        return WORDS[value]
+        return "yes" if value else "no"
     if not isinstance(value, int | float):
         return str(value)
     if unit == "%":

@@ -4,6 +4,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
+    submodules={"torchvision"},
     submod_attrs={
         "files": [
             "REPORTS_VARIABLE",
@@ -19,11 +20,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "environment_facts",
             "host_facts",
             "int8_scheme",
-            "package_versions",
             "usable_cores",
         ],
-        "store": ["Store", "from_bytes", "to_bytes"],
-        "torchvision": ["datasets", "models", "transforms"],
+        "store": ["Store"],
         "upstream": [
             "RuntimeUnavailable",
             "import_extra",

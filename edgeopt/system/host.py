@@ -9,24 +9,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from edgeopt.schema import require_known
+
 CPUINFO = Path("/proc/cpuinfo")
 MEMINFO = Path("/proc/meminfo")
 CPU0 = Path("/sys/devices/system/cpu/cpu0")
 
 # Linux flag -> the name used in tables; only what an inference library dispatches on.
+X86_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+ARM_FLAGS = ("neon", "asimdhp", "asimddp", "i8mm")
 ISA_OF_FLAG = {
-    "avx2": "avx2",
-    "avx512f": "avx512f",
-    "avx512_vnni": "avx512_vnni",
-    "avx_vnni": "avx_vnni",
-    "avx512_bf16": "avx512_bf16",
-    "amx_int8": "amx_int8",
-    "amx_bf16": "amx_bf16",
-    "neon": "neon",
+    **{flag: flag for flag in (*X86_FLAGS, *ARM_FLAGS)},
     "asimd": "neon",
-    "asimdhp": "asimdhp",
-    "asimddp": "asimddp",
-    "i8mm": "i8mm",
     "bf16": "arm_bf16",
 }
 NOT_TOLD = "unavailable: not in /proc/cpuinfo"
@@ -38,14 +32,7 @@ IDENTIFIERS = {
     "cpu_part": "CPU part",
 }
 # What makes two hosts the same design; how fast each was is a run's measured ceilings.
-HOST_IDENTITY = (
-    "cpu",
-    *IDENTIFIERS,
-    "architecture",
-    "isa",
-    "l2_bytes",
-    "l3_bytes",
-)
+HOST_IDENTITY = ("cpu", *IDENTIFIERS, "architecture", "isa", "l2_bytes", "l3_bytes")
 VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 # Main ID Register part numbers, for Arm kernels that print no model name.
 ARM_PARTS = {
@@ -54,8 +41,6 @@ ARM_PARTS = {
     "0xd08": "Cortex-A72",
     "0xd0b": "Cortex-A76",
 }
-
-
 PACKAGES = (
     "torch",
     "torchvision",
@@ -78,41 +63,36 @@ PACKAGES = (
 )
 
 
+INTEGER_TYPES = {"uint8": "U8", "int8": "S8"}
+
+
 @dataclass(frozen=True)
 class Int8Scheme:
     """Integer types that a CPU multiplies exactly, why, and what happens elsewhere."""
 
-    activations: str
-    weights: str
-    reduce_range: bool
     reason: str
     note: str
+    activations: str = "uint8"
+    weights: str = "int8"
+    reduce_range: bool = False
 
     def __post_init__(self) -> None:
-        """Reject integer types that no runtime here knows."""
         for value in (self.activations, self.weights):
-            if value not in ("uint8", "int8"):
-                raise ValueError(f"unknown integer type {value!r}; allowed: uint8, int8")
+            require_known(value, allowed=INTEGER_TYPES, what="integer type")
 
     @property
     def name(self) -> str:
         """Short name: ``U8S8``, ``U8U8``, with ``reduced range`` for 7-bit weights."""
-        letters = {"uint8": "U8", "int8": "S8"}
-        name = letters[self.activations] + letters[self.weights]
+        name = INTEGER_TYPES[self.activations] + INTEGER_TYPES[self.weights]
         return f"{name} reduced range" if self.reduce_range else name
 
 
 U8S8 = Int8Scheme(
-    activations="uint8",
-    weights="int8",
-    reduce_range=False,
     reason="the CPU adds unsigned x signed byte products straight into 32 bits",
     note="U8S8 with full-range weights saturates on x86 CPUs without VNNI: there the products of "
     "two neighbours are added in 16 bits, and accuracy falls. Export again for such a CPU.",
 )
 U8S8_REDUCED = Int8Scheme(
-    activations="uint8",
-    weights="int8",
     reduce_range=True,
     reason="x86 without VNNI adds two byte products in 16 bits, which 8-bit weights overflow; "
     "7-bit weights cannot (2 x 255 x 64 < 2^15)",
@@ -120,9 +100,7 @@ U8S8_REDUCED = Int8Scheme(
     "VNNI could use.",
 )
 U8U8 = Int8Scheme(
-    activations="uint8",
     weights="uint8",
-    reduce_range=False,
     reason="unsigned byte products are widened before they are added, so none saturates",
     note="Exact on every CPU; on x86 it is slower than U8S8.",
 )
@@ -155,7 +133,8 @@ def host_facts(*, cpuinfo: str | None = None, meminfo: str | None = None) -> dic
         "l2_bytes": _cache_bytes(2),
         "l3_bytes": _cache_bytes(3),
         "memory_bytes": _memory_bytes(_read(MEMINFO) if meminfo is None else meminfo),
-        "governor": _governor(),
+        "governor": _read(CPU0 / "cpufreq" / "scaling_governor").strip()
+        or "unavailable: this host does not show its frequency governor",
         "system": f"{platform.system()} {platform.release()}",
     }
 
@@ -203,16 +182,6 @@ def _memory_bytes(meminfo: str) -> int | str:
     return int(total[1]) * 1024 if total else f"unavailable: no MemTotal in {MEMINFO}"
 
 
-def _governor() -> str:
-    text = _read(CPU0 / "cpufreq" / "scaling_governor").strip()
-    return text or "unavailable: this host does not show its frequency governor"
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the numbers."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
-
-
 def _version(package: str) -> str:
     try:
         return metadata.version(package)
@@ -222,4 +191,5 @@ def _version(package: str) -> str:
 
 def environment_facts() -> dict[str, Any]:
     """Return what measured numbers depend on besides code and parameters: versions and CPU."""
-    return {"packages": package_versions(), "cpu": host_facts()["cpu"]}
+    packages = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    return {"packages": packages, "cpu": _cpu_name(_read(CPUINFO))}

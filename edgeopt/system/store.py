@@ -4,10 +4,9 @@ import hashlib
 import io
 import logging
 import pickle
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -19,30 +18,11 @@ logger = logging.getLogger(__name__)
 DIGITS = 64  # of a SHA-256 in hexadecimal
 
 
-class Storable(Protocol):
-    """A result that a store can keep: tensors, numbers and words in a dict."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what is kept."""
-
-    @classmethod
-    def from_dict(cls, kept: Mapping[str, Any]) -> Self:
-        """Build the result from what was kept."""
+T = TypeVar("T")
 
 
-T = TypeVar("T", bound=Storable)
-
-
-def to_bytes(value: Mapping[str, Any]) -> bytes:
-    """Write tensors, numbers and words as a file of ``torch.save``, after its SHA-256."""
-    buffer = io.BytesIO()
-    torch.save(dict(value), buffer)
-    content = buffer.getvalue()
-    return hashlib.sha256(content).hexdigest().encode() + b"\n" + content
-
-
-def from_bytes(content: bytes) -> dict[str, Any]:
-    """Read what :func:`to_bytes` wrote, and run no code; ``ValueError`` if it is not whole."""
+def _from_bytes(content: bytes) -> dict[str, Any]:
+    """Read a file's content, and run no code; ``ValueError`` if it is not whole."""
     digest, body = content[:DIGITS], content[DIGITS + 1 :]
     if digest != hashlib.sha256(body).hexdigest().encode():
         raise ValueError(f"its {len(content):,} bytes do not have the checksum they begin with")
@@ -54,7 +34,10 @@ def from_bytes(content: bytes) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Store(Generic[T]):
-    """A folder with one file per result, called by what it is and the digest of what made it."""
+    """A folder with one file per result, called by what it is and the digest of what made it.
+
+    A result's ``to_dict`` gives tensors, numbers and words; ``kind.from_dict`` takes them back.
+    """
 
     folder: Path
     kind: type[T]
@@ -69,11 +52,15 @@ class Store(Generic[T]):
         if not path.is_file():
             return None
         try:
-            return self.kind.from_dict(from_bytes(path.read_bytes()))
+            return self.kind.from_dict(_from_bytes(path.read_bytes()))
         except (ValueError, LookupError, TypeError) as error:
             logger.warning("%s is broken and will be made again: %s", path, error)
             return None
 
     def write(self, name: str, result: T, *, digest: str) -> Path:
-        """Keep a result, whole or not at all."""
-        return write_atomically(self.path(name, digest=digest), to_bytes(result.to_dict()))
+        """Keep a result after its SHA-256, whole or not at all."""
+        buffer = io.BytesIO()
+        torch.save(result.to_dict(), buffer)
+        content = buffer.getvalue()
+        checked = hashlib.sha256(content).hexdigest().encode() + b"\n" + content
+        return write_atomically(self.path(name, digest=digest), checked)

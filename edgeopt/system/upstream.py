@@ -29,8 +29,6 @@ KNOWN_WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
 )
 # They report libraries for other hardware that do not load here, and each other's deprecations.
 CHATTY_LOGGERS = ("torchao", "torch.utils._pytree", "nncf")
-
-
 # Which extra of pyproject.toml installs a package, where it has another name.
 EXTRAS = {"nncf": "openvino"}
 

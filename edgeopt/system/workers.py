@@ -7,7 +7,6 @@ from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from typing import Any
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from edgeopt.system.host import usable_cores
@@ -17,7 +16,7 @@ PRELOADED = ("edgeopt.experiments.candidates", "edgeopt.experiments.trainings")
 
 
 class ByValue(dict):
-    """Networks that go to another process as bytes.
+    """Networks or trainings that go to another process as bytes.
 
     Shared memory would take a file descriptor for each of a network's hundreds of tensors.
     """
@@ -26,7 +25,7 @@ class ByValue(dict):
         return _from_bytes, (pickle.dumps(dict(self)),)
 
 
-def _from_bytes(content: bytes) -> dict[Any, nn.Module]:
+def _from_bytes(content: bytes) -> dict[Any, Any]:
     # pickle would import torchvision, which may not load by itself
     import edgeopt.system.torchvision  # noqa: F401
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
 from edgeopt.reports.runner import make_comparison
 from tests.browser.synthetic import synthetic_run, synthetic_sweep
@@ -109,12 +110,11 @@ def test_a_heading_sorts_both_ways(explorer):
         texts = explorer.locator(f"#candidates tbody tr > :nth-child({place})").all_inner_texts()
         return [float(text) for text in texts if text != "\N{EN DASH}"]
 
-    head.click()
-    assert head.get_attribute("aria-sort") == "ascending"
+    head.click()  # DataTables sorts after the click has returned
+    expect(head).to_have_attribute("aria-sort", "ascending")
     assert numbers() == sorted(numbers())
     head.click()
-    explorer.wait_for_timeout(200)  # DataTables sorts after the click has returned
-    assert head.get_attribute("aria-sort") == "descending"
+    expect(head).to_have_attribute("aria-sort", "descending")
     assert numbers() == sorted(numbers(), reverse=True)
 
 

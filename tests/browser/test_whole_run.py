@@ -6,8 +6,8 @@ import yaml
 
 from edgeopt.__main__ import main
 from edgeopt.config import load_config
+from edgeopt.experiments.recipes import pruned_recipes
 from edgeopt.experiments.sweep import run_sweep
-from edgeopt.experiments.trainings import pruned_recipes
 from edgeopt.study.folder import RunFolder
 from edgeopt.study.study import Study, open_study
 from tests.browser.visits import faults

@@ -33,8 +33,11 @@ class Visit:
 
     def findings(self) -> list[str]:
         """Serious and critical findings of axe-core, with all folded parts open."""
+        # The theme fades parts in as they open; half faded in, their contrast is too low.
+        self.page.add_style_tag(
+            content="* { animation: none !important; transition: none !important }"
+        )
         self.page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true })")
-        self.page.wait_for_timeout(100)
         self.page.evaluate(files("axe_playwright_python").joinpath("axe.min.js").read_text())
         found = self.page.evaluate(AXE)["violations"]
         return [f"{v['id']}: {v['nodes'][0]['html']}" for v in found if v["impact"] in SERIOUS]

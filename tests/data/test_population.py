@@ -6,8 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeopt.data.population import Population, split_off, stratified_order, without_duplicates
-from edgeopt.data.splits import Split
+from edgeopt.data.splits import Population, Split, split_off, stratified_order, without_duplicates
 
 
 def numbered(labels: list[int], values: list[int] | None = None) -> Split:

@@ -33,7 +33,7 @@ def test_preprocessing_is_equal_for_equal_values_and_can_be_a_key():
     listed = Preprocessing(channels=3, mean=[0.485, 0.456, 0.406], std="imagenet")
     named = Preprocessing(channels=3, mean="imagenet", std=IMAGENET["std"])
     assert {listed: 1}[named] == 1
-    assert named.to_dict()["mean"] == (0.485, 0.456, 0.406)
+    assert named.mean == (0.485, 0.456, 0.406)
 
 
 def test_geometry_is_of_what_decides_the_bytes_and_of_nothing_else():

@@ -3,18 +3,30 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import binom, norm
+from scipy.stats import binom, norm, t
 
 from edgeopt.decision.answers import Answers, class_shares, gate_intervals, share_interval
-from edgeopt.decision.paired import tango_interval
+from edgeopt.decision.paired import (
+    SeedSpread,
+    paired_difference,
+    pooled_seed_spread,
+    tango_interval,
+    two_level_spread,
+)
 from edgeopt.metrics.quality import wilson_interval
 
 LABELS = np.repeat([0, 1], [60, 40])
 NAMES = ["cat", "dog"]
+GATED = {"baseline": "base", "confidence": 0.9}
 
 
 def first(count, *, of=100):
     return np.arange(of) < count
+
+
+def seed_of(cats, dogs):
+    """Right answers of one seed: the first of 60 cats and of 40 dogs."""
+    return np.concatenate([first(cats, of=60), first(dogs, of=40)])
 
 
 def interval_of(table, candidate, gate, class_name=""):
@@ -56,11 +68,6 @@ def test_gate_intervals_of_the_baseline_leave_no_doubt_that_it_is_itself():
     assert (drops.loc["same", "high"] > 0).all()
 
 
-def test_gate_intervals_refuse_a_baseline_without_answers():
-    with pytest.raises(ValueError, match="unknown baseline candidate 'base'; allowed: net"):
-        gate_intervals(Answers({"net": first(90)}, LABELS, NAMES), baseline="base", confidence=0.9)
-
-
 @pytest.mark.parametrize("right", [[[1, 0], [0, 1]], [[1, 0, 0], [0, 1, 0], [0, 0, 1]], [[1], [0]]])
 def test_gate_intervals_of_a_class_with_a_handful_of_images_are_numbers(right):
     right = np.array(right, dtype=bool)
@@ -90,6 +97,43 @@ def test_share_interval_of_seeds_that_differ_is_wider_than_over_images():
     assert 0 < low < 0.2 < high < 1
     assert high - low > 0.4
     assert np.subtract(*wilson_interval(200, 1000)[::-1]) < 0.06
+
+
+def test_share_interval_of_seeds_ends_where_the_score_test_of_as_many_images_does():
+    right = np.stack([np.roll(first(count, of=40), count) for count in (20, 26, 35)])
+    padded = np.column_stack([np.zeros(3), right, np.ones(3)])
+    error, freedom = two_level_spread(padded)
+    binomial = padded.mean() * (1 - padded.mean())
+    images = binomial / error**2 * 40 / 42
+    limit = t.ppf(0.95, freedom)
+    ends = share_interval(right, confidence=0.9)
+    assert ends[0] < right.mean() < ends[1]
+    for end in ends:
+        assert (end - right.mean()) ** 2 == pytest.approx(limit**2 * end * (1 - end) / images)
+
+
+def test_gate_intervals_take_no_class_for_surer_than_the_seeds_of_all_classes_are():
+    # the classes vary against each other, so that all images together hardly vary with the seed
+    base = np.stack([seed_of(cats, dogs) for cats, dogs in ((59, 39), (56, 39), (57, 34))])
+    net = np.stack([seed_of(cats, dogs) for cats, dogs in ((55, 20), (50, 25), (45, 30))])
+    table = gate_intervals(Answers({"base": base, "net": net}, LABELS, NAMES), **GATED)
+    cats, dogs = LABELS == 0, LABELS == 1
+    gaps = base * 1.0 - net
+    share, drop = (pooled_seed_spread([x[:, cats], x[:, dogs]]) for x in (net * 1.0, gaps))
+    level = {"confidence": 1 - 0.1 / 4}
+    recall = interval_of(table, "net", "worst_recall", "dog")[["low", "high"]]
+    assert recall.tolist() == pytest.approx(share_interval(net[:, dogs], **level, at_least=share))
+    fall = interval_of(table, "net", "worst_recall_drop", "dog")[["value", "low", "high"]]
+    expected = paired_difference(base[:, dogs], net[:, dogs], **level, at_least=drop)
+    assert fall.tolist() == pytest.approx(expected[:3])
+    # 60 and 40 of 100 images: the mean of independent classes has 0.36 + 0.16 of their variance
+    share, drop = (SeedSpread(0.52 * x.variance, x.freedom) for x in (share, drop))
+    accuracy = interval_of(table, "net", "accuracy")[["low", "high"]]
+    level = {"confidence": 0.9}
+    assert accuracy.tolist() == pytest.approx(share_interval(net, **level, at_least=share))
+    assert accuracy["low"] < share_interval(net, **level)[0]
+    fall = interval_of(table, "net", "accuracy_drop")[["value", "low", "high"]]
+    assert fall.tolist() == pytest.approx(paired_difference(base, net, **level, at_least=drop)[:3])
 
 
 @pytest.mark.parametrize(("images", "share"), [(12, 0.2), (50, 0.2), (50, 0.95)])

@@ -6,7 +6,7 @@ import pytest
 
 from edgeopt.decision.answers import Answers
 from edgeopt.decision.choice import decide, find_baseline
-from edgeopt.decision.gates import Constraints, Gates, gate_table, rules
+from edgeopt.decision.gates import Constraints, Gates, gate_table
 
 NAN = float("nan")
 COLUMNS = ["candidate", "accuracy", "latency_p50_ms", "memory_mb", "pruning_level", "precision"]
@@ -135,7 +135,7 @@ class TestGates:
 
     def test_rules_say_how_accuracy_is_judged(self):
         def told(gates):
-            return dict(rules(gates, constraints=Constraints(), active_memory_budget_mb=1.0))
+            return dict(gates.rules(constraints=Constraints(), active_memory_budget_mb=1.0))
 
         assert told(Gates())["accuracy and recalls"].startswith("judged by paired intervals at 95.")
         assert told(Gates(gate_confidence=0))["accuracy and recalls"] == "judged by the estimates"
@@ -145,8 +145,8 @@ class TestGates:
         frame = sweep(row("x", 0.9, 0.5, 0.05))
         with pytest.raises(ValueError, match="unknown baseline candidate 'y'; allowed: base, x"):
             gate_table(frame, baseline="y", gates=Gates())
-        with pytest.raises(ValueError, match=r"gate_table needs the column.s. memory_mb"):
-            gate_table(frame.drop(columns="memory_mb"), baseline="base", gates=Gates())
+        with pytest.raises(ValueError, match=r"decide needs the column.s. memory_mb"):
+            decide(frame.drop(columns="memory_mb"), gates=Gates())
         with pytest.raises(ValueError, match=r"candidate.s. x repeat; allowed: each name once"):
             gate_table(pd.concat([frame, frame.iloc[1:]]), baseline="base", gates=Gates())
         with pytest.raises(ValueError, match=r"recalls lack the candidate.s. x"):
@@ -382,6 +382,11 @@ class TestTies:
         assert picks == {0: "fast", 0.049: "fast", 0.05: "rival", 1: "rival"}
         exact = close.assign(latency_p50_ms=[9.0, 1.0, 1.0])
         assert decide(exact, gates=gates[0]).pick["candidate"] == "rival"
+
+    def test_decide_takes_the_fastest_of_what_is_alike_in_all_else(self):
+        frame = sweep(row("next", 0.89, 0.41, 0.05), row("fast", 0.89, 0.40, 0.05))
+        frame = frame.assign(latency_p50_low_ms=0.39, latency_p50_high_ms=0.42)
+        assert decide(frame, gates=Gates()).pick["candidate"] == "fast"
 
     def test_decide_compares_in_the_same_rounds(self):
         # 2 % apart: every round says so, or half of the rounds say the contrary

@@ -1,6 +1,7 @@
 import copy
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,21 +13,18 @@ from edgeopt.experiments.candidates import (
     Candidate,
     CandidateSpec,
     artifact_of,
-    fp32_parents,
-    gather,
     grid,
     prepare_candidates,
-    score,
     split_logits,
-    testable_parents,
 )
-from edgeopt.experiments.prepared import Prepared
+from edgeopt.experiments.comparison import fp32_parents, testable_parents
+from edgeopt.experiments.seeds import score
+from edgeopt.experiments.sweep import gather
 from edgeopt.model.networks import SmallCNN
 from edgeopt.model.training import predict_logits
 from edgeopt.runtimes.contract import Artifact
 from edgeopt.runtimes.export import export_artifact
-from edgeopt.runtimes.registry import load_session, session_logits
-from edgeopt.system.store import Store
+from edgeopt.runtimes.registry import load_session
 from tests.artifacts import PRECISIONS_OF_RUNTIME, require_runtime
 
 
@@ -227,14 +225,14 @@ def test_split_logits_are_those_of_all_images_at_once(trained, striped, tmp_path
         trained, tmp_path / "x", runtime="onnxruntime", precision="fp32", input_shape=(3, 1, 28, 28)
     )
     session = load_session(artifact)
-    whole = session_logits(session, striped.take(len(striped)).numpy())
+    whole = session.score(striped.take(len(striped)).numpy())
     # 192 and 64 images, neither a multiple of three at the end
     np.testing.assert_array_equal(split_logits(session, striped), whole)
 
 
 @pytest.fixture
-def store(tmp_path) -> Store[Prepared]:
-    return Store(tmp_path / "prepared", Prepared)
+def store(tmp_path) -> Path:
+    return tmp_path / "prepared"
 
 
 def test_what_was_prepared_before_is_read_from_the_store(options, store, tmp_path, monkeypatch):
@@ -273,7 +271,7 @@ def test_the_store_knows_what_a_preparation_depends_on(
     else:
         monkeypatch.setattr(prepared, "_code_digest", lambda: "other code")
     prepare_candidates([spec], store=store, **options)
-    assert len(list(store.folder.iterdir())) == 2
+    assert len(list(store.iterdir())) == 2
 
 
 def test_a_failed_candidate_is_tried_again(options, store):
@@ -282,4 +280,4 @@ def test_a_failed_candidate_is_tried_again(options, store):
     empty = {"small_cnn": calibration["small_cnn"].dataset.first(1).loader(1)}
     [failed] = prepare_candidates([spec], store=store, calibration=empty, **options)
     assert failed.error
-    assert not store.folder.exists()
+    assert not store.exists()

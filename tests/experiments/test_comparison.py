@@ -2,12 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from edgeopt.experiments.comparison import (
-    answer_sections,
-    class_changes,
-    int8_cost,
-    markdown_page,
-)
+from edgeopt.experiments.comparison import answer_sections, int8_cost
 
 
 @pytest.fixture
@@ -42,18 +37,6 @@ def test_int8_cost_sets_int8_beside_fp32_of_its_own_network_level_and_runtime(sw
     assert (pruned["file_ratio"], pruned["speedup"]) == (4.0, 2.0)
 
 
-def test_class_changes_are_those_of_each_network(sweep):
-    names = {"a0-torch-fp32": (0.9, 0.8), "a0-torch-int8": (0.7, 0.85)}
-    recalls = pd.DataFrame(
-        [(c, k, r) for c, pair in names.items() for k, r in zip("xy", pair, strict=True)],
-        columns=["candidate", "class_name", "recall"],
-    )
-    changes = class_changes(recalls, int8_cost(sweep).iloc[:1])
-    assert list(changes.columns) == ["a"]
-    assert changes.loc["x", "a"] == pytest.approx(-0.2)
-    assert changes.loc["y", "a"] == pytest.approx(0.05)
-
-
 def test_answer_sections_say_the_numbers_of_their_tables(sweep):
     frontier = sweep[sweep["candidate"] == "a0.5-torch-int8"].assign(memory_mb=0.25)
     held = int8_cost(sweep).iloc[:1]
@@ -72,13 +55,3 @@ def test_answer_sections_of_an_empty_frontier_say_so(sweep):
     held = int8_cost(sweep.iloc[:0])
     words = answer_sections(empty, held=held, paid=pd.DataFrame(), decision=decision)
     assert words[0].endswith("nothing fits the budget.")
-
-
-def test_markdown_page_has_four_digits_and_leaves_out_columns_that_a_table_lacks():
-    table = pd.DataFrame({"name": ["a", "b|"], "ms": [1.23456, 2.0]})
-    page = markdown_page("T", ["Words."], {"Rows": table}, columns=["name", "ms", "absent"])
-    assert page.startswith("# T\n\nWords.\n\n## Rows\n\n| name")
-    lines = [[cell.strip() for cell in line.split(" | ")] for line in page.splitlines()[6:]]
-    assert "absent" not in page
-    assert lines[0][1].startswith("ms")
-    assert lines[2][1].startswith("1.235")

@@ -86,13 +86,15 @@ def test_peak_rss_table_grows_by_at_least_the_runtimes_library(options):
 def test_measured_energy_is_what_the_counter_gained_per_call(options, tmp_path, monkeypatch):
     candidates = prepare_candidates(grid([0.0], ["fp32"], ["torch"]), **options)
     image = images_of(options, 1)
-    nothing = measured_energy_table(candidates, image, powercap_root=tmp_path / "none")
+    monkeypatch.setattr("edgeopt.metrics.energy.POWERCAP_ROOT", tmp_path)
+    nothing = measured_energy_table(candidates, image)
     assert nothing["energy_measured_j"].isna().all()
     package = tmp_path / "intel-rapl:0"
     package.mkdir()
     (package / "name").write_text("package-0\n")
     counter = package / "energy_uj"
     counter.write_text("0\n")
+    (package / "max_energy_range_uj").write_text("262143328850\n")
 
     class Metered:
         @contextmanager
@@ -100,7 +102,7 @@ def test_measured_energy_is_what_the_counter_gained_per_call(options, tmp_path, 
             yield lambda: counter.write_text(f"{int(counter.read_text()) + 250}\n")
 
     monkeypatch.setattr("edgeopt.experiments.measuring.load_session", lambda *_, **__: Metered())
-    table = measured_energy_table(candidates, image, seconds=0.01, powercap_root=tmp_path)
+    table = measured_energy_table(candidates, image, seconds=0.01)
     assert table["energy_measured_j"].tolist() == pytest.approx([250e-6])
 
 

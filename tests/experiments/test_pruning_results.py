@@ -3,13 +3,8 @@
 import pytest
 import torch
 
-from edgeopt.experiments.pruning_results import (
-    accuracy_table,
-    filter_norms,
-    size_table,
-    with_intervals,
-)
-from edgeopt.experiments.trainings import Recipe
+from edgeopt.experiments.pruning_results import accuracy_table, filter_norms, size_table
+from edgeopt.experiments.recipes import Recipe
 from edgeopt.model.networks import SmallCNN
 from edgeopt.pruning.channels import prune_channels
 
@@ -39,7 +34,7 @@ def test_size_table_sets_what_is_left_beside_the_level(networks, striped):
 
 
 def test_accuracy_table_counts_right_answers(networks, striped):
-    table = with_intervals(accuracy_table(networks, {"net": striped}), images=len(striped))
+    table = accuracy_table(networks, {"net": striped})
     model = next(iter(networks.values())).eval()
     images, labels = striped[list(range(len(striped)))]
     with torch.no_grad():

@@ -29,7 +29,7 @@ from edgeopt.quantization.variants import quantization_aware_train
 from edgeopt.runtimes.contract import Artifact
 from edgeopt.runtimes.export import export_artifact
 from edgeopt.runtimes.parity import ExportError
-from edgeopt.runtimes.registry import load_session, session_logits
+from edgeopt.runtimes.registry import load_session
 from tests.specimens import CLASSES, in_colour, splits, trained_cnn, trained_mobilenet
 
 COLUMNS = [
@@ -66,7 +66,7 @@ def recovered(model: nn.Module, folder, *, colour: bool = False, **options) -> R
 def accuracy_of(result: Recovery) -> float:
     validation = splits()[1]
     session = load_session(result.selected.artifact)
-    predictions = session_logits(session, validation.take(len(validation)).numpy()).argmax(axis=1)
+    predictions = session.score(validation.take(len(validation)).numpy()).argmax(axis=1)
     return float((predictions == validation.labels.numpy()).mean())
 
 
@@ -276,7 +276,7 @@ def test_collapsed_is_found_and_its_repaired_candidate_is_a_row_of_its_own(candi
     assert row.accuracy >= candidates[2].facts["accuracy"] - 0.01 > broken.facts["accuracy"]
     artifact = artifact_of(row, tmp_path, input_shape=(1, 1, 28, 28))
     images = validation.take(len(validation)).numpy()
-    answers = session_logits(load_session(artifact), images).argmax(1)
+    answers = load_session(artifact).score(images).argmax(1)
     assert row.accuracy == np.mean(answers == validation.labels.numpy())
     assert (row.agreement > 0.9, row.int8_mac_share > 0.9) == (True, True)
 

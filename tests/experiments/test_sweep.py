@@ -9,17 +9,14 @@ from torch import nn
 from edgeopt.decision.choice import decide
 from edgeopt.decision.gates import Gates
 from edgeopt.experiments.candidates import Candidate, CandidateSpec
-from edgeopt.experiments.sweep import (
-    FACT_COLUMNS,
-    Target,
+from edgeopt.experiments.seeds import (
     accuracy_over_seeds,
     answers_of,
     recall_table,
-    run_sweep,
-    sweep_table,
-    with_energy,
     with_seeds,
+    with_test,
 )
+from edgeopt.experiments.sweep import FACT_COLUMNS, Target, run_sweep, sweep_table, with_energy
 from edgeopt.metrics.quality import quality_row
 from edgeopt.metrics.rounds import Measurement
 from edgeopt.model.networks import SmallCNN
@@ -78,13 +75,21 @@ def test_a_row_per_candidate_with_the_public_columns(sweep):
     assert (sweep["status"] == "ok").all()
 
 
-def test_derived_columns_follow_from_the_measured_ones(sweep):
-    np.testing.assert_allclose(sweep["energy_proxy_j"], sweep["latency_ms"] / 1000 * 2.0)
-    np.testing.assert_allclose(sweep["throughput_sps"], 1000 / sweep["latency_ms"])
-    np.testing.assert_allclose(sweep["memory_mb"], sweep["weight_bytes"] / 2**20)
-    assert sweep["accepted"].equals(sweep["memory_mb"] <= 0.004)
-    assert sweep["samples"].eq(150).all()
+def test_run_sweep_times_every_call_of_every_round(sweep):
+    assert sweep["samples"].eq(5 * 30).all()
     assert sweep["latency_p95_ms"].ge(sweep["latency_p50_ms"]).all()
+    assert sweep["seeds"].eq(1).all()
+
+
+def test_run_sweep_judges_the_weights_that_are_counted_by_hand(sweep):
+    fp32 = sweep.loc[sweep["precision"] == "fp32", "memory_mb"]
+    # 60 + 440 + 1572 parameters of 4 bytes, and 30 + 112 + 788 of half the channels
+    assert fp32.tolist() == [8288 / 1048576, 3720 / 1048576]
+    # 0.002 MiB are 2097 bytes, 0.004 are 4194; whole in int8: 2054 weights, 18 biases of 4 bytes
+    assert sweep["violates_0.002mb"].tolist() == [True, True, True, False]
+    assert sweep["violates_0.004mb"].tolist() == [True, False, False, False]
+    assert sweep["accepted"].tolist() == [False, True, True, True]
+    assert sweep["active_budget_mb"].eq(0.004).all()
 
 
 def test_a_multiplier_scales_latency_and_says_so():
@@ -101,7 +106,7 @@ def test_a_multiplier_scales_latency_and_says_so():
             "status": ["ok", "failed"],
         }
     )
-    scaled = with_energy(table, power_watts=3.0, latency_multiplier=4.0, batch_size=2)
+    scaled = with_energy(table, target=Target(3.0, 4.0), batch_size=2)
     assert scaled.loc[0, ["latency_ms", "latency_p95_ms", "throughput_sps"]].tolist() == [4, 8, 250]
     assert scaled["latency_kind"].eq("estimated").all()
     assert scaled.loc[0, "energy_proxy_j"] == pytest.approx(0.004 * 3)
@@ -110,7 +115,8 @@ def test_a_multiplier_scales_latency_and_says_so():
         (10 * 0.3 + 10 * 4.6 + 12 * 162.5) / 1e12
     )
     assert scaled.loc[1, ["energy_proxy_j", "energy_model_j"]].isna().all()
-    assert with_energy(table, power_watts=3.0)["latency_kind"].eq("measured").all()
+    same = with_energy(table, target=Target(3.0), batch_size=2)
+    assert same["latency_kind"].eq("measured").all()
 
 
 def test_models_given_by_level_are_swept_instead_of_pruned_ones(arguments):
@@ -233,6 +239,18 @@ def test_answers_of_are_of_the_candidates_that_ran_with_every_seed():
     assert (found.labels is labels, found.class_names) == (True, ["a", "b"])
 
 
+def test_with_test_is_the_mean_over_seeds_of_every_candidate_that_was_scored():
+    predicted = {"net": np.array([[0, 1, 0, 1], [0, 0, 0, 0]])}
+    names = {"labels": np.array([0, 1, 0, 1]), "class_names": ["a", "b"]}
+    table = with_test(pd.DataFrame({"candidate": ["net", "failed"]}), predicted, **names)
+    # F1 of the second seed: a's precision is 2/4, its recall 1; b is never named
+    expected = [0.75, (1 + (2 * 0.5 / 1.5 + 0) / 2) / 2]
+    found = table[["test_accuracy", "test_macro_f1"]]
+    assert found.iloc[0].tolist() == pytest.approx(expected)
+    assert found.iloc[1].isna().all()
+    assert table.loc[0, "test_accuracy_low"] < 0.75 < table.loc[0, "test_accuracy_high"]
+
+
 CHAIN_LABELS = np.arange(200) % 2
 
 
@@ -253,29 +271,45 @@ def prepared(name_wrong, *, seeds=2, failed=()):
     return found
 
 
-def decided(candidates, *, unmeasured=()):
-    """The way of notebook 04 from prepared candidates to the decision."""
+def timed(candidates, *, latency_ms=1.0, unmeasured=()):
+    """Ten rounds of one call of the first seed's candidates, each as long as the others."""
     rows = [
-        {"candidate": c.name, "round": i, "latency_ms": np.nan if c.name in unmeasured else 1.0}
+        (c.name, i, np.nan if c.name in unmeasured else latency_ms)
         for c in candidates
         if c.spec.seed == 0 and c.logits is not None
         for i in range(10)
     ]
-    samples = pd.DataFrame(rows).assign(error="")
-    measured = Measurement(samples, pd.DataFrame({"round": range(10), "reference_ms": 0.5}))
-    sweep = sweep_table(
-        [c for c in candidates if c.spec.seed == 0],
-        measured,
-        target=Target(2.0, 1.0, (1.0,), 1.0),
-        batch_size=1,
-    )
-    sweep = with_seeds(sweep, candidates, labels=CHAIN_LABELS)
+    samples = pd.DataFrame(rows, columns=["candidate", "round", "latency_ms"]).assign(error="")
+    return Measurement(samples, pd.DataFrame({"round": range(10), "reference_ms": 0.5}))
+
+
+def decided(candidates, *, unmeasured=()):
+    """The way of notebook 04 from prepared candidates to the decision."""
+    measured = timed(candidates, unmeasured=unmeasured)
+    target = Target(2.0, 1.0, (1.0,), 1.0)
+    sweep = sweep_table(candidates, measured, labels=CHAIN_LABELS, target=target, batch_size=1)
     answers = answers_of(candidates, labels=CHAIN_LABELS, class_names=["a", "b"])
     recalls = recall_table(candidates, CHAIN_LABELS, class_names=["a", "b"])
-    return decide(sweep, gates=Gates(), answers=answers, recalls=recalls, samples=samples)
+    return decide(sweep, gates=Gates(), answers=answers, recalls=recalls, samples=measured.samples)
 
 
 WRONG = {(0.0, "fp32"): 10, (0.0, "int8"): 11, (0.5, "fp32"): 12}
+
+
+def test_sweep_table_of_calls_of_4_ms_is_that_by_hand():
+    candidates = prepared({(0.0, "fp32"): 10, (0.5, "fp32"): 30})
+    target = Target(3.0, 1.0, (0.005, 0.01, 0.02), 0.01)
+    measured = timed(candidates, latency_ms=4.0)
+    table = sweep_table(candidates, measured, labels=CHAIN_LABELS, target=target, batch_size=8)
+    assert table["accuracy"].tolist() == pytest.approx([190 / 200, 170 / 200])
+    assert table["seeds"].eq(2).all()
+    # 8 images in 4 ms, at 3 W; the reference kernel takes half a millisecond
+    derived = table[["latency_ms", "throughput_sps", "energy_proxy_j", "latency_relative"]]
+    assert derived.to_numpy() == pytest.approx(np.array([[4, 2000, 0.012, 8]] * 2))
+    # all weigh 0.01 MiB, which is what the budget allows
+    assert table["accepted"].all()
+    violated = table[["violates_0.005mb", "violates_0.01mb", "violates_0.02mb"]]
+    assert violated.to_numpy().tolist() == [[True, False, False]] * 2
 
 
 def test_sweep_table_to_decide_says_that_nothing_fits_when_the_baseline_failed():

@@ -2,27 +2,26 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from edgeopt.data.splits import Split
 from edgeopt.experiments import trainings
+from edgeopt.experiments.recipes import Recipe, pruned_recipes
 from edgeopt.experiments.trainings import (
-    Recipe,
     Schedule,
     Training,
     TrainingPlan,
-    pruned_recipes,
     reinitialized,
     train_networks,
     train_recipe,
 )
 from edgeopt.model import networks as model
-from edgeopt.model.networks import build_model, set_deterministic
+from edgeopt.model.networks import SmallCNN, build_model, set_deterministic
 from edgeopt.model.training import fit, predict_logits
 from edgeopt.model.weights import dump_weights
-from edgeopt.pruning.channels import structured_channel_prune
 from edgeopt.system.store import Store
 from edgeopt.system.workers import process_pool
 from tests.conftest import striped_split
@@ -88,8 +87,42 @@ def test_train_recipe_of_a_pretrained_network_is_fit_from_the_seed(plan, striped
     assert found.history["val_accuracy"].notna().all()
 
 
+def pruned_by_hand(network: SmallCNN, first: int, second: int) -> SmallCNN:
+    """Keep so many filters of each layer, those with the largest L1 norm, in their order."""
+    state = network.state_dict()
+    kept = []
+    for name, count in (("conv1", first), ("conv2", second)):
+        norms = np.abs(state[f"{name}.weight"].numpy()).sum(axis=(1, 2, 3))
+        kept.append(np.sort(np.argsort(-norms)[:count]))
+    one, two = kept
+    small = SmallCNN(first, second, 4)
+    classes = state["classifier.weight"].reshape(4, -1, 7 * 7)
+    small.load_state_dict(
+        {
+            "conv1.weight": state["conv1.weight"][one],
+            "conv1.bias": state["conv1.bias"][one],
+            "conv2.weight": state["conv2.weight"][two][:, one],
+            "conv2.bias": state["conv2.bias"][two],
+            "classifier.weight": classes[:, two].reshape(4, -1),
+            "classifier.bias": state["classifier.bias"],
+        }
+    )
+    return small.eval()
+
+
+# of 6 and 8 filters: 4.2 and 5.6, 3 and 4, 1.8 and 2.4, 0.6 and 0.8
+@pytest.mark.parametrize(
+    ("level", "first", "second"), [(0.3, 4, 6), (0.5, 3, 4), (0.7, 2, 2), (0.9, 1, 1)]
+)
+def test_train_recipe_of_a_one_shot_network_keeps_the_largest_filters(level, first, second, plan):
+    whole = plan.first_network(5)
+    recipe = Recipe("small_cnn", level, "one-shot")
+    found = train_recipe(recipe, plan, parent=whole.state_dict())
+    assert state_equal(found.state, pruned_by_hand(whole, first, second).state_dict())
+
+
 def test_train_networks_gives_all_kinds_the_epochs_of_the_baseline(plan, striped, store):
-    recipes = [PRETRAINED, BASELINE, *pruned_recipes(["small_cnn"], [0.5], [0])]
+    recipes = [PRETRAINED, BASELINE, *pruned_recipes(["small_cnn"], [0.3], [0])]
     found = train_networks(recipes, {"small_cnn": plan}, store=store)
     pretrained, baseline, shot, tuned, scratch = (
         plan.network(recipe, found[recipe].state) for recipe in recipes
@@ -98,11 +131,11 @@ def test_train_networks_gives_all_kinds_the_epochs_of_the_baseline(plan, striped
     loader = striped.loader(32, shuffle=True, seed=0)
     longer = fit(pretrained, loader, epochs=1, **FIT).model
     assert state_equal(baseline.state_dict(), longer.state_dict())
-    expected = structured_channel_prune(baseline, 0.5)
+    expected = pruned_by_hand(baseline, 4, 6)
     assert state_equal(shot.state_dict(), expected.state_dict())
     set_deterministic(0)
     loader = striped.loader(32, shuffle=True, seed=0)
-    by_hand = fit(structured_channel_prune(pretrained, 0.5), loader, epochs=1, **FIT).model
+    by_hand = fit(pruned_by_hand(pretrained, 4, 6), loader, epochs=1, **FIT).model
     assert state_equal(tuned.state_dict(), by_hand.state_dict())
     set_deterministic(0)
     fresh = reinitialized(expected, seed=0)
@@ -268,7 +301,8 @@ def test_a_killed_training_leaves_those_before_it(tmp_path):
     script = """
 import os, sys
 from edgeopt.experiments import trainings
-from edgeopt.experiments.trainings import Recipe, Training, train_networks
+from edgeopt.experiments.recipes import Recipe
+from edgeopt.experiments.trainings import Training, train_networks
 from edgeopt.system import Store
 from tests.conftest import striped_split
 from tests.experiments.test_trainings import SCHEDULE, TrainingPlan

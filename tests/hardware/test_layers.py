@@ -84,7 +84,7 @@ def test_a_module_called_twice_has_two_rows():
 def test_the_model_is_left_as_it_was():
     model = SmallCNN().train()
     before = copy.deepcopy(model.state_dict())
-    measure_layers(model, input_shape=SHAPE, repeats=2, warmup=0)
+    measure_layers(model, input_shape=SHAPE)
     assert model.training
     assert not any(module._forward_hooks for module in model.modules())
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
@@ -102,7 +102,7 @@ def test_an_unknown_precision_is_refused():
 
 
 def test_measured_times_stand_beside_the_estimate():
-    table = measure_layers(SmallCNN(), input_shape=SHAPE, repeats=5, warmup=1)
+    table = measure_layers(SmallCNN(), input_shape=SHAPE)
     estimate = layerwise_breakdown(SmallCNN(), input_shape=SHAPE)
     assert table[estimate.columns].equals(estimate)
     assert table["measured_share"].sum() == pytest.approx(1)
@@ -111,7 +111,7 @@ def test_measured_times_stand_beside_the_estimate():
 
 def test_the_thread_count_is_put_back():
     before = torch.get_num_threads()
-    measure_layers(SmallCNN(), input_shape=SHAPE, repeats=1, warmup=0, threads=before + 1)
+    measure_layers(SmallCNN(), input_shape=SHAPE, threads=before + 1)
     assert torch.get_num_threads() == before
 
 
@@ -123,13 +123,7 @@ def test_a_layer_that_waits_is_the_slow_one(monkeypatch):
     model = SmallCNN()
     relu = model.relu2
     relu.forward = lambda images: (next(ticks), torch.relu(images))[1]
-    table = by_layer(measure_layers(model, input_shape=SHAPE, repeats=3, warmup=0))
+    table = by_layer(measure_layers(model, input_shape=SHAPE))
     assert table["measured_ms"]["relu2"] == 2
     assert table["measured_ms"].drop("relu2").eq(1).all()
     assert table["measured_share"]["relu2"] == 2 / 8
-
-
-@pytest.mark.parametrize(("repeats", "warmup"), [(0, 1), (1, -1)])
-def test_counts_of_repeats_that_mean_nothing_are_refused(repeats, warmup):
-    with pytest.raises(ValueError, match="allowed: repeats >= 1, warmup >= 0"):
-        measure_layers(SmallCNN(), input_shape=SHAPE, repeats=repeats, warmup=warmup)

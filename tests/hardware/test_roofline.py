@@ -2,14 +2,9 @@ import pandas as pd
 import pytest
 from torch import nn
 
-from edgeopt.hardware.layers import layerwise_breakdown
-from edgeopt.hardware.roofline import (
-    count_layers,
-    hardware_summary,
-    measure_networks,
-    place_on_roofline,
-    profile_candidates,
-)
+from edgeopt.hardware.layers import count_layers, layerwise_breakdown, measure_networks
+from edgeopt.hardware.profiles import profile_candidates
+from edgeopt.hardware.roofline import hardware_summary, place_on_roofline
 from edgeopt.model.networks import SmallCNN
 from edgeopt.runtimes.export import export_artifact
 

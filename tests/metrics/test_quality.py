@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeopt.metrics.quality import (
-    agreement,
     confusion_table,
     per_class_table,
     quality_row,
@@ -114,10 +113,6 @@ def test_confusion_table_keeps_every_image(pairs):
     assert table.sum(axis=0).tolist() == [int(np.sum(predictions == k)) for k in range(4)]
 
 
-def test_agreement_is_the_share_of_equal_predictions():
-    assert agreement([0, 1, 2, 2], [0, 1, 2, 0]) == 0.75
-
-
 @pytest.mark.parametrize(
     ("labels", "predictions", "num_classes", "message"),
     [
@@ -138,8 +133,3 @@ def test_quality_row_refuses(labels, predictions, num_classes, message):
 def test_tables_refuse_repeated_class_names():
     with pytest.raises(ValueError, match="class_names repeat bag; allowed: distinct names"):
         confusion_table(LABELS, PREDICTIONS, class_names=("bag", "coat", "bag"))
-
-
-def test_agreement_refuses_unequal_lengths():
-    with pytest.raises(ValueError, match="predictions_a has 2 images and predictions_b has 1"):
-        agreement([0, 1], [0])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgeopt.metrics.resident import ResidentMemory, resident_memory
+from edgeopt.metrics.resident import resident_memory
 from edgeopt.model.networks import SmallCNN
 from edgeopt.runtimes.contract import Artifact
 from edgeopt.runtimes.export import export_artifact
@@ -20,8 +20,8 @@ def fake_runtime(tmp_path, monkeypatch):
         import sys, types
 
         def load_session(artifact, *, threads):
-            if threads == 99:
-                raise ValueError("threads is 99; allowed: fewer")
+            if not artifact.path.exists():
+                raise ValueError(f"{artifact.path.name} is gone")
             held = bytearray(b"1") * (artifact.path.stat().st_size * 2**20)
             print("a runtime that talks")
             return lambda batch: (held, batch.shape == artifact.input_shape or 1 / 0)
@@ -56,10 +56,8 @@ def test_a_process_holds_the_runtime_that_it_runs_and_no_other(tmp_path, runtime
 
 
 def test_a_failure_names_the_artifact_and_the_cause(fake_runtime):
-    with pytest.raises(RuntimeError, match=r"artifact.bin failed: ValueError: threads is 99"):
-        resident_memory(fake_runtime, threads=99)
-
-
-def test_a_peak_below_the_baseline_is_refused():
-    with pytest.raises(ValueError, match="baseline_bytes is 2 and peak_bytes 1"):
-        ResidentMemory(baseline_bytes=2, peak_bytes=1, added_bytes=0)
+    fake_runtime.path.unlink()
+    with pytest.raises(
+        RuntimeError, match=r"artifact.bin failed: ValueError: artifact.bin is gone"
+    ):
+        resident_memory(fake_runtime)

@@ -12,7 +12,6 @@ from edgeopt.model.networks import (
     check_network,
     deterministic_algorithms,
     input_channels,
-    load_small_cnn,
     set_deterministic,
 )
 from edgeopt.model.weights import load_weights
@@ -179,6 +178,14 @@ def test_build_model_says_that_torchvision_cannot_be_reached(monkeypatch):
         build_model("resnet18", weights="torchvision")
 
 
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_0", "mobilenet_v3_small"])
+def test_torchvisions_weights_get_a_head_for_other_classes(monkeypatch, name):
+    random = torchvision_models.get_model(name, num_classes=1000)
+    monkeypatch.setattr(torchvision_models, "get_model", lambda *_, **__: random)
+    model = build_model(name, num_classes=7, weights="torchvision").eval()
+    assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_check_network_passes_and_leaves_the_network_as_it_was(training):
     model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(784, 4)).train(training)
@@ -195,7 +202,8 @@ def test_check_network_passes_and_leaves_the_network_as_it_was(training):
         (nn.Sequential(nn.Flatten(), nn.Linear(9, 4)), "of [2, 1, 28, 28]: RuntimeError: mat1"),
         (nn.Conv2d(3, 4, 1), "(its first convolution takes channels: 3): RuntimeError"),
         (Exits(), "fails on images [B, C, H, W] of [2, 1, 28, 28]: SystemExit: 3"),
-        (Several(), "gives list; allowed: logits, a tensor"),
+        (nn.Sequential(nn.MaxPool2d(2), Exits()), "SystemExit: 3"),
+        (Several(), "gives list for 2 images of 4 classes; allowed: logits [2, 4], a tensor"),
     ],
 )
 def test_check_network_names_the_model_and_what_it_gives(model, message):
@@ -208,9 +216,3 @@ def test_input_channels_are_those_of_the_first_convolution():
     assert input_channels(grey_to_colour) == 1
     assert input_channels(build_model("mobilenet_v3_small")) == 3
     assert input_channels(tiny_factory(2)) is None
-
-
-def test_load_small_cnn_refuses_another_network(tmp_path):
-    torch.save(tiny_factory(3).state_dict(), tmp_path / "w.pt")
-    with pytest.raises(ValueError, match=r"w\.pt are no SmallCNN's: 'conv1.bias' is missing"):
-        load_small_cnn(tmp_path / "w.pt")

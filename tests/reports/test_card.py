@@ -115,13 +115,14 @@ def test_points_say_the_change_its_interval_and_what_is_allowed():
 
 
 def test_times_says_which_way():
-    words = ("faster", "slower")
-    assert (
-        times({"x": 1.0}, {"x": 6.64}, "x", words=words) == f"6.6{TIMES} faster than the baseline"
-    )
-    assert times({"x": 3.0}, {"x": 1.0}, "x", words=words) == f"3.0{TIMES} slower than the baseline"
-    assert times({"x": 1.01}, {"x": 1.0}, "x", words=words) == "the same as the baseline"
-    assert times({"x": 0.0}, {"x": 1.0}, "x", words=words) == ""
+    def said(value, reference, name="latency_p50_ms"):
+        return times({name: value}, {name: reference}, name)
+
+    assert said(1.0, 6.64) == f"6.6{TIMES} faster than the baseline"
+    assert said(3.0, 1.0) == f"3.0{TIMES} slower than the baseline"
+    assert said(1.0, 2.0, "memory_mb") == f"2.0{TIMES} smaller than the baseline"
+    assert said(1.01, 1.0) == "the same as the baseline"
+    assert said(0.0, 1.0) == ""
 
 
 def test_an_interval_is_only_named_where_there_is_one():

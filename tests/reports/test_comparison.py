@@ -3,12 +3,8 @@ import pandas as pd
 import pytest
 
 from edgeopt.reports import results
-from edgeopt.reports.comparison import (
-    changed_facts,
-    compare_picks,
-    compare_runs,
-    compare_tables,
-)
+from edgeopt.reports.comparison import compare_picks, compare_runs, compare_tables
+from edgeopt.reports.conditions import changed_facts
 from edgeopt.study.folder import RunFolder
 
 FAILED = (np.nan, np.nan)
@@ -214,7 +210,7 @@ def test_compare_runs_takes_two_speeds_for_two_hosts(tmp_path, monkeypatch, spee
 def test_compare_runs_shows_latencies_relative_to_the_reference_kernel(tmp_path, monkeypatch):
     compared = compared_on(tmp_path, monkeypatch, EPYC, EPYC, references=(1.0, 2.0))
     row = compared.candidates.iloc[0]
-    assert (row["relative_first"], row["relative_second"]) == (1.0, 0.7)
+    assert (row["latency_relative_first"], row["latency_relative_second"]) == (1.0, 0.7)
 
 
 def picked(tmp_path, name, **changes):

@@ -87,7 +87,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.delenv("EDGEOPT_REPORTS", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(reports, "build_runs_index", lambda folder: folder)  # see test_site
-    monkeypatch.setattr(reports, "package_digest", lambda **_: "as it is")
+    monkeypatch.setattr(reports.stamps, "package_digest", lambda **_: "as it is")
     return Project(tmp_path)
 
 
@@ -234,7 +234,7 @@ def test_two_processes_cannot_make_the_same_report(project, caplog):
 def test_notebooks_run_in_the_order_of_their_numbers(project):
     for name in (SECOND, FIRST):
         project.notebook(name, "run = ''")
-    found = find_notebooks([SECOND, FIRST], root=project.root)
+    found = find_notebooks([SECOND, FIRST])
     assert [path.stem for path in found] == [FIRST, SECOND]
 
 

@@ -6,8 +6,8 @@ import pytest
 from edgeopt.reports.stamps import (
     Record,
     clear,
+    count_current,
     file_times,
-    is_current,
     last_written,
     outputs_since,
     package_digest,
@@ -124,13 +124,15 @@ def test_outputs_are_the_files_that_are_new_or_rewritten(run):
 def test_current_means_done_same_stamp_and_all_files_there(run):
     run.write_bytes("table.csv", b"x")
     done = Record("done", "s", outputs={"table.csv": X})
-    assert is_current(run, done, stamp="s", expected={"table.csv": X})
-    assert not is_current(run, done, stamp="t", expected={"table.csv": X})
-    assert not is_current(run, done, stamp="s", expected={"table.csv": Y})
-    assert not is_current(run, Record("failed", "s"), stamp="s", expected={})
-    assert not is_current(run, None, stamp="s", expected={})
+    assert count_current(run, [done], stamps=["s"]) == 1
+    assert count_current(run, [done], stamps=["t"]) == 0
+    assert count_current(run, [Record("failed", "s")], stamps=["s"]) == 0
+    assert count_current(run, [None], stamps=["s"]) == 0
+    rewritten = Record("done", "s", outputs={"table.csv": Y})
+    assert count_current(run, [rewritten], stamps=["s"]) == 0
+    assert count_current(run, [rewritten, done, None], stamps=["s"] * 3) == 2
     run.path("table.csv").unlink()
-    assert not is_current(run, done, stamp="s", expected={"table.csv": X})
+    assert count_current(run, [done], stamps=["s"]) == 0
 
 
 def test_of_two_notebooks_that_write_a_file_the_last_decides():

@@ -11,13 +11,14 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from edgeopt.hardware.layers import MULTIPLYING, join_profile
-from edgeopt.runtimes import openvino
-from edgeopt.runtimes.contract import Artifact, ProfilerUnavailableError
+from edgeopt.hardware.profiles import MULTIPLYING, join_profile
+from edgeopt.runtimes import openvino, profiling
+from edgeopt.runtimes.contract import Artifact
 from edgeopt.runtimes.executorch import CONTAINERS
 from edgeopt.runtimes.onnxruntime import kernel_times
 from edgeopt.runtimes.profiling import operator_times
 from edgeopt.runtimes.registry import runtime_named
+from edgeopt.system.upstream import RuntimeUnavailable
 
 SHAPE = (1, 1, 8, 8)
 executorch_warnings = pytest.mark.filterwarnings(
@@ -50,10 +51,9 @@ def onnx_path(tmp_path_factory) -> Path:
     return path
 
 
-def times(path, runtime="onnxruntime", *, repeats=20, warmup=2):
+def times(path, runtime="onnxruntime"):
     artifact = Artifact(path, runtime, "fp32", SHAPE, "", 0)
-    counts = {"threads": 1, "repeats": repeats, "warmup": warmup}
-    return runtime_named(runtime).layer_times(artifact, **counts)
+    return runtime_named(runtime).layer_times(artifact, threads=1)
 
 
 def assert_is_profile(table, multiplying):
@@ -74,7 +74,6 @@ def test_openvino_profiles_its_kernels(onnx_path):
     table = times(onnx_path, "openvino")
     assert_is_profile(table, multiplying=2)
     assert any(table["op"].str.startswith("Convolution "))
-    assert_is_profile(times(onnx_path, "openvino", repeats=1, warmup=0), multiplying=2)
 
 
 class RunningMeans:
@@ -106,7 +105,9 @@ def test_openvinos_running_mean_loses_its_warm_up(onnx_path, monkeypatch):
     )
     compiled = SimpleNamespace(create_infer_request=lambda: request)
     monkeypatch.setattr(openvino, "compile_artifact", lambda *_, **__: compiled)
-    table = times(onnx_path, "openvino", repeats=8, warmup=2).set_index("layer")
+    monkeypatch.setattr(profiling, "RUNS", 8)
+    monkeypatch.setattr(profiling, "WARMUP", 2)
+    table = times(onnx_path, "openvino").set_index("layer")
     # means: 620/2 = 310 then 660/10 = 66 us, so (66 x 10 - 310 x 2) / 8 = 5 us a call;
     # Relu: 9/2 = 4 then 0 us, so below nothing, that is nothing; Reshape has no kernel
     assert table["measured_ms"].to_dict() == {"Convolution": 0.005, "Relu": 0.0}
@@ -195,10 +196,5 @@ def test_a_profile_of_other_layers_is_refused():
 
 
 def test_what_cannot_be_profiled_says_unavailable(onnx_path):
-    with pytest.raises(ProfilerUnavailableError, match="unavailable: PyTorch has no layer profile"):
+    with pytest.raises(RuntimeUnavailable, match="unavailable: PyTorch has no layer profile"):
         times(onnx_path, "torch")
-
-
-def test_bad_options_are_refused(onnx_path):
-    with pytest.raises(ValueError, match="allowed: repeats >= 1, warmup >= 0"):
-        times(onnx_path, repeats=0)

@@ -13,7 +13,7 @@ import torch
 
 from edgeopt.runtimes import registry
 from edgeopt.runtimes.contract import Artifact
-from edgeopt.runtimes.registry import RUNTIMES, ArtifactError, load_session, session_logits
+from edgeopt.runtimes.registry import RUNTIMES, ArtifactError, load_session
 from edgeopt.system.upstream import RuntimeUnavailable
 from tests.artifacts import CLASSES, TARGETS, artifact_of, require_runtime
 from tests.conftest import striped_split
@@ -32,7 +32,7 @@ def test_a_session_says_what_it_is_and_returns_fresh_logits(runtime, precision, 
     first = session(images[:1])
     kept = first.copy()
     second = session(images[1:2])
-    assert (session.runtime, session.precision) == (runtime, precision)
+    assert (session.artifact.runtime, session.artifact.precision) == (runtime, precision)
     assert session.input_shape == (1, 1, 28, 28)
     assert first.dtype == np.float32
     assert first.shape == (1, CLASSES)
@@ -175,7 +175,7 @@ for artifact in fields:
             found = max(found, sum(spent > 0.003 * sum(used) for spent in used))
         if found >= threads:
             break
-    print(json.dumps([session.runtime, found]))
+    print(json.dumps([artifact["runtime"], found]))
 """
 
 
@@ -199,8 +199,8 @@ def test_as_many_threads_compute_as_were_asked_for(threads):
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_batches_are_filled_up_and_cut_off_again(runtime, images):
-    one = session_logits(load_session(artifact_of(runtime, "fp32")), images)
-    four = session_logits(load_session(artifact_of(runtime, "fp32", 4)), images)
+    one = load_session(artifact_of(runtime, "fp32")).score(images)
+    four = load_session(artifact_of(runtime, "fp32", 4)).score(images)
     assert four.shape == (10, CLASSES)
     assert np.abs(four - one).max() <= 1e-4
 
@@ -210,28 +210,28 @@ def test_scores_of_torch_in_large_batches_are_those_of_its_own_size(precision, i
     session = load_session(artifact_of("torch", precision))
     many = np.concatenate([images] * 7)  # more than one large batch
     alone = np.concatenate([session(image[None]) for image in many])
-    gap = np.abs(session_logits(session, many) - alone).max()
+    gap = np.abs(session.score(many) - alone).max()
     assert gap <= {"fp32": 1e-5, "fp16": 1e-2, "int8": 0.0}[precision]
 
 
 def test_filling_up_leaves_dynamic_ranges_alone(images):
     session = load_session(artifact_of("onnxruntime", "int8-dynamic", 4))
     last = np.repeat(images[-1:], 4, axis=0)
-    assert np.array_equal(session_logits(session, images[-1:]), session(last)[:1])
+    assert np.array_equal(session.score(images[-1:]), session(last)[:1])
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_images_of_another_kind_are_not_scored(runtime, images):
     session = load_session(artifact_of(runtime, "fp32"))
-    with pytest.raises(ValueError, match=r"takes float32 images .*, got float64"):
-        session_logits(session, images.astype(np.float64))
-    with pytest.raises(ValueError, match=r"got float32 \(1, 27, 28\)"):
-        session_logits(session, images[:, :, 1:])
+    with pytest.raises(ValueError, match=r"takes float32 \(10, 1, 28, 28\), got float64"):
+        session.score(images.astype(np.float64))
+    with pytest.raises(ValueError, match=r"got float32 \(10, 1, 27, 28\)"):
+        session.score(images[:, :, 1:])
 
 
 def test_no_images_is_an_error(images):
     with pytest.raises(ValueError, match="no images to run; allowed: 1 or more"):
-        session_logits(load_session(artifact_of("onnxruntime", "fp32")), images[:0])
+        load_session(artifact_of("onnxruntime", "fp32")).score(images[:0])
 
 
 @pytest.mark.parametrize("threads", [0, -1, CORES + 1])

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from edgeopt.config import ExperimentConfig
-from edgeopt.experiments.trainings import pruned_recipes
+from edgeopt.experiments.recipes import pruned_recipes
 from edgeopt.study import study
 from edgeopt.study.study import open_study
 from tests.own_network import CLASSES, COLOUR, GREY, SIDE, write_pictures

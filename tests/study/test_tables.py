@@ -1,9 +1,10 @@
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 
-from edgeopt.study.tables import cell_text, column_heading, table_html
+from edgeopt.study.tables import cell_text, column_heading, table_html, use_style
 
 DASH = "\N{EN DASH}"
 
@@ -11,6 +12,13 @@ DASH = "\N{EN DASH}"
 def cells(df):
     page = BeautifulSoup(table_html(df), "html.parser")
     return [[cell.text for cell in row(["th", "td"])] for row in page("tr")], page
+
+
+def test_use_style_sets_the_figures_parameters():
+    with mpl.rc_context({"font.size": 3}), pd.option_context("display.max_colwidth", 50):
+        use_style()
+        assert mpl.rcParams["font.size"] == 11.5
+        assert pd.get_option("display.max_colwidth") is None
 
 
 def test_headings_have_units_and_numbers_are_in_them():

@@ -5,9 +5,9 @@ from edgeopt.system.host import (
     HOST_IDENTITY,
     NOT_TOLD,
     Int8Scheme,
+    environment_facts,
     host_facts,
     int8_scheme,
-    package_versions,
 )
 
 XEON = """\
@@ -123,4 +123,4 @@ def test_an_unknown_integer_type_is_refused():
 
 def test_a_package_that_is_not_there_is_said_so(monkeypatch):
     monkeypatch.setattr(host, "PACKAGES", ("numpy", "no-such-package"))
-    assert package_versions()["no-such-package"] == "not installed"
+    assert environment_facts()["packages"]["no-such-package"] == "not installed"

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from edgeopt.hardware.operators import operator_table
+from edgeopt.hardware.profiles import operator_table
 from edgeopt.runtimes.export import export_artifact
 from tests.specimens import splits, trained_cnn
 
