@@ -5,7 +5,7 @@ import subprocess
 import sys
 from functools import partial
 
-from benchmarks import backbones, data, latency, pages, quality, runtimes, study
+from benchmarks import backbones, data, latency, pages, quality, runtimes, specimens, study
 
 BENCHMARKS = {
     "harness": latency.harness_overhead,
@@ -21,11 +21,18 @@ BENCHMARKS = {
     "backbones": backbones.backbones,
     "pictures": data.pictures,
     "many-pictures": data.many_pictures,
+    "specimens": specimens.specimens,
+    "all-specimens": specimens.all_specimens,
     "index-page": pages.index_page,
     "filter": pages.filter_time,
     "five-seeds": pages.five_seeds,
 }
-ON_REQUEST = {"five-seeds", "backbones", "many-pictures"}  # minutes, and half an hour
+ON_REQUEST = {
+    "five-seeds",
+    "backbones",
+    "many-pictures",
+    "all-specimens",
+}  # minutes, and half an hour
 
 
 def main() -> None:

@@ -109,20 +109,13 @@ def durations(networks: Mapping[Recipe, nn.Module], study: Study, scratch: Path)
             continue
         name, splits = recipe.model, study.splits[recipe.model]
         some = splits.validation.first(DIAGNOSIS_IMAGES)
-        artifact = export_artifact(
-            network,
-            scratch / f"{name}-diagnosed",
-            runtime="onnxruntime",
-            precision="int8",
-            input_shape=(1, *some.shape),
-            calibration=splits.calibration.loader(64),
-        )
         start = time.perf_counter()
-        diagnose(network, artifact, some)
+        diagnose(network, some)
         yield share_of_budget(name, "diagnosis", start)
         start = time.perf_counter()
         options = {
             "folder": scratch / f"{name}-recovery",
+            "runtime": "onnxruntime",
             "exhaustive": True,
             **recovery_options(splits),
         }

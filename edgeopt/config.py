@@ -21,7 +21,7 @@ from edgeopt.runtimes import RUNTIMES, registered
 from edgeopt.schema import (
     CRITERIA,
     DATASETS,
-    PRECISIONS,
+    REQUESTED_PRECISIONS,
     Positive,
     PositiveFloat,
     Share,
@@ -99,7 +99,9 @@ class ExperimentConfig(_Parts):
     pruning_criteria: tuple[Literal[CRITERIA], ...] = Field(CRITERIA, min_length=1)
     channel_multiple: Positive | None = None
 
-    precisions: tuple[Literal[tuple(PRECISIONS)], ...] = Field(tuple(PRECISIONS), min_length=1)
+    precisions: tuple[Literal[REQUESTED_PRECISIONS], ...] = Field(
+        REQUESTED_PRECISIONS, min_length=1
+    )
     runtimes: tuple[str, ...] = Field(RUNTIMES, min_length=1)
 
     threads: Positive = 1

@@ -51,8 +51,13 @@ PRECISIONS = {
     "fp16": Precision("fp16", 2, 2, 1.1 + 0.4, "#56B4E9", "\\\\", ":"),
     "bf16": Precision("bf16", 2, 2, 1.1 + 0.4, "#0072B2", "..", "--"),
     "int8": Precision("int8", 1, 1, 0.2 + 0.1, "#D55E00", "//", "-."),
+    "int8-mixed": Precision("int8", 1, 1, 0.2 + 0.1, "#681E68", "\\\\//", (0, (3, 1, 1, 1))),
     "int8-dynamic": Precision("int8", 1, 4, 0.2 + 0.1, "#F0C808", "xx", (0, (5, 1, 1, 1, 1, 1))),
 }
+# Static int8 of which less than 95 % of the MACs are integer; made by no request, only found.
+MIXED = "int8-mixed"
+STATIC_INT8 = ("int8", MIXED)
+REQUESTED_PRECISIONS = tuple(name for name in PRECISIONS if name != MIXED)
 INT8_PRECISIONS = tuple(name for name, p in PRECISIONS.items() if p.arithmetic == "int8")
 # Baseline and pruned networks have the same epochs behind them, pretrained ones fewer.
 RECIPES = ("pretrained", "baseline", "one-shot", "fine-tuned", "scratch")
@@ -88,6 +93,14 @@ COLUMNS = {
     "precision": Column("Precision", meaning="Type that the executed graph multiplies in."),
     "runtime": Column("Runtime"),
     "recipe": Column("Training recipe", meaning="How the network came by its weights."),
+    "int8_recovery": Column("int8 recovery", meaning="What became of an int8 that collapsed."),
+    "outlier_ratio": Column(
+        "Outlier ratio", meaning="Largest magnitude of the widest channel over the median one's."
+    ),
+    "sqnr_db": Column("SQNR", "dB", "Signal over rounding noise, of the median channel."),
+    "accuracy_alone": Column("Accuracy, it alone rounded", "%"),
+    "tied_to": Column("Tied to", meaning="Other layers that write the same channel group."),
+    "reach": Column("Within reach of", meaning="What can shrink the widest channel."),
     "remedy": Column("Remedy", meaning="What repaired an int8 that had lost too much accuracy."),
     "status": Column("Status", meaning="ok, or failed with its error."),
     "standing": Column("Standing", meaning="Where the rule of the decision put it."),

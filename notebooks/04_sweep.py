@@ -91,6 +91,7 @@ from edgeopt.experiments import (
     pruned_recipes,
     recall_table,
     recover_collapsed,
+    recovery_notes,
     score,
     sweep_table,
     with_test,
@@ -133,14 +134,16 @@ with process_pool() as pool:
     prepared = prepare_candidates(specs, models=models, **kept, **options)
 
 # %% [markdown]
-# An int8 that falls further below fp32 than allowed is repaired, not only reported: ONNX Runtime's gets
-# the remedies of notebook 3 in turn, and what comes out joins the others, called *repaired*.
+# An int8 that falls further below its runtime's fp32 than allowed is repaired, not only reported: it
+# gets the remedies of notebook 3 in turn, on every runtime, and what comes out joins the others, called
+# *repaired*, or *closest* where no remedy sufficed.
 
 # %%
 repairs = recover_collapsed(prepared, models, max_accuracy_drop=config.max_int8_drop, **options)
 for repair in repairs:
     folder.write_table(f"recovery-{repair.file_stem}.csv", repair.attempts)
-print("int8 that fell and was repaired:", ", ".join(r.candidate.name for r in repairs) or "none")
+fallen = recovery_notes(prepared, repairs, max_accuracy_drop=config.max_int8_drop)
+print("int8 that fell:", "; ".join(f"{name}: {note}" for name, note in fallen.items()) or "none")
 
 # %% [markdown]
 # ## Measure
@@ -188,6 +191,7 @@ with ThreadPoolExecutor(2) as pool:
 labels, size = study.validation_labels, config.benchmark_batch_size
 options = {"labels": labels, "target": config.part(Target), "batch_size": size}
 sweep = sweep_table(prepared, measured, **options).merge(resident, "left", "candidate")
+sweep["int8_recovery"] = sweep["candidate"].map(fallen).fillna("")
 sweep[["candidate", "weight_bytes", "macs", "int8_mac_share", "accepted", "status"]]
 
 # %% tags=["nbval-ignore-output"]

@@ -20,7 +20,7 @@ MACS = {"conv1": 28 * 28 * 6 * 9, "conv2": 14 * 14 * 8 * 6 * 9, "classifier": 8 
 PRECISIONS_OF_RUNTIME = {name: runtime_named(name).precisions for name in RUNTIMES}
 TARGETS = [(runtime, name) for runtime in RUNTIMES for name in PRECISIONS_OF_RUNTIME[runtime]]
 FOLDER = tempfile.TemporaryDirectory(prefix="edgeopt-tests-")
-EXTRAS = ("executorch", "openvino", "nncf")
+EXTRAS = ("executorch", "openvino")
 
 
 def require_runtime(runtime: str, precision: str = "fp32") -> None:

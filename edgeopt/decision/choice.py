@@ -194,6 +194,9 @@ def _standings(
         if row is not None:
             standing[row.name] = role
     words = table["missed"].where(~good, table["not_settled"]).mask(refused, table["_refused"])
+    if "int8_recovery" in table:
+        fallen = table["int8_recovery"]
+        words = words.mask(fallen != "", (words + "; " + fallen).str.removeprefix("; "))
     return pd.DataFrame(
         {"candidate": table["candidate"], "standing": standing, "decided_by": words}
     )

@@ -23,11 +23,12 @@ from edgeopt.runtimes import (
     Int8Options,
     Session,
     export_artifact,
+    labelled,
     load_session,
     runtime_named,
     verify_label,
 )
-from edgeopt.schema import MIB, PRECISIONS, RECIPES, file_stem, require_known
+from edgeopt.schema import MIB, MIXED, PRECISIONS, RECIPES, file_stem, require_known
 from edgeopt.system import U8S8, ByValue, Int8Scheme, RuntimeUnavailable, Store, run_in_order
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,8 @@ Job = tuple[ByValue, Split, Iterable]  # a network, what it is scored on, calibr
 class CandidateSpec:
     """What a candidate is: its network, how that was made, its runtime and precision.
 
-    ``remedy`` is what recovered its int8; empty where it was made as it is.
+    ``remedy`` is what was done for its int8, and ``recovered`` whether that sufficed; empty where
+    it was made as it is. ``integer_percent`` is how much of ``int8-mixed`` is integer.
     """
 
     pruning_level: float
@@ -50,12 +52,14 @@ class CandidateSpec:
     model: str = "small_cnn"
     seed: int = 0
     remedy: str = ""
+    recovered: bool = True
+    integer_percent: int | None = None
 
     def __post_init__(self) -> None:
         require_known(self.precision, allowed=PRECISIONS, what="precision")
         require_known(self.recipe, allowed=RECIPES, what="recipe")
-        if self.precision not in (known := runtime_named(self.runtime).precisions):
-            allowed = ", ".join(known)
+        if not (runtime := runtime_named(self.runtime)).runs(self.precision):
+            allowed = ", ".join(runtime.precisions)
             raise ValueError(f"{self.runtime} does not run {self.precision}; allowed: {allowed}")
 
     @property
@@ -67,8 +71,10 @@ class CandidateSpec:
     def name(self) -> str:
         """Name in tables and of files, the same for every seed."""
         level = f"p{100 * self.pruning_level:g}"
-        made = f"{file_stem(self.model)}-{level}-{self.runtime}-{self.precision}"
-        return f"{made}-repaired" if self.remedy else made
+        share = "" if self.integer_percent is None else f"-{self.integer_percent}"
+        made = f"{file_stem(self.model)}-{level}-{self.runtime}-{self.precision}{share}"
+        done = "repaired" if self.recovered else "closest"
+        return f"{made}-{done}" if self.remedy else made
 
 
 @dataclass(frozen=True)
@@ -180,14 +186,16 @@ def prepare_candidates(
     for spec, digest in digests.items():
         if prepared := kept.read(spec.name, digest=digest):
             artifact = prepared.write(_folder(directory, spec))
-            found[spec] = Candidate(spec, artifact, prepared.facts, prepared.logits)
+            own = Candidate(spec, artifact, prepared.facts, prepared.logits)
+            found[spec] = named_by_share(own)
     missing = {spec: job for spec, job in jobs.items() if spec not in found}
-    for own in _made(missing, executor=executor, directory=directory, **options):
-        found[own.spec] = own
+    made = _made(missing, executor=executor, directory=directory, **options)
+    for spec, own in zip(missing, made, strict=True):
+        found[spec] = own
         if kept and own.artifact:
             content = own.artifact.path.read_bytes()
             prepared = Prepared(content, own.artifact, own.facts, own.logits)
-            kept.write(own.name, prepared, digest=digests[own.spec])
+            kept.write(spec.name, prepared, digest=digests[spec])
     return [found[spec] for spec in specs]
 
 
@@ -228,7 +236,7 @@ def _prepare(
     network = own["network"]
     takes_scheme = spec.precision == "int8" and runtime_named(spec.runtime).takes_int8_options
     try:
-        artifact = export_artifact(
+        exported = export_artifact(
             network,
             _folder(directory, spec) / spec.name,
             runtime=spec.runtime,
@@ -237,6 +245,7 @@ def _prepare(
             calibration=calibration,
             options=Int8Options(scheme=scheme if takes_scheme else U8S8),
         )
+        artifact = labelled(exported)
         logits = split_logits(load_session(artifact, threads=1), validation)
         labels = validation.labels.numpy()
         facts = artifact_facts(artifact, model=network, logits=logits, labels=labels)
@@ -246,7 +255,20 @@ def _prepare(
     except Exception as error:  # exporters and runtimes raise whatever they like
         logger.exception("candidate %s failed", spec.name)
         return Candidate(spec, error=f"{type(error).__name__}: {error}")
-    return Candidate(spec, artifact, facts, logits)
+    return named_by_share(Candidate(spec, artifact, facts, logits))
+
+
+def named_by_share(candidate: Candidate, *, percent: int | None = None) -> Candidate:
+    """Name ``int8-mixed`` with its integer share, or with ``percent``, in table and file."""
+    share, artifact = candidate.facts["int8_mac_share"], candidate.artifact
+    if artifact.precision != MIXED and percent is None:
+        return candidate
+    percent = int(100 * share) if percent is None else percent
+    spec = replace(candidate.spec, precision=MIXED, integer_percent=percent)
+    path = artifact.path.rename(artifact.path.with_name(spec.name + artifact.path.suffix))
+    artifact = replace(artifact, precision=MIXED, path=path)
+    facts = {**candidate.facts, "artifact": f"{path.parent.name}/{path.name}"}
+    return replace(candidate, spec=spec, artifact=artifact, facts=facts)
 
 
 def _folder(directory: Path, spec: CandidateSpec) -> Path:

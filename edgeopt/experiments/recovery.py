@@ -1,4 +1,4 @@
-"""Recovery of int8 accuracy: remedies in order of cost, until the accuracy is back."""
+"""Recovery of int8 accuracy on any runtime: remedies until the accuracy is back."""
 
 import itertools
 import logging
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
 from edgeopt.data import Split
@@ -19,20 +20,18 @@ from edgeopt.experiments.candidates import (
     CandidateSpec,
     NetworkKey,
     artifact_facts,
+    named_by_share,
     split_logits,
     with_agreement,
 )
 from edgeopt.experiments.diagnosis import diagnose
 from edgeopt.experiments.remedies import (
-    RUNTIME,
+    Calibration,
     Plan,
     Remedy,
-    bias_remedy,
-    dynamic_remedy,
-    export_plan,
-    float_layer_remedies,
-    rescaling_remedies,
-    training_remedy,
+    Rewrites,
+    first_remedies,
+    later_remedies,
 )
 from edgeopt.metrics import latency_statistics, measure_latency
 from edgeopt.model import predict_logits
@@ -41,34 +40,41 @@ from edgeopt.runtimes import (
     Artifact,
     ArtifactError,
     ExportError,
+    Int8Options,
+    Runtime,
+    export_artifact,
+    labelled,
     load_session,
+    runtime_named,
     verify_label,
 )
+from edgeopt.schema import MIXED, STATIC_INT8
 from edgeopt.system import U8S8, Int8Scheme, RuntimeUnavailable
 
 logger = logging.getLogger(__name__)
 
 PARENT = "none (fp32)"
 DIAGNOSIS_IMAGES = 128
+SCREENING_IMAGES = 256
+SCREENING_MARGIN = 0.03  # what so many images may say wrongly of an accuracy
 _ROUNDING = 1e-9  # of the subtraction; far below one image's worth of accuracy
-_FAILURES = (
-    ExportError,
-    ArtifactError,
-    QuantizationError,
-    RuntimeUnavailable,
-    ValueError,
-)
+_FAILURES = (ExportError, ArtifactError, QuantizationError, RuntimeUnavailable, ValueError)
 
 
 @dataclass(frozen=True, eq=False)
 class Attempt:
-    """A remedy tried; where it failed, ``error`` says why and the rest is empty."""
+    """A remedy tried; where it failed, ``error`` says why and the rest is empty.
+
+    ``accuracy`` is of ``images`` images: all of validation or, where these calibration images
+    already said that it falls short, ``SCREENING_IMAGES`` of calibration; then ``logits`` is None.
+    """
 
     remedy: Remedy
     plan: Plan | None = None
     artifact: Artifact | None = None
     logits: np.ndarray | None = None
     accuracy: float = math.nan
+    images: int = 0
     int8_mac_share: float = math.nan
     error: str = ""
 
@@ -86,6 +92,59 @@ class Recovery:
     attempts: pd.DataFrame
 
 
+@dataclass(frozen=True, eq=False)
+class _Judge:
+    """Makes, writes, loads and scores plans of one network for one runtime."""
+
+    runtime: Runtime
+    validation: Split
+    screening: Split
+    calibration: Calibration
+    scheme: Int8Scheme
+    threads: int
+    files: Iterator[Path]
+    made: dict[tuple, Artifact]
+    screening_goal: float
+
+    def attempt(self, remedy: Remedy) -> Attempt:
+        """Try a remedy: how it went."""
+        try:
+            plan = remedy.make()
+            artifact = labelled(self._artifact(plan))
+            share = verify_label(artifact)
+            session = load_session(artifact, threads=self.threads)
+            quick = _accuracy(split_logits(session, self.screening), self.screening)
+            if quick < self.screening_goal:
+                return Attempt(remedy, plan, artifact, None, quick, len(self.screening), share)
+            logits = split_logits(session, self.validation)
+        except _FAILURES as error:
+            return Attempt(remedy, error=str(error))
+        accuracy = _accuracy(logits, self.validation)
+        return Attempt(remedy, plan, artifact, logits, accuracy, len(self.validation), share)
+
+    def _artifact(self, plan: Plan) -> Artifact:
+        # Runtimes that share a writer read the same file.
+        writer = type(self.runtime).write
+        key = (writer, plan.model, plan.calibration, plan.float_layers, plan.precision)
+        if key not in self.made:
+            self.made[key] = self._export(plan)
+        return replace(self.made[key], runtime=self.runtime.name)
+
+    def _export(self, plan: Plan) -> Artifact:
+        path = next(self.files)
+        scheme = self.scheme if self.runtime.takes_int8_options else U8S8
+        options = Int8Options(plan.calibration, scheme, plan.float_layers)
+        return export_artifact(
+            plan.model,
+            path.with_name(f"{path.name}-{plan.precision}"),
+            runtime=self.runtime.name,
+            precision=plan.precision,
+            input_shape=(1, *self.validation.shape),
+            calibration=self.calibration,
+            options=options if plan.precision == "int8" else Int8Options(),
+        )
+
+
 def recover_int8(
     model: nn.Module,
     *,
@@ -93,8 +152,10 @@ def recover_int8(
     validation: Split,
     max_accuracy_drop: float,
     folder: str | Path,
+    runtime: str,
     float_layers: Sequence[int] = (1, 2, 4, 8),
     train_quantized: Callable[[nn.Module], nn.Module] | None = None,
+    rewrites: Rewrites | None = None,
     scheme: Int8Scheme = U8S8,
     exhaustive: bool = False,
     threads: int = 1,
@@ -103,10 +164,12 @@ def recover_int8(
 ) -> Recovery:
     """Try remedies in order of cost until int8 is at most ``max_accuracy_drop`` below fp32.
 
-    The order: calibration methods, equalization, bias correction, the most sensitive layers left
-    in float, dynamic quantization, quantization-aware training. From bias correction on, each
-    starts from the most accurate plan found before it. All artifacts are ONNX Runtime's, at batch
-    1; those tried are timed together at the end, in interleaved rounds.
+    The order: int8 as it is; other calibration methods, and channel groups rescaled, that one of
+    the two first to which the diagnosis points; bias correction, the noisiest layers left in float,
+    dynamic quantization, quantization-aware training. From bias correction on, each starts from
+    the most accurate plan found before it. Artifacts take one image; a remedy that falls far short
+    on a few hundred calibration images is not scored on validation. Those tried are timed together
+    at the end, in interleaved rounds.
 
     Parameters
     ----------
@@ -116,12 +179,16 @@ def recover_int8(
         On which accuracy is measured.
     folder : Path
         Where the artifacts are written.
+    runtime : str
+        Whose int8 is recovered.
     float_layers : sequence of int
         How many layers to leave in float, in the order tried.
     train_quantized : callable, optional
         fp32 model -> fp32 model that went through quantization-aware training; the last remedy.
+    rewrites : Rewrites, optional
+        What the remedies already made of the model for another runtime.
     scheme : Int8Scheme
-        Integer types of static int8, those that suit the CPU that will run it.
+        Integer types of static int8 in ONNX files, those that suit the CPU that will run it.
     exhaustive : bool
         Try every remedy, also after the budget is met.
 
@@ -129,8 +196,8 @@ def recover_int8(
     -------
     Recovery
         The columns of its ``attempts``, whose first row is the fp32 parent: remedy, based_on (the
-        earlier remedy that is kept under it, if any), accuracy, accuracy_drop, latency_ms (mean),
-        artifact_bytes, int8_mac_share, reached, error.
+        earlier remedy that is kept under it, if any), accuracy, images (on how many it is),
+        accuracy_drop, latency_ms (mean), artifact_bytes, int8_mac_share, reached, error.
 
     Raises
     ------
@@ -143,80 +210,74 @@ def recover_int8(
         raise ValueError(f"max_accuracy_drop is {max_accuracy_drop!r}; allowed: [0, 1)")
     batches = tuple(calibration)
     calibration_images(batches)
-    export = partial(
-        export_plan, input_shape=(1, *validation.shape), calibration=batches, scheme=scheme
+    rewrites = rewrites or Rewrites(model, calibration=batches, train_quantized=train_quantized)
+    screening = _screening(batches)
+    quick = _accuracy(predict_logits(model, screening).numpy(), screening)
+    judge = _Judge(
+        runtime=runtime_named(runtime),
+        validation=validation,
+        screening=screening,
+        screening_goal=quick - max_accuracy_drop - SCREENING_MARGIN,
+        calibration=batches,
+        scheme=scheme,
+        threads=threads,
+        files=(Path(folder) / f"{number:02d}" for number in itertools.count()),
+        made=rewrites.artifacts,
     )
-    attempt = partial(_attempt, export=export, validation=validation, threads=threads)
-    files = (Path(folder) / f"{number:02d}" for number in itertools.count())
-    parent = attempt(Remedy(PARENT, lambda: Plan(model, precision="fp32")), path=next(files))
+    parent = judge.attempt(Remedy(PARENT, lambda: Plan(model, precision="fp32")))
     if parent.error:
         raise ExportError(f"the fp32 model cannot be served: {parent.error}")
     goal = parent.accuracy - max_accuracy_drop - _ROUNDING
     tried: list[Attempt] = []
-    remedies = _remedies(model, tried, batches, validation, float_layers, train_quantized)
-    for remedy in remedies:
-        tried.append(attempt(remedy, path=next(files)))
+    for remedy in _remedies(rewrites, judge, tried, float_layers):
+        tried.append(judge.attempt(remedy))
         logger.info("%s: accuracy %.4f %s", remedy.name, tried[-1].accuracy, tried[-1].error)
-        if tried[-1].accuracy >= goal and not exhaustive:
+        if _reached(tried[-1], goal) and not exhaustive:
             break
     latency = _latencies([parent, *tried], validation, threads, rounds, calls_per_round)
-    selected = next((a for a in tried if a.accuracy >= goal), None) or _most_accurate(tried)
+    selected = next((a for a in tried if _reached(a, goal)), None) or _most_accurate(tried)
     table = _attempts_table([parent, *tried], latency=latency, goal=goal)
-    return Recovery(selected, selected.accuracy >= goal, table)
+    return Recovery(selected, _reached(selected, goal), table)
 
 
 def _remedies(
-    model: nn.Module,
-    tried: Sequence[Attempt],
-    calibration: tuple[tuple[Tensor, Tensor], ...],
-    validation: Split,
-    float_layers: Sequence[int],
-    train_quantized: Callable[[nn.Module], nn.Module] | None,
+    rewrites: Rewrites, judge: _Judge, tried: Sequence[Attempt], float_layers: Sequence[int]
 ) -> Iterator[Remedy]:
     """Yield remedies in order of cost; ``tried`` fills up meanwhile, and later ones start there."""
-    yield from rescaling_remedies(model, images=calibration[0][0])
-    best = _most_accurate(tried)
-    yield replace(bias_remedy(best.plan, calibration=calibration), based_on=best.remedy.name)
-    best = _most_accurate(tried)
-    images = validation.first(DIAGNOSIS_IMAGES)
-    diagnosis = diagnose(best.plan.model, best.artifact, images)
-    shape = best.artifact.input_shape
-    for remedy in float_layer_remedies(
-        best.plan, diagnosis, counts=float_layers, input_shape=shape
-    ):
-        yield replace(remedy, based_on=best.remedy.name)
-    best = _most_accurate(tried)
-    yield replace(dynamic_remedy(best.plan), based_on=best.remedy.name)
-    if train_quantized is not None:
-        yield replace(training_remedy(best.plan, train_quantized), based_on=best.remedy.name)
+    images = judge.screening.first(DIAGNOSIS_IMAGES)
+
+    def best() -> tuple[str, Plan]:
+        attempt = _most_accurate(tried)
+        return attempt.remedy.name, attempt.plan
+
+    diagnosis = diagnose(rewrites.model, images)
+    yield from first_remedies(rewrites, runtime=judge.runtime, diagnosis=diagnosis)
+    diagnosis = diagnose(best()[1].model, images)
+    yield from later_remedies(
+        rewrites, best, runtime=judge.runtime, diagnosis=diagnosis, counts=float_layers
+    )
+
+
+def _screening(batches: Calibration) -> Split:
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    return Split(images[:SCREENING_IMAGES], labels[:SCREENING_IMAGES])
+
+
+def _accuracy(logits: np.ndarray, split: Split) -> float:
+    return float((logits.argmax(axis=1) == split.labels.numpy()).mean())
+
+
+def _reached(attempt: Attempt, goal: float) -> bool:
+    return attempt.logits is not None and attempt.accuracy >= goal
 
 
 def _most_accurate(tried: Sequence[Attempt]) -> Attempt:
+    """Find the best attempt; one that was scored on validation is better than one that was not."""
     made = [attempt for attempt in tried if not attempt.error]
     if not made:
         errors = "; ".join(f"{attempt.remedy.name}: {attempt.error}" for attempt in tried)
         raise ExportError(f"no remedy could be applied: {errors}")
-    return max(made, key=lambda attempt: attempt.accuracy)
-
-
-def _attempt(
-    remedy: Remedy,
-    *,
-    path: Path,
-    export: Callable[[Plan, Path], Artifact],
-    validation: Split,
-    threads: int,
-) -> Attempt:
-    """Make, write, load and score one plan; how it went."""
-    try:
-        plan = remedy.make()
-        artifact = export(plan, path.with_name(f"{path.name}-{plan.precision}"))
-        share = verify_label(artifact)
-        logits = split_logits(load_session(artifact, threads=threads), validation)
-    except _FAILURES as error:
-        return Attempt(remedy, error=str(error))
-    accuracy = float((logits.argmax(axis=1) == validation.labels.numpy()).mean())
-    return Attempt(remedy, plan, artifact, logits, accuracy, share)
+    return max(made, key=lambda attempt: (attempt.logits is not None, attempt.accuracy))
 
 
 def _latencies(
@@ -238,11 +299,12 @@ def _attempts_table(
             "remedy": a.remedy.name,
             "based_on": a.remedy.based_on,
             "accuracy": a.accuracy,
+            "images": a.images,
             "accuracy_drop": parent.accuracy - a.accuracy,
             "latency_ms": latency.get(a.remedy.name, math.nan),
             "artifact_bytes": a.artifact.size_bytes if a.artifact else math.nan,
             "int8_mac_share": a.int8_mac_share,
-            "reached": a is not parent and a.accuracy >= goal,
+            "reached": a is not parent and _reached(a, goal),
             "error": a.error,
         }
         for a in attempts
@@ -250,12 +312,21 @@ def _attempts_table(
 
 
 def collapsed(candidates: Iterable[Candidate], *, max_accuracy_drop: float) -> list[Candidate]:
-    """ONNX Runtime's static int8 candidates further below their own fp32 than allowed."""
-    ran = [c for c in candidates if c.spec.runtime == RUNTIME and not c.error]
-    fp32 = {c.spec.network: c.facts["accuracy"] for c in ran if c.spec.precision == "fp32"}
-    int8 = [c for c in ran if c.spec.precision == "int8" and c.spec.network in fp32]
-    least = {key: accuracy - max_accuracy_drop - _ROUNDING for key, accuracy in fp32.items()}
-    return [c for c in int8 if c.facts["accuracy"] < least[c.spec.network]]
+    """Find the static int8 candidates further below their own runtime's fp32 than allowed."""
+    ran = [c for c in candidates if not c.error]
+    fp32 = {
+        (c.spec.network, c.spec.runtime): c.facts["accuracy"]
+        for c in ran
+        if c.spec.precision == "fp32"
+    }
+    int8 = [c for c in ran if c.spec.precision in STATIC_INT8]
+    least = max_accuracy_drop + _ROUNDING
+
+    def fell(own: Candidate) -> bool:
+        parent = fp32.get((own.spec.network, own.spec.runtime), -math.inf)
+        return own.facts["accuracy"] < parent - least
+
+    return [candidate for candidate in int8 if fell(candidate)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,55 +353,105 @@ def recover_collapsed(
     scheme: Int8Scheme = U8S8,
     batch_size: int = 1,
 ) -> list[Recovered]:
-    """Repair ONNX Runtime's static int8 of every network of which one seed's collapsed.
+    """Repair the static int8 of every network and runtime of which one seed's collapsed.
 
     When one seed's int8 falls further than ``max_accuracy_drop`` below its fp32, that of all seeds
-    is repaired, so that the repaired candidate has every seed. The arguments are those of
+    is repaired, so that the repaired candidate has every seed; it is called repaired where every
+    seed's reached the goal. What changes the network is found
+    once and serves all runtimes. The arguments are those of
     :func:`edgeopt.experiments.prepare_candidates`. A recovery that fails is logged and left out;
     so are all at a ``batch_size`` other than 1, at which the remedies are not tried.
     """
-    broken = collapsed(candidates, max_accuracy_drop=max_accuracy_drop)
-    networks = {(c.spec.model, c.spec.pruning_level) for c in broken}
-    if networks and batch_size != 1:
-        logger.warning("int8 is not repaired at batch size %d: %s", batch_size, networks)
+    broken = {_cell(c.spec) for c in collapsed(candidates, max_accuracy_drop=max_accuracy_drop)}
+    if broken and batch_size != 1:
+        logger.warning("int8 is not repaired at batch size %d: %s", batch_size, sorted(broken))
         return []
+    rewrites: dict[NetworkKey, Rewrites] = {}
     recovered = []
     for spec in (c.spec for c in candidates):
-        static = (spec.runtime, spec.precision) == (RUNTIME, "int8")
-        if not static or (spec.model, spec.pruning_level) not in networks:
+        if spec.precision not in STATIC_INT8 or _cell(spec) not in broken:
             continue
+        batches = tuple(calibration[spec.model])
+        own = rewrites.setdefault(spec.network, Rewrites(models[spec.network], calibration=batches))
         try:
             found = recover_candidate(
                 spec,
                 models[spec.network],
                 validation[spec.model],
                 directory=directory,
-                calibration=calibration[spec.model],
+                calibration=batches,
                 max_accuracy_drop=max_accuracy_drop,
                 scheme=scheme,
+                rewrites=own,
             )
         except _FAILURES as error:
             logger.warning("%s, seed %d, could not be repaired: %s", spec.name, spec.seed, error)
             continue
         recovered.append(found)
-    return recovered
+    return _alike(recovered)
+
+
+def recovery_notes(
+    candidates: Iterable[Candidate], recovered: Sequence[Recovered], *, max_accuracy_drop: float
+) -> dict[str, str]:
+    """Say, by name, of every static int8 candidate that collapsed what became of it."""
+    made = {_cell(r.candidate.spec): r.candidate for r in recovered}
+    notes = {}
+    for fallen in collapsed(candidates, max_accuracy_drop=max_accuracy_drop):
+        best = made.get(_cell(fallen.spec))
+        if best is None:
+            notes[fallen.name] = "int8 collapsed and was not recovered"
+        elif best.spec.recovered:
+            notes[fallen.name] = f"int8 collapsed; recovered as {best.name}"
+        else:
+            near = f"{best.spec.remedy} came closest, {best.facts['accuracy']:.1%}"
+            notes[fallen.name] = f"int8 collapsed and was not recovered: {near}"
+    return notes
+
+
+def _cell(spec: CandidateSpec) -> tuple[str, float, str]:
+    return spec.model, spec.pruning_level, spec.runtime
+
+
+def _alike(recovered: Sequence[Recovered]) -> list[Recovered]:
+    """Give the seeds of a candidate one name: the worst that one of them deserves."""
+    seeds: dict[tuple, list[Candidate]] = {}
+    for own in recovered:
+        seeds.setdefault(_cell(own.candidate.spec), []).append(own.candidate)
+
+    def renamed(own: Candidate) -> Candidate:
+        alike = seeds[_cell(own.spec)]
+        mixed = any(candidate.spec.precision == MIXED for candidate in alike)
+        percents = [int(100 * candidate.facts["int8_mac_share"]) for candidate in alike]
+        reached = all(candidate.spec.recovered for candidate in alike)
+        own = replace(own, spec=replace(own.spec, recovered=reached))
+        return named_by_share(own, percent=min(percents) if mixed else None)
+
+    return [replace(own, candidate=renamed(own.candidate)) for own in recovered]
 
 
 def recover_candidate(
     spec: CandidateSpec, model: nn.Module, validation: Split, *, directory: Path, **options: Any
 ) -> Recovered:
-    """Repair the int8 of a candidate's network; what is made is a candidate named *repaired*.
+    """Repair the int8 of a candidate's network.
 
+    What is made is a candidate named *repaired*, or *closest* where no remedy sufficed.
     ``options`` are those of :func:`recover_int8`, which writes below ``directory``.
     """
     folder = directory / f"repaired-{spec.name}-seed{spec.seed}"
-    found = recover_int8(model, validation=validation, folder=folder, **options)
-    selected = found.selected
-    made = replace(spec, precision=selected.plan.precision, remedy=selected.remedy.name)
-    labels = validation.labels.numpy()
-    facts = artifact_facts(
-        selected.artifact, model=selected.plan.model, logits=selected.logits, labels=labels
+    found = recover_int8(
+        model, validation=validation, folder=folder, runtime=spec.runtime, **options
     )
+    selected = found.selected
+    labels = validation.labels.numpy()
+    logits = selected.logits
+    if logits is None:
+        logits = split_logits(load_session(selected.artifact), validation)
+    facts = artifact_facts(
+        selected.artifact, model=selected.plan.model, logits=logits, labels=labels
+    )
+    precision, remedy = selected.artifact.precision, selected.remedy.name
+    made = replace(spec, precision=precision, remedy=remedy, recovered=found.reached)
     parent = predict_logits(model, validation).argmax(1).numpy()
-    repaired = Candidate(made, selected.artifact, facts, selected.logits)
-    return Recovered(with_agreement(repaired, parent), found.attempts)
+    repaired = with_agreement(Candidate(made, selected.artifact, facts, logits), parent)
+    return Recovered(named_by_share(repaired), found.attempts)

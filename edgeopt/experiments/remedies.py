@@ -2,37 +2,28 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
-from edgeopt.experiments.bias_correction import correct_bias
-from edgeopt.quantization import equalize
-from edgeopt.runtimes import (
-    CALIBRATIONS,
-    INPUT,
-    Artifact,
-    Int8Options,
-    export_artifact,
-    nodes_around,
-    prepared_fp32,
-)
-from edgeopt.runtimes.onnxruntime import OnnxRuntime
-from edgeopt.system import U8S8, Int8Scheme
+from edgeopt.experiments.diagnosis import REACHES
+from edgeopt.quantization import OUTLIER, correct_bias, equalize
+from edgeopt.runtimes import CALIBRATIONS, Artifact, Runtime
 
-RUNTIME = OnnxRuntime.name
+AS_IT_IS = "static int8 as it is"
 
 Calibration = tuple[tuple[Tensor, Tensor], ...]
+Train = Callable[[nn.Module], nn.Module]
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """How one ONNX Runtime artifact is made from fp32 weights."""
+    """How one artifact is made from fp32 weights; what of it is a network serves any runtime."""
 
     model: nn.Module
     calibration: str = "minmax"
-    float_nodes: frozenset[str] = frozenset()
+    float_layers: frozenset[str] = frozenset()
     precision: str = "int8"
 
 
@@ -45,73 +36,111 @@ class Remedy:
     based_on: str = ""
 
 
-def export_plan(
-    plan: Plan,
-    path: Path,
-    *,
-    input_shape: tuple[int, ...],
-    calibration: Calibration,
-    scheme: Int8Scheme = U8S8,
-) -> Artifact:
-    """Write the artifact of a plan."""
-    options = Int8Options(plan.calibration, scheme=scheme, float_nodes=plan.float_nodes)
-    return export_artifact(
-        plan.model,
-        path,
-        runtime=RUNTIME,
-        precision=plan.precision,
-        input_shape=input_shape,
-        calibration=calibration,
-        options=options if plan.precision == "int8" else Int8Options(),
-    )
+class Rewrites:
+    """What remedies make of one network, each network and file once, for every runtime."""
 
+    def __init__(
+        self, model: nn.Module, *, calibration: Calibration, train_quantized: Train | None = None
+    ) -> None:
+        self.model, self.train_quantized = model, train_quantized
+        self._calibration = calibration
+        self._made: dict[tuple[str, nn.Module], nn.Module | ValueError] = {}
+        self.artifacts: dict[tuple, Artifact] = {}
 
-def rescaling_remedies(model: nn.Module, *, images: Tensor) -> Iterator[Remedy]:
-    """Other ranges for the same function: calibration methods, then equalization."""
-    for method in CALIBRATIONS:
-        yield Remedy(f"calibration: {method}", lambda method=method: Plan(model, method))
-    yield Remedy("equalization by weights", lambda: Plan(equalize(model)))
-    for method in CALIBRATIONS:
-        yield Remedy(
-            f"equalization by activations, {method}",
-            lambda method=method: Plan(equalize(model, images=images), method),
+    def equalized(self) -> nn.Module:
+        """Channel groups rescaled."""
+        return self._once("equalized", self.model, self._equalize)
+
+    def inserted(self) -> nn.Module:
+        """Channel groups rescaled, and scales inserted where only these help."""
+        return self._once("inserted", self.model, lambda m: self._equalize(m, inserted=True))
+
+    def corrected(self, model: nn.Module) -> nn.Module:
+        """Biases corrected for what rounding does to every channel's mean."""
+        return self._once(
+            "corrected", model, lambda m: correct_bias(m, calibration=self._calibration)
         )
 
+    def trained(self, model: nn.Module) -> nn.Module:
+        """Weights trained under simulated int8."""
+        return self._once("trained", model, self.train_quantized)
 
-def bias_remedy(plan: Plan, *, calibration: Calibration) -> Remedy:
-    """Bias correction on top of a plan."""
-    return Remedy(
-        "bias correction",
-        lambda: replace(plan, model=correct_bias(plan.model, calibration=calibration)),
-    )
+    def _equalize(self, model: nn.Module, *, inserted: bool = False) -> nn.Module:
+        images = torch.cat([images for images, _ in self._calibration])
+        return equalize(model, images=images, inserted=inserted)
+
+    def _once(self, kind: str, model: nn.Module, make: Train) -> nn.Module:
+        key = (kind, model)  # modules compare by identity
+        if key not in self._made:
+            try:
+                self._made[key] = make(model)
+            except ValueError as error:
+                self._made[key] = error
+        if isinstance(self._made[key], ValueError):
+            raise self._made[key]
+        return self._made[key]
 
 
-def float_layer_remedies(
-    plan: Plan, diagnosis: pd.DataFrame, *, counts: Sequence[int], input_shape: tuple[int, ...]
+def first_remedies(
+    rewrites: Rewrites, *, runtime: Runtime, diagnosis: pd.DataFrame
 ) -> Iterator[Remedy]:
-    """Leave the most sensitive layers in float, more and more of them."""
-    layers = [name for name in diagnosis["layer"].unique() if name != INPUT]
-    graph = prepared_fp32(plan.model, input_shape=input_shape)
-    done: set[frozenset[str]] = set()
-    for count in (n for n in counts if n <= len(layers)):
-        nodes = frozenset().union(*(nodes_around(graph, layer) for layer in layers[:count]))
-        if nodes in done:
-            continue
-        done.add(nodes)
-        yield Remedy(
-            f"{count} most sensitive layer{'s' * (count > 1)} in float",
-            lambda nodes=nodes: replace(plan, float_nodes=nodes),
-        )
+    """Other ranges for the same function, the one that the diagnosis points to first.
+
+    Where a channel is an outlier, rescaling comes before other calibration methods; where only an
+    inserted scale reaches it, that comes first.
+    """
+    yield Remedy(AS_IT_IS, lambda: Plan(rewrites.model))
+    outliers = diagnosis[diagnosis["outlier_ratio"] > OUTLIER]["reach"]
+    _, inserted, _ = REACHES
+    rescaling = [
+        Remedy("channel groups rescaled", lambda: Plan(rewrites.equalized())),
+        Remedy("scales inserted", lambda: Plan(rewrites.inserted())),
+    ]
+    rescaling = rescaling[::-1] if (outliers == inserted).any() else rescaling[:1]
+    methods = list(CALIBRATIONS)[1:] if runtime.takes_int8_options else []
+    calibrations = [
+        Remedy(f"calibration: {method}", lambda method=method: Plan(rewrites.model, method))
+        for method in methods
+    ]
+    yield from [*rescaling, *calibrations] if len(outliers) else [*calibrations, *rescaling]
 
 
-def dynamic_remedy(plan: Plan) -> Remedy:
-    """Measure the ranges of activations anew for every image, of the plan's weights."""
-    return Remedy("dynamic", lambda: Plan(plan.model, precision="int8-dynamic"))
-
-
-def training_remedy(plan: Plan, train_quantized: Callable[[nn.Module], nn.Module]) -> Remedy:
-    """Train the plan's weights under simulated int8."""
-    return Remedy(
-        "quantization-aware training",
-        lambda: Plan(train_quantized(plan.model), plan.calibration),
+def later_remedies(
+    rewrites: Rewrites,
+    best: Callable[[], tuple[str, Plan]],
+    *,
+    runtime: Runtime,
+    diagnosis: pd.DataFrame,
+    counts: Sequence[int],
+) -> Iterator[Remedy]:
+    """Yield what changes the function; each remedy starts from the ``best`` plan before it."""
+    name, plan = best()
+    yield Remedy(
+        "bias correction", lambda: replace(plan, model=rewrites.corrected(plan.model)), name
     )
+    name, plan = best()
+    yield from _float_layers(plan, diagnosis, counts=counts, based_on=name)
+    name, plan = best()
+    if "int8-dynamic" in runtime.precisions:
+        yield Remedy("dynamic", lambda: Plan(plan.model, precision="int8-dynamic"), name)
+    if rewrites.train_quantized is not None:
+        trained = "quantization-aware training"
+        yield Remedy(trained, lambda: Plan(rewrites.trained(plan.model), plan.calibration), name)
+
+
+def _float_layers(
+    plan: Plan, diagnosis: pd.DataFrame, *, counts: Sequence[int], based_on: str
+) -> Iterator[Remedy]:
+    """Leave the noisiest layers in float, more and more of them."""
+    layers = [
+        name
+        for name in diagnosis["layer"]
+        if isinstance(plan.model.get_submodule(name), (nn.Conv2d, nn.Linear))
+    ]
+    for count in (count for count in counts if count <= len(layers)):
+        left = frozenset(layers[:count])
+        yield Remedy(
+            f"{count} noisiest layer{'s' * (count > 1)} in float",
+            lambda left=left: replace(plan, float_layers=left),
+            based_on,
+        )

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import inspect
+import itertools
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -15,6 +16,7 @@ import torch
 import torch_pruning
 from pydantic import Field
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from edgeopt.data import Split
 from edgeopt.experiments.recipes import Recipe
@@ -27,6 +29,7 @@ from edgeopt.system import ByValue, Store, run_as_completed
 # torchvision's mobile networks average their BatchNorm statistics with a momentum of 0.01, which
 # takes more steps to settle than a short training has: they would be served half initialised.
 NORM_MOMENTUM = 0.1
+STATISTICS_BATCHES = 10  # of training images, for the BatchNorms of a pruned network
 # Its EfficientNets begin with logits in the tens, which a short training spends epochs to undo.
 HEAD_STD = 0.01
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
@@ -238,7 +241,11 @@ def _start(recipe: Recipe, plan: TrainingPlan, parent: Mapping[str, Tensor] | No
     if recipe.kind == "baseline":
         return model
     options = {"criterion": recipe.criterion, "seed": recipe.seed}
-    return plan.pruned(model, recipe.pruning_level, loader=_loader(plan, recipe, model), **options)
+    loader = _loader(plan, recipe, model)
+    pruned = plan.pruned(model, recipe.pruning_level, loader=loader, **options)
+    # What is left of a layer has other statistics than the whole of it had.
+    update_bn(itertools.islice(loader, STATISTICS_BATCHES), pruned)
+    return pruned
 
 
 def reinitialized(model: nn.Module, *, seed: int) -> nn.Module:

@@ -5,6 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "channel_groups": ["FIXED", "ChannelGroups", "channel_groups"],
         "networks": [
             "SmallCNN",
             "build_model",
@@ -13,6 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "network_digest",
             "set_deterministic",
         ],
+        "tracing": ["fold_batch_norm", "operation_of", "submodule_of", "trace", "with_readers"],
         "training": ["evaluate", "fit", "predict_logits", "train_model"],
         "weights": ["dump_weights", "load_weights"],
     },

@@ -7,7 +7,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from edgeopt.plots.annotations import FONT_SIZE, beside, bound, label_lines
-from edgeopt.plots.style import INK, QUIET, dot, key_below, new_axes, percent_axis, row_height
+from edgeopt.plots.style import INK, dot, key_below, new_axes, percent_axis, row_height
 from edgeopt.runtimes import runtime_named
 from edgeopt.schema import PRECISIONS, PRUNED_RECIPES, label, require_columns
 
@@ -84,32 +84,29 @@ def quantization(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
 
 def diagnosis_bars(diagnosis: pd.DataFrame, *, rows: int = 12, ax: Axes | None = None) -> Axes:
-    """Signal-to-noise ratio of the worst tensors, rounded alone (filled) and in the int8 network.
+    """Signal-to-noise ratio of the tensors that eight bits hold worst.
 
     Takes :func:`edgeopt.experiments.diagnose` in its order, worst first. Beside each tensor stand
-    the accuracy with only it quantized and, where one channel is ten times wider than the median
-    one, that channel; such a tensor is dark.
+    the accuracy with only it rounded, of the worst ones, and, where one channel is ten times wider
+    than the median one, that channel; such a tensor is dark.
     """
-    alone, accumulated = "sqnr_alone_db", "sqnr_accumulated_db"
-    needed = ["tensor", "layer", alone, accumulated, "accuracy_alone", "worst_channel"]
-    require_columns(diagnosis, [*needed, "outlier_ratio"], what="the diagnosis figure")
+    needed = ["layer", "sqnr_db", "accuracy_alone", "worst_channel", "outlier_ratio"]
+    require_columns(diagnosis, needed, what="the diagnosis figure")
     worst = diagnosis.head(rows).reset_index(drop=True)
     ax = new_axes(ax, height=0.5 + row_height(len(worst)), grid="x")
     outlier = worst["outlier_ratio"] > 10
-    ax.hlines(worst.index, worst[accumulated], worst[alone], color=QUIET, lw=1.2, zorder=1)
-    ax.scatter(worst[alone], worst.index, s=70, c=np.where(outlier, INK, ALONE), ec=INK, zorder=2)
-    ax.scatter(worst[accumulated], worst.index, s=30, c="white", ec=INK, zorder=3)
+    colors = np.where(outlier, INK, ALONE)
+    ax.scatter(worst["sqnr_db"], worst.index, s=70, c=colors, ec=INK, zorder=2)
     for y, row in worst.iterrows():
-        channel = f", channel {row['worst_channel']}" if outlier[y] else ""
-        _write_in_margin(ax, y, f"{row['accuracy_alone']:.1%}{channel}")
+        accuracy = f"{row['accuracy_alone']:.1%}" if pd.notna(row["accuracy_alone"]) else ""
+        channel = f"channel {row['worst_channel']}" if outlier[y] else ""
+        _write_in_margin(ax, y, ", ".join(filter(None, [accuracy, channel])))
     _write_in_margin(ax, -0.75, "accuracy, it alone in int8")
-    short = worst["tensor"].str.rpartition("/")[2]
-    with_layer = short + " (" + worst["layer"] + ")"
-    ax.set_yticks(worst.index, short.where(short == worst["layer"], with_layer))
+    ax.set_yticks(worst.index, worst["layer"])
     ax.set_ylim(len(worst) - 0.4, -0.6)
     ax.set_xlabel("Signal-to-quantization-noise ratio (dB)")
-    handles = [dot("rounded alone", ALONE), dot("in the int8 network", "white")]
-    key_below(ax, [*handles, *([dot("one channel far wider", INK)] if outlier.any() else [])])
+    if outlier.any():
+        key_below(ax, [dot("no channel far wider", ALONE), dot("one channel far wider", INK)])
     return ax
 
 
@@ -133,7 +130,7 @@ def recovery(attempts: pd.DataFrame, *, target: float, ax: Axes | None = None) -
     ax.set_yticks(steps.index, steps["remedy"])
     ax.set_ylim(len(steps) - 0.4, -0.6)
     percent_axis(ax.xaxis)
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=1, steps=[1, 5, 10]))
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=3))
     ax.set_xlabel(label("accuracy"))
     return ax
 

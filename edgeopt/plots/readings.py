@@ -53,8 +53,8 @@ def diagnosis_bars(diagnosis: pd.DataFrame, *, model: str) -> str:
     """Say what is left with the worst tensor alone in int8."""
     worst = diagnosis.iloc[0]
     return (
-        f"Noise of each quantized tensor of the collapsed {model}, the worst on top: with "
-        f"{worst['tensor']} alone in int8 {worst['accuracy_alone']:.1%} is left."
+        f"Rounding noise of what each layer of the collapsed {model} writes, worst on top: with "
+        f"{worst['layer']} alone in int8 {worst['accuracy_alone']:.1%} is left."
     )
 
 

@@ -5,8 +5,9 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "equalization": ["equalize", "plant_specimen"],
-        "links": ["fold_batch_norm"],
+        "bias_correction": ["correct_bias", "rounded_activations"],
+        "inserted": ["float_modules"],
+        "rescaling": ["OUTLIER", "barrier_groups", "equalize", "plant_specimen"],
         "variants": [
             "QuantizationError",
             "TORCH_PRECISIONS",

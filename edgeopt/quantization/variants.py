@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,8 @@ from torch import Tensor, fx, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from edgeopt.model import with_readers
+from edgeopt.quantization.inserted import ScaledActivation, float_modules
 from edgeopt.schema import require_known
 from edgeopt.system import import_extra, known_noise_silenced
 
@@ -51,9 +53,12 @@ def to_int8(
     calibration_loader: Iterable[tuple[Tensor, Tensor]] | None,
     calibration_batches: int = 10,
     backend: str = DEFAULT_ENGINE,
+    *,
+    float_layers: Collection[str] = (),
 ) -> nn.Module:
     """Return an int8 copy of ``model``: static post-training quantization of every layer.
 
+    ``float_layers`` names layers that stay in float, and so do those that read them.
     Source: https://docs.pytorch.org/docs/stable/quantization.html (FX graph mode).
 
     Raises
@@ -68,14 +73,19 @@ def to_int8(
     batches = calibration_images(first_batches(calibration_loader, calibration_batches))
     with known_noise_silenced(), quantized_engine(backend), torch.no_grad():
         from torch.ao.quantization import get_default_qconfig_mapping
+        from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
         from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
         mapping = get_default_qconfig_mapping(backend)
-        prepared = prepare_fx(copy.deepcopy(model).eval(), mapping, (batches[0],))
+        left = with_readers(model, float_layers)
+        for name in (*left, *float_modules(model)):
+            mapping.set_module_name(name, None)
+        whole = PrepareCustomConfig().set_non_traceable_module_classes([ScaledActivation])
+        prepared = prepare_fx(copy.deepcopy(model).eval(), mapping, (batches[0],), whole)
         for images in batches:
             prepared(images)
         quantized = convert_fx(prepared)
-        _require_quantized(model, quantized)
+        _require_quantized(model, quantized, left=left)
     return quantized
 
 
@@ -164,11 +174,16 @@ def quantization_aware_train(
     return trained.eval()
 
 
-def xnnpack_quantizer(*, qat: bool = False) -> Any:
-    """Return the PT2E quantizer of the XNNPACK backend: int8, per-channel weights."""
+def xnnpack_quantizer(*, qat: bool = False, left: Collection[str] = ()) -> Any:
+    """Return the PT2E quantizer of the XNNPACK backend: int8, per-channel weights.
+
+    The modules ``left`` stay in float.
+    """
     module = import_extra("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
     config = module.get_symmetric_quantization_config(is_per_channel=True, is_qat=qat)
-    return module.XNNPACKQuantizer().set_global(config)
+    filters = [module.get_module_name_filter(name) for name in left]
+    quantizer = module.XNNPACKQuantizer().set_global(config)
+    return quantizer.set_filter_function(lambda node: not any(inside(node) for inside in filters))
 
 
 def _simulate_int8(model: nn.Module, images: Tensor) -> fx.GraphModule:
@@ -181,7 +196,7 @@ def _simulate_int8(model: nn.Module, images: Tensor) -> fx.GraphModule:
     return move_exported_model_to_train(prepare_qat_pt2e(exported, quantizer))
 
 
-def _require_quantized(model: nn.Module, quantized: nn.Module) -> None:
+def _require_quantized(model: nn.Module, quantized: nn.Module, *, left: Collection[str]) -> None:
     from torch.ao.nn.quantized.modules.utils import WeightedQuantizedModule
 
     made = {
@@ -194,9 +209,9 @@ def _require_quantized(model: nn.Module, quantized: nn.Module) -> None:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
     ]
-    left = [name for name in layers if name not in made]
-    if left or not layers:
+    missing = [name for name in layers if name not in made and name not in left]
+    if missing or not layers:
         raise QuantizationError(
             f"{type(model).__name__} is not int8: of {len(layers)} convolution and linear layers "
-            f"these stayed in float: {', '.join(left) or 'none exist'}"
+            f"these stayed in float: {', '.join(missing) or 'none exist'}"
         )

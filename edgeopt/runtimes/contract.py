@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from edgeopt.schema import require_known
+from edgeopt.schema import MIXED, STATIC_INT8, require_known
 from edgeopt.system import U8S8, Int8Scheme, RuntimeUnavailable, import_extra
 
 if TYPE_CHECKING:
@@ -65,14 +65,21 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Int8Options:
-    """How static int8 ONNX is made: where the ranges come from, and which integers.
+    """How static int8 is made.
 
-    ``float_nodes`` names the nodes of the graph that stay in float.
+    Attributes
+    ----------
+    calibration : str
+        Where the ranges come from; the default is the only one of runtimes that do not take ONNX.
+    scheme : Int8Scheme
+        Which integers; of ONNX files only.
+    float_layers : frozenset of str
+        Modules of the network that stay in float, with the tensors that they write.
     """
 
     calibration: str = "minmax"
     scheme: Int8Scheme = U8S8
-    float_nodes: frozenset[str] = frozenset()
+    float_layers: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         """Refuse an unknown calibration method."""
@@ -204,6 +211,12 @@ class Runtime(ABC):
     package: ClassVar[str] = ""
     takes_int8_options: ClassVar[bool] = False
     bare_metal: ClassVar[bool] = False
+
+    def runs(self, precision: str) -> bool:
+        """Whether it has a precision; with static int8 it has what that may turn out to be."""
+        return precision in self.precisions or (
+            precision == MIXED and set(STATIC_INT8) & set(self.precisions) != set()
+        )
 
     def unavailable(self) -> str:
         """Say why the runtime cannot be used here; empty when it can."""

@@ -5,7 +5,7 @@ import math
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -109,7 +109,9 @@ class ExecuTorchRuntime(Runtime):
         xnnpack = import_extra("executorch.backends.xnnpack.partition.xnnpack_partitioner")
         images = parity_images(input_shape)
         with known_noise_silenced(), torch.no_grad():
-            lowered = model if precision == "fp32" else _quantize(model, calibration)
+            lowered = model
+            if precision != "fp32":
+                lowered = _quantize(model, calibration, layers=options.float_layers)
             program = torch.export.export(lowered, (images,))
             partitioner = xnnpack.XnnpackPartitioner()
             edge = exir.to_edge_transform_and_lower(program, partitioner=[partitioner])
@@ -179,15 +181,22 @@ def _load(path: Path) -> Any:
     return module
 
 
-def _quantize(model: nn.Module, calibration: Sequence[tuple[Tensor, Tensor]]) -> nn.Module:
+def _quantize(
+    model: nn.Module,
+    calibration: Sequence[tuple[Tensor, Tensor]],
+    *,
+    layers: Collection[str],
+) -> nn.Module:
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    from edgeopt.quantization import xnnpack_quantizer
+    from edgeopt.model import with_readers
+    from edgeopt.quantization import float_modules, xnnpack_quantizer
 
+    left = {*float_modules(model), *with_readers(model, layers)}
     batches = [images for images, _ in calibration]
     batch = ({0: torch.export.Dim("batch", min=1)},)
     exported = torch.export.export(model, (batches[0],), dynamic_shapes=batch).module()
-    prepared = prepare_pt2e(exported, xnnpack_quantizer())
+    prepared = prepare_pt2e(exported, xnnpack_quantizer(left=left))
     for images in batches:
         prepared(images)
     return convert_pt2e(prepared)

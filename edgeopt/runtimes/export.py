@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ def export_artifact(
         Largest allowed difference of a logit between the float artifact and torch, over the largest
         logit; fp16 gets at least what its rounding takes. What was found stands in the artifact.
     options : Int8Options
-        How static int8 ONNX is made; int8 of onnxruntime and openvino only.
+        How static int8 is made.
 
     Raises
     ------
@@ -55,8 +56,7 @@ def export_artifact(
     if len(input_shape) != 4 or min(input_shape) < 1:
         raise ValueError(f"input_shape is {tuple(input_shape)}; allowed: [B, C, H, W], each >= 1")
     target = runtime_named(runtime)
-    if options != DEFAULT_OPTIONS and not (target.takes_int8_options and precision == "int8"):
-        raise ValueError(f"{runtime} {precision} takes no options; allowed: int8 as ONNX")
+    _check_options(options, model=model, runtime=runtime, precision=precision)
     batches = tuple(calibration or ()) if precision == "int8" else ()
     if precision == "int8":
         _check_calibration(batches, input_shape)
@@ -76,6 +76,18 @@ def export_artifact(
         )
     size, content = file.stat().st_size, file_sha256(file)
     return Artifact(file, runtime, precision, tuple(input_shape), content, size, *parity)
+
+
+def _check_options(options: Int8Options, *, model: nn.Module, runtime: str, precision: str) -> None:
+    plain = replace(options, float_layers=frozenset())
+    if options != DEFAULT_OPTIONS and precision != "int8":
+        raise ValueError(f"{runtime} {precision} takes no options; allowed: int8")
+    if plain != DEFAULT_OPTIONS and not runtime_named(runtime).takes_int8_options:
+        raise ValueError(
+            f"{runtime} takes float_layers alone; calibration and scheme: int8 as ONNX"
+        )
+    if strange := sorted(options.float_layers - {name for name, _ in model.named_modules()}):
+        raise ValueError(f"float_layers holds {strange[0]!r}, no module of {type(model).__name__}")
 
 
 def _check_calibration(

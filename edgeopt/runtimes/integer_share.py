@@ -5,14 +5,15 @@ networks is a few per cent of the work.
 """
 
 from collections import Counter
+from dataclasses import replace
 from functools import lru_cache
 
 from edgeopt.runtimes.contract import INTEGER, Artifact, ArtifactError, Operation
 from edgeopt.runtimes.registry import runtime_named
-from edgeopt.schema import INT8_PRECISIONS
+from edgeopt.schema import INT8_PRECISIONS, MIXED, PRECISIONS, STATIC_INT8
 
-# Of a float label's MACs; a runtime may leave a small layer in another type.
-LABEL_SHARE = 0.95
+LABEL_SHARE = 0.95  # of the MACs; a runtime may leave a small layer in another type
+WHOLE = set(PRECISIONS) - {MIXED, "int8-dynamic"}
 
 
 class LabelError(ArtifactError):
@@ -45,16 +46,24 @@ def mac_shares(artifact: Artifact) -> dict[str, float]:
     return {precision: macs[precision] / macs.total() for precision in sorted(macs)}
 
 
+def labelled(artifact: Artifact) -> Artifact:
+    """Name a static int8 artifact what it is: ``int8-mixed`` below 95 % of its MACs in integers."""
+    share = mac_shares(artifact).get(INTEGER, 0.0)
+    mixed = artifact.precision in STATIC_INT8 and 0 < share < LABEL_SHARE
+    return replace(artifact, precision=MIXED) if mixed else artifact
+
+
 def verify_label(artifact: Artifact) -> float:
     """Return the int8 share of an artifact that computes in the precision of its label.
 
-    Raises ``LabelError`` when an int8 artifact computes no MAC in integers, or a float one less
-    than 95 % of its MACs in its own type.
+    Raises ``LabelError`` when an int8 artifact computes no MAC in integers, one called ``int8`` or
+    a float one less than 95 % of its MACs in its own type.
     """
     shares, precision = mac_shares(artifact), artifact.precision
     if precision in INT8_PRECISIONS and not shares.get(INTEGER):
         raise LabelError(f"{artifact.title} computes no MAC in integers: it is not int8")
-    if precision not in INT8_PRECISIONS and shares.get(precision, 0.0) < LABEL_SHARE:
+    own = PRECISIONS[precision].arithmetic
+    if precision in WHOLE and shares.get(own, 0.0) < LABEL_SHARE:
         found = ", ".join(f"{share:.1%} in {name}" for name, share in shares.items())
         raise LabelError(
             f"{artifact.title} computes its MACs {found}: it is not {precision}, which takes "

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,7 @@ def write_onnx(
     """
     import torch
     from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     from edgeopt.runtimes.parity import check_parity, parity_images
 
@@ -70,9 +71,12 @@ def write_onnx(
         if precision in ("fp32", "bf16"):
             path.write_bytes(exported.read_bytes())
             return parity
-        prepare_for_quantizer(exported, prepared)
+        # Fold and infer what the static quantizer wants, under the tensor names that it keeps.
+        quant_pre_process(exported, prepared)
         if precision == "int8":
-            _quantize_static(prepared, path, batches=[b for b, _ in calibration], options=options)
+            batches = [images for images, _ in calibration]
+            left = _float_nodes(prepared, model, layers=options.float_layers)
+            _quantize_static(prepared, path, batches=batches, options=options, left=left)
         else:
             # ConvInteger of ONNX Runtime's CPU provider takes unsigned weights only.
             quantize_dynamic(prepared, path, weight_type=QuantType.QUInt8)
@@ -105,11 +109,16 @@ def _export(model: "nn.Module", path: Path, example: "Tensor") -> None:
         )
 
 
-def prepare_for_quantizer(source: Path, path: Path) -> None:
-    """Fold and infer what the static quantizer wants, under the tensor names that it keeps."""
-    from onnxruntime.quantization.shape_inference import quant_pre_process
+def _float_nodes(path: Path, model: "nn.Module", *, layers: Collection[str]) -> set[str]:
+    """Nodes around the layers that stay in float, and inside the modules that always do."""
+    import onnx
 
-    quant_pre_process(source, path)
+    from edgeopt.quantization import float_modules
+    from edgeopt.runtimes.onnx_scopes import nodes_around, nodes_of_modules
+
+    graph = onnx.load(path).graph
+    around = (nodes_around(graph, layer) for layer in layers)
+    return nodes_of_modules(graph, float_modules(model)).union(*around)
 
 
 class _BatchReader:
@@ -131,7 +140,12 @@ class _BatchReader:
 
 
 def _quantize_static(
-    source: Path, path: Path, *, batches: Sequence["Tensor"], options: Int8Options
+    source: Path,
+    path: Path,
+    *,
+    batches: Sequence["Tensor"],
+    options: Int8Options,
+    left: Collection[str],
 ) -> None:
     from onnxruntime import quantization as ort
 
@@ -148,7 +162,7 @@ def _quantize_static(
             activation_type=kinds[options.scheme.activations],
             weight_type=kinds[options.scheme.weights],
             calibrate_method=ort.CalibrationMethod[CALIBRATIONS[options.calibration]],
-            nodes_to_exclude=sorted(options.float_nodes),
+            nodes_to_exclude=sorted(left),
             # One batch of activations in memory at a time, whatever the method's name says.
             extra_options={"CalibStridedMinMax": 1},
         )

@@ -33,8 +33,11 @@ def runtime_named(name: str) -> Runtime:
 
 def require_precision(name: str, precision: str) -> None:
     """Raise ``ValueError`` unless the runtime has the precision."""
-    known = runtime_named(name).precisions
-    require_known(precision, allowed=known, what=f"precision of the {name} runtime")
+    runtime = runtime_named(name)
+    if not runtime.runs(precision):
+        require_known(
+            precision, allowed=runtime.precisions, what=f"precision of the {name} runtime"
+        )
 
 
 def load_session(artifact: Artifact, *, threads: int = 1) -> Session:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from edgeopt.quantization import TORCH_PRECISIONS, precision_variant, quantized_engine
+from edgeopt.quantization import TORCH_PRECISIONS, precision_variant, quantized_engine, to_int8
 from edgeopt.runtimes.contract import (
     FLOATS,
     INTEGER,
@@ -30,6 +30,7 @@ from edgeopt.system import known_noise_silenced, native_stderr_logged
 # Rounding differs between fp16 kernels by a few units in the last place of the largest logit.
 FP16_TOLERANCE = 16 * torch.finfo(torch.float16).eps
 PRODUCTS = {"addmm": 1, "mm": 0, "bmm": 0, "matmul": 0}
+COMPOSED = ("einsum", "tensordot", "inner")  # which torch makes of products
 WEIGHTED = ("_convolution", "convolution", "conv2d", "linear", "mkldnn_convolution")
 # Elementwise, yet without torch's tag for it: batch norm, some activations, the quantized ones.
 ELEMENTWISE = (
@@ -108,11 +109,13 @@ class TorchRuntime(Runtime):
         options: Int8Options,
     ) -> Parity:
         """Trace the variant of the precision and hold the file to its logits."""
-        variant, input_precision = precision_variant(
-            model, precision, calibration, len(calibration)
-        )
+        if precision == "int8":
+            batches = len(calibration)
+            variant = to_int8(model, calibration, batches, float_layers=options.float_layers)
+        else:
+            variant = precision_variant(model, precision, None)[0]
         images = parity_images(input_shape)
-        images = images.half() if input_precision == "fp16" else images
+        images = images.half() if precision == "fp16" else images
         silence, log = known_noise_silenced(), native_stderr_logged()
         with silence, log, quantized_engine(), torch.inference_mode():
             torch.jit.save(torch.jit.freeze(torch.jit.trace(variant, images)), path)
@@ -199,6 +202,9 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
+        if func._opname in COMPOSED:
+            with self:
+                return func.decompose(*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
         self._held.append(result)
         name, reads = func._opname, tuple(_storages((args, kwargs)))
@@ -220,6 +226,8 @@ def _macs(func: Any, args: tuple, result: Any) -> tuple[int, str]:
     name = func._opname
     if func.namespace == "quantized" and any(isinstance(a, torch.ScriptObject) for a in args[1:2]):
         return result.numel() * math.prod(args[1].unpack()[0].shape[1:]), INTEGER
+    if func.namespace == "quantized" and name in PRODUCTS:
+        return result.numel() * args[PRODUCTS[name]].shape[-1], INTEGER
     if func.namespace == "aten" and name in WEIGHTED:
         weight, depth = args[1], math.prod(args[1].shape[1:])
     elif func.namespace == "aten" and name in PRODUCTS:

@@ -28,7 +28,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "import_extra",
             "known_noise_silenced",
             "native_stderr_logged",
-            "nncf_progress_dropped",
         ],
         "workers": ["ByValue", "process_pool", "run_as_completed", "run_in_order"],
     },

@@ -50,7 +50,6 @@ PACKAGES = (
     "onnxruntime",
     "executorch",
     "openvino",
-    "nncf",
     "numpy",
     "pandas",
     "scipy",

@@ -28,9 +28,7 @@ KNOWN_WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
     (r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning),
 )
 # They report libraries for other hardware that do not load here, and each other's deprecations.
-CHATTY_LOGGERS = ("torchao", "torch.utils._pytree", "nncf")
-# Which extra of pyproject.toml installs a package, where it has another name.
-EXTRAS = {"nncf": "openvino"}
+CHATTY_LOGGERS = ("torchao", "torch.utils._pytree")
 
 
 class RuntimeUnavailable(RuntimeError):  # noqa: N818 - a state of the host, not a mistake
@@ -74,17 +72,6 @@ def native_stderr_logged() -> Iterator[None]:
             logger.debug("native messages: %s%s", native, words.getvalue())
 
 
-@contextmanager
-def nncf_progress_dropped() -> Iterator[None]:
-    """Keep NNCF's progress bars out of notebooks: it draws them on rich's one global console."""
-    rich = importlib.import_module("rich")
-    rich.reconfigure(quiet=True, force_jupyter=False)
-    try:
-        yield
-    finally:
-        rich.reconfigure()
-
-
 def import_extra(module: str) -> ModuleType:
     """Import a module of an optional dependency, or raise ``RuntimeUnavailable`` naming it."""
     try:
@@ -95,5 +82,5 @@ def import_extra(module: str) -> ModuleType:
         if (error.name or "").partition(".")[0] != package:
             raise
         raise RuntimeUnavailable(
-            f"{package} is not installed: pip install edgeopt[{EXTRAS.get(package, package)}]"
+            f"{package} is not installed: pip install edgeopt[{package}]"
         ) from error

@@ -253,6 +253,20 @@ def test_network_of_a_pruned_recipe_has_its_widths_on_the_grid(own, store):
         assert predict_logits(network, own.validation).shape == (100, 4)
 
 
+def test_norms_of_a_pruned_network_have_its_own_statistics(own):
+    baseline = train_recipe(
+        Recipe(OWN, 0.0, "baseline"), own, parent=own.first_network(0).state_dict()
+    )
+    recipe = Recipe(OWN, 0.5, "one-shot")
+    state = train_recipe(recipe, own, parent=baseline.state).state
+    layer = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+    layer.load_state_dict({name: state[f"0.{name}"] for name in ("weight", "bias")})
+    with torch.no_grad():
+        seen = layer(own.train.take(len(own.train))).mean((0, 2, 3))
+    # the batches are drawn, and one of 96 of the 100 images at most is left out of them
+    torch.testing.assert_close(state["1.running_mean"], seen, rtol=0.02, atol=0.01)
+
+
 def test_pruned_recipes_are_every_kind_at_every_level_above_zero():
     recipes = pruned_recipes(["a", "b"], [0.0, 0.5], [0, 1])
     assert [(r.model, r.seed, r.kind) for r in recipes] == [

@@ -55,7 +55,7 @@ def test_quantization_reads_the_worst_int8():
 
 
 def test_diagnosis_bars_read_the_worst_tensor():
-    table = pd.DataFrame({"tensor": ["conv1", "logits"], "accuracy_alone": [0.1, 0.9]})
+    table = pd.DataFrame({"layer": ["conv1", "logits"], "accuracy_alone": [0.1, 0.9]})
     words = readings.diagnosis_bars(table, model="net")
     assert "with conv1 alone in int8 10.0% is left" in words
 

@@ -17,7 +17,7 @@ from edgeopt.hardware.tradeoffs import precision_tradeoff_table
 from edgeopt.plots import annotations as labels
 from edgeopt.plots import style
 from edgeopt.runtimes.registry import RUNTIMES, runtime_named
-from edgeopt.schema import PRECISIONS
+from edgeopt.schema import PRECISIONS, REQUESTED_PRECISIONS
 from edgeopt.study.tables import FIGURE_STYLE
 from tests.artifacts import PRECISIONS_OF_RUNTIME
 
@@ -168,7 +168,7 @@ class TestFrontier:
         assert sum(fill is None for *_, fill in drawn) == (~sweep["accepted"]).sum()
         assert (ax.get_xlabel(), ax.get_ylabel()) == ("Latency, median (ms)", "Validation accuracy")
         assert key(ax) >= {
-            *PRECISIONS,
+            *REQUESTED_PRECISIONS,
             *(runtime_named(name).title for name in RUNTIMES),
             "in budget",
             "over budget",
@@ -480,25 +480,22 @@ class TestCompression:
         assert ax.get_xlabel() == "Weights (KiB)"
         assert texts(ax)[0] == f"{widths[0]:.1f} KiB, 99.0%"
         colors = {to_hex(bar.get_facecolor()) for bar in ax.patches}
-        assert colors == {to_hex(c) for c in [p.color for p in PRECISIONS.values()]}
+        assert colors == {to_hex(PRECISIONS[name].color) for name in REQUESTED_PRECISIONS}
 
     def test_diagnosis_keeps_the_order_and_names_the_worst_channel(self):
         table = pd.DataFrame(
             {
-                "tensor": ["/a/Relu", "b", "c"],
                 "layer": list("abc"),
-                "sqnr_alone_db": [3.0, 18.0, 25.0],
-                "sqnr_accumulated_db": [2.0, 9.0, 8.0],
+                "sqnr_db": [3.0, 18.0, 25.0],
                 "accuracy_alone": [0.3, 0.86, 0.87],
                 "worst_channel": [3, 0, 1],
                 "outlier_ratio": [900.0, 2.0, 1.5],
             }
         )
         ax = plots.diagnosis_bars(table, rows=2)
-        alone, accumulated = ax.collections[1:]
-        assert alone.get_offsets().tolist() == [[3, 0], [18, 1]]
-        assert accumulated.get_offsets().tolist() == [[2, 0], [9, 1]]
-        assert [t.get_text() for t in ax.get_yticklabels()] == ["Relu (a)", "b"]
+        [points] = ax.collections
+        assert points.get_offsets().tolist() == [[3, 0], [18, 1]]
+        assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b"]
         assert texts(ax)[:2] == ["30.0%, channel 3", "86.0%"]
         assert ax.get_xlabel().endswith("(dB)")
 

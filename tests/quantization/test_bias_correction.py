@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgeopt.experiments.bias_correction import correct_bias
+from edgeopt.quantization.bias_correction import correct_bias
 from edgeopt.runtimes.export import export_artifact
 from tests.specimens import CLASSES, splits, trained_cnn
 

@@ -1,0 +1,112 @@
+"""A network's graph by torch.fx: what each node does to channels, and BatchNorms folded away."""
+
+import copy
+import operator
+from collections import Counter
+from collections.abc import Collection
+from typing import Any
+
+from torch import fx, nn
+from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
+# What a node does, by the modules, functions and tensor methods that do it. A gate is a barrier
+# whose result multiplies another tensor.
+OPERATIONS: dict[str, tuple[Any, ...]] = {
+    "layer": LAYERS,
+    "rectifier": (nn.ReLU, nn.LeakyReLU, "relu", "relu_", functional.leaky_relu),
+    "identity": (
+        *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, functional.dropout),
+        *(functional.dropout2d, "contiguous", "clone", "detach", "stochastic_depth"),
+    ),
+    "gate": (nn.Sigmoid, nn.Hardsigmoid, "sigmoid", functional.hardsigmoid),
+    "barrier": (
+        *(nn.Hardswish, nn.SiLU, nn.GELU, nn.ReLU6, nn.Hardtanh, nn.ELU, nn.Mish, nn.Tanh),
+        *(functional.hardswish, functional.silu, functional.gelu, functional.relu6),
+        *(functional.hardtanh, functional.elu, functional.mish, "tanh"),
+    ),
+    "pooling": (
+        *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d),
+        *("max_pool2d", "avg_pool2d", "adaptive_max_pool2d", "adaptive_avg_pool2d"),
+    ),
+    "moving": (
+        *(nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle),
+        *("view", "reshape", "flatten", "permute", "transpose", "chunk", "split", "squeeze"),
+        *("unsqueeze", "unbind", "expand", "cat", "concat", "stack", operator.getitem),
+    ),
+    "mean": ("mean",),
+    "sum": (operator.add, operator.iadd, operator.sub, "add", "add_", "sub"),
+    "product": (operator.mul, operator.imul, "mul", "mul_"),
+    "quotient": (operator.truediv, "div"),
+}
+
+
+class _Tracer(fx.Tracer):
+    """Leaves modules that say so, as torch's own, in one piece."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return getattr(module, "traced_as_one", False) or super().is_leaf_module(module, name)
+
+
+def trace(model: nn.Module) -> fx.Graph:
+    """Trace a network with torch.fx; raises ``ValueError`` where that cannot be done."""
+    try:
+        return _Tracer().trace(model)
+    except Exception as error:  # tracing runs a user's code on stand-ins
+        raise ValueError(f"torch.fx cannot trace {type(model).__name__}: {error}") from error
+
+
+def submodule_of(model: nn.Module, node: object) -> nn.Module | None:
+    """Return the module that a node calls; None where it calls something else."""
+    is_call = isinstance(node, fx.Node) and node.op == "call_module"
+    return model.get_submodule(node.target) if is_call else None
+
+
+def operation_of(model: nn.Module, node: fx.Node) -> str:
+    """Say what a node does to channels, a key of :data:`OPERATIONS`; "" where it is not known."""
+    module = submodule_of(model, node)
+    if module is not None:
+        does = (kind for kind, known in OPERATIONS.items() if type(module) in known)
+        return next(does, "")
+    names = {node.target, getattr(node.target, "__name__", "")}  # torch.relu is called "relu"
+    own = node.op in ("call_function", "call_method")
+    return next((kind for kind, known in OPERATIONS.items() if own and names & {*known}), "")
+
+
+def fold_batch_norm(model: nn.Module) -> nn.Module:
+    """Return a copy in eval mode with each BatchNorm folded into the layer before it."""
+    folded = copy.deepcopy(model).eval()
+    graph = trace(folded)
+    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    for node in graph.nodes:
+        norm = submodule_of(folded, node)
+        is_norm = isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.track_running_stats
+        before = node.args[0] if is_norm else None
+        layer = submodule_of(folded, before)
+        if isinstance(layer, (nn.Conv2d, nn.Linear)) and (
+            len(before.users) == 1 and calls[before.target] == 1
+        ):
+            fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
+            folded.set_submodule(before.target, fuse(layer, norm))
+            folded.set_submodule(node.target, nn.Identity())
+    return folded
+
+
+def with_readers(model: nn.Module, layers: Collection[str]) -> set[str]:
+    """Layers, and the layers that read what these write, as far as the network can be traced."""
+    if not layers:
+        return set()
+    try:
+        graph = trace(model)
+    except ValueError:
+        return set(layers)
+    found = set(layers)
+    open_nodes = [node for node in graph.nodes if node.target in layers]
+    while open_nodes:
+        for user in open_nodes.pop().users:
+            if operation_of(model, user) == "layer":
+                found.add(user.target)
+            else:
+                open_nodes.append(user)
+    return found

@@ -1,0 +1,112 @@
+"""Per-channel scales put around an activation through which no factor passes.
+
+Behind Hardswish, SiLU or a sigmoid, and behind the network's input, a channel cannot be rescaled by
+weights alone. A division before and a multiplication behind the activation can, in float and for
+the outliers alone (SmoothQuant inserts such scales into transformers, arXiv:2211.10438).
+"""
+
+import copy
+from collections.abc import Callable
+
+from torch import Tensor, fx, nn
+
+from edgeopt.model import ChannelGroups, trace
+
+
+class ScaledActivation(nn.Module):
+    """``after * activation(x / before)``; every runtime leaves it in float.
+
+    Parameters
+    ----------
+    activation : nn.Module
+        What stood there.
+    before, after : Tensor or None
+        One number a channel, shaped to be broadcast over the tensor; None where all are 1.
+    """
+
+    traced_as_one = True
+
+    def __init__(
+        self, activation: nn.Module, *, before: Tensor | None, after: Tensor | None
+    ) -> None:
+        super().__init__()
+        self.activation = activation
+        self.register_buffer("before", before)
+        self.register_buffer("after", after)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Activation of a tensor of any shape that the scales fit."""
+        # A division: ONNX Runtime fuses a multiplication into the convolution before it.
+        hidden = hidden if self.before is None else hidden / self.before
+        hidden = self.activation(hidden)
+        return hidden if self.after is None else hidden * self.after
+
+
+class _Call(nn.Module):
+    """A function or method call as a module."""
+
+    def __init__(self, call: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._call = call
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self._call(hidden)
+
+
+def float_modules(model: nn.Module) -> list[str]:
+    """Names of the modules that every runtime has to leave in float."""
+    return [name for name, module in model.named_modules() if isinstance(module, ScaledActivation)]
+
+
+def insert_scales(model: nn.Module, groups: ChannelGroups, scale: Tensor) -> nn.Module:
+    """Return a copy with scales around the barriers whose groups are not scaled by 1.
+
+    ``model`` is what :func:`edgeopt.quantization.rescaling.rescale` made with the same ``scale``.
+    Where an activation is a function, not a module, the copy is an ``fx.GraphModule``.
+    """
+    wanted = {
+        node.name: {
+            "before": _or_none(scale[ports.inputs]),
+            "after": _or_none(scale[ports.outputs]),
+        }
+        for node, ports in groups.barriers.items()
+        if (scale[ports.inputs] != 1).any() or (scale[ports.outputs] != 1).any()
+    }
+    changed = copy.deepcopy(model)
+    calls = [node for node in trace(changed).nodes if node.name in wanted]
+    for node in (node for node in calls if node.op == "call_module"):
+        activation = changed.get_submodule(node.target)
+        changed.set_submodule(node.target, ScaledActivation(activation, **wanted[node.name]))
+    functions = {node.name for node in calls if node.op != "call_module"}
+    if not functions:
+        return changed
+    rewritten = fx.GraphModule(changed, trace(changed))
+    for node in [node for node in rewritten.graph.nodes if node.name in functions]:
+        _replace(rewritten, node, ScaledActivation(_module_of(node), **wanted[node.name]))
+    rewritten.recompile()
+    return rewritten
+
+
+def _or_none(scale: Tensor) -> Tensor | None:
+    return None if (scale == 1).all() else scale
+
+
+def _module_of(node: fx.Node) -> nn.Module:
+    if node.op == "placeholder":
+        return nn.Identity()
+    rest, named = tuple(node.args[1:]), dict(node.kwargs)
+    if node.op == "call_method":
+        return _Call(lambda hidden: getattr(hidden, node.target)(*rest, **named))
+    return _Call(lambda hidden: node.target(hidden, *rest, **named))
+
+
+def _replace(model: fx.GraphModule, node: fx.Node, scaled: nn.Module) -> None:
+    """Call a module in the place of a node, or behind the network's input."""
+    name = f"scaled_{node.name}"
+    model.add_submodule(name, scaled)
+    source = node if node.op == "placeholder" else node.args[0]
+    with model.graph.inserting_after(node):
+        call = model.graph.call_module(name, (source,))
+    node.replace_all_uses_with(call, delete_user_cb=lambda user: user is not call)
+    if node.op != "placeholder":
+        model.graph.erase_node(node)

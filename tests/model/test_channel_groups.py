@@ -1,0 +1,145 @@
+"""Channel groups: which layers write and read a channel, found by moving numbers with the data."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from edgeopt.model.channel_groups import FIXED, channel_groups
+from edgeopt.model.networks import SmallCNN
+from edgeopt.model.tracing import fold_batch_norm
+from edgeopt.quantization.rescaling import barrier_groups, rescale
+from edgeopt.system.torchvision import models
+from tests.networks import Block, assert_same_function, lived_in
+
+COLOUR = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def groups_of(model: nn.Module, images: torch.Tensor = COLOUR):
+    folded = fold_batch_norm(model)
+    return folded, channel_groups(folded, example=images[:1])
+
+
+def test_a_chain_has_one_group_a_channel_and_the_ends_are_fixed():
+    model = SmallCNN(6, 8, 4)
+    _, groups = groups_of(model, torch.zeros(1, 1, 28, 28))
+    conv1, conv2, head = (groups.layers[name] for name in ("conv1", "conv2", "classifier"))
+    assert torch.equal(conv1.outputs, conv2.inputs)
+    assert len(set(conv1.outputs.tolist())) == 6
+    # flatten lays the 7 x 7 places of a channel side by side
+    assert torch.equal(head.inputs, conv2.outputs.repeat_interleave(49))
+    assert (head.outputs == FIXED).all()
+
+
+def test_an_addition_ties_its_writers_and_a_shortcut_reads_them():
+    _, groups = groups_of(Block().eval())
+    writers = [groups.layers[name].outputs for name in ("stem", "second")]
+    assert torch.equal(*writers)
+    assert torch.equal(groups.layers["first"].inputs, writers[0])
+    assert not set(groups.layers["first"].outputs.tolist()) & set(writers[0].tolist())
+
+
+def test_a_concatenation_keeps_the_order_of_its_parts():
+    _, groups = groups_of(Block().eval())
+    parts = [groups.layers[name].outputs for name in ("left", "right")]
+    assert torch.equal(groups.layers["after"].inputs, torch.cat(parts))
+
+
+def test_a_depthwise_layer_ends_one_group_and_begins_another():
+    _, groups = groups_of(models.mobilenet_v2().eval())
+    depthwise = groups.layers["features.3.conv.1.0"]
+    assert not set(depthwise.inputs.tolist()) & set(depthwise.outputs.tolist())
+
+
+def test_squeeze_and_excitation_reads_what_it_gates():
+    _, groups = groups_of(models.mobilenet_v3_small().eval())
+    block = "features.1.block"
+    gated = groups.layers[f"{block}.0.0"].outputs
+    assert torch.equal(groups.layers[f"{block}.1.fc1"].inputs, gated)
+    assert torch.equal(groups.layers[f"{block}.2.0"].inputs, gated)
+    assert barrier_groups(groups)[groups.layers[f"{block}.1.fc2"].outputs].all()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        "mobilenet_v2",
+        "mobilenet_v3_small",
+        "shufflenet_v2_x0_5",
+        "squeezenet1_1",
+        "mnasnet0_5",
+        "regnet_y_400mf",
+        pytest.param("efficientnet_b0", marks=pytest.mark.slow),
+        pytest.param("densenet121", marks=pytest.mark.slow),
+        pytest.param("googlenet", marks=pytest.mark.slow),
+        pytest.param("vgg11_bn", marks=pytest.mark.slow),
+    ],
+)
+def test_any_scale_of_the_free_groups_keeps_the_function(name):
+    model = lived_in(name)
+    folded, groups = groups_of(model)
+    free = ~barrier_groups(groups)
+    free[FIXED] = False
+    assert free.any()
+    generator = torch.Generator().manual_seed(1)
+    factors = 10 ** (4 * torch.rand(groups.count, generator=generator) - 2)
+    scaled = rescale(folded, groups, torch.where(free, factors, 1.0))
+    assert_same_function(scaled, model, COLOUR)
+
+
+class Shared(nn.Module):
+    """A layer called twice, one whose weight is read elsewhere, and two with tied weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice = nn.Conv2d(3, 3, 1)
+        self.read = nn.Conv2d(3, 3, 1)
+        self.first, self.second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        self.second.weight = self.first.weight
+        self.free, self.head = nn.Conv2d(3, 4, 1), nn.Linear(4, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(self.twice(torch.relu(self.twice(images))))
+        hidden = torch.relu(self.read(hidden)) * self.read.weight.sum()
+        hidden = torch.relu(self.second(torch.relu(self.first(hidden))))
+        return self.head(torch.relu(self.free(hidden)).mean((2, 3)))
+
+
+def test_layers_whose_weights_serve_twice_are_left_alone():
+    model = Shared().eval()
+    _, groups = groups_of(model)
+    for name in ("twice", "read", "first", "second"):
+        assert (groups.layers[name].inputs == FIXED).all()
+        assert (groups.layers[name].outputs == FIXED).all()
+    assert (groups.layers["free"].outputs != FIXED).all()
+
+
+def test_an_unknown_operation_fixes_what_it_reads():
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = nn.Conv2d(3, 4, 1), nn.Linear(4, 5)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.head(torch.cumsum(self.layer(images), 1).mean((2, 3)))
+
+    _, groups = groups_of(Odd().eval())
+    assert (groups.layers["layer"].outputs == FIXED).all()
+
+
+def test_finding_groups_changes_nothing():
+    model = lived_in("resnet18")
+    before = copy.deepcopy(model.state_dict())
+    groups_of(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_untraceable_networks_are_refused():
+    class Branching(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images if images.sum() > 0 else -images
+
+    with pytest.raises(ValueError, match=r"torch\.fx cannot trace Branching"):
+        channel_groups(Branching(), example=COLOUR[:1])

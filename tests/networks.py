@@ -1,0 +1,45 @@
+"""Networks that tests of rewriting share, and what is asked of a rewritten one."""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from edgeopt.model.networks import build_model
+
+
+def lived_in(name: str) -> nn.Module:
+    """Build a torchvision network whose BatchNorms hold statistics, as after training."""
+    torch.manual_seed(0)
+    model = build_model(name).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 2)
+            nn.init.normal_(module.bias, 0, 0.2)
+    return model
+
+
+def assert_same_function(changed: nn.Module, model: nn.Module, images: torch.Tensor) -> None:
+    with torch.no_grad():
+        expected, found = model(images), changed(images)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+class Block(nn.Module):
+    """An addition, a concatenation, a grouped layer, and a functional Hardswish."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.first, self.second = nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(6, 8, 3, padding=1)
+        self.left, self.right = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 6, 1)
+        self.after = nn.Conv2d(10, 8, 3, groups=2)
+        self.late, self.head = nn.Conv2d(8, 7, 1), nn.Linear(7, classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(self.stem(images))
+        hidden = torch.relu(hidden + self.second(torch.relu(self.first(hidden))))
+        hidden = torch.cat([torch.relu(self.left(hidden)), torch.relu(self.right(hidden))], 1)
+        hidden = functional.hardswish(self.late(torch.relu(self.after(hidden))))
+        return self.head(functional.adaptive_avg_pool2d(hidden, 1).view(hidden.size(0), -1))

@@ -1,0 +1,237 @@
+"""Rescaling, inserted scales and absorbed offsets: fp32 stays, the ranges move."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from edgeopt.model.channel_groups import channel_groups
+from edgeopt.model.networks import SmallCNN
+from edgeopt.model.tracing import fold_batch_norm
+from edgeopt.quantization.inserted import ScaledActivation
+from edgeopt.quantization.offsets import OffsetMap, absorb_offsets
+from edgeopt.quantization.rescaling import (
+    RewriteError,
+    channel_ranges,
+    equalize,
+    outlier_ratios,
+    plant_collapse,
+    plant_specimen,
+    require_same_function,
+)
+from tests.networks import Block, assert_same_function, lived_in
+
+GREY = torch.rand(16, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+COLOUR = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def small() -> SmallCNN:
+    torch.manual_seed(0)
+    return SmallCNN(6, 8, 4).eval()
+
+
+@pytest.fixture
+def block() -> Block:
+    torch.manual_seed(0)
+    return Block().eval()
+
+
+def worst_ratio(model: nn.Module, images: torch.Tensor) -> float:
+    groups = channel_groups(model, example=images[:1])
+    return float(
+        outlier_ratios(groups, channel_ranges(model, groups, images=images).values()).max()
+    )
+
+
+def test_planting_multiplies_the_filter_and_divides_what_reads_it(small) -> None:
+    planted = plant_collapse(small, "conv1", 2, 1000.0, example=GREY[:1])
+    torch.testing.assert_close(planted.conv1.weight[2], small.conv1.weight[2] * 1000)
+    torch.testing.assert_close(planted.conv1.bias[2], small.conv1.bias[2] * 1000)
+    torch.testing.assert_close(planted.conv2.weight[:, 2], small.conv2.weight[:, 2] / 1000)
+    others = [0, 1, 3, 4, 5]
+    assert torch.equal(planted.conv1.weight[others], small.conv1.weight[others])
+    assert torch.equal(planted.conv2.weight[:, others], small.conv2.weight[:, others])
+
+
+def test_planting_before_the_classifier_divides_the_whole_7x7_block(small) -> None:
+    planted = plant_collapse(small, "conv2", [1], 8.0, example=GREY[:1])
+    assert torch.equal(planted.classifier.weight[:, 49:98], small.classifier.weight[:, 49:98] / 8)
+    assert torch.equal(planted.classifier.weight[:, :49], small.classifier.weight[:, :49])
+
+
+def test_planting_in_a_residual_stream_scales_all_that_write_it(block) -> None:
+    planted = plant_collapse(block, "second", 3, 300.0, example=COLOUR[:1])
+    assert_same_function(planted, block, COLOUR)
+    for name in ("stem", "second"):
+        own, before = (getattr(m, name).weight[3] for m in (planted, block))
+        torch.testing.assert_close(own, 300 * before)
+
+
+@settings(max_examples=8)
+@given(
+    layer=st.sampled_from(["stem", "first", "second", "left", "right", "after"]),
+    channels=st.sets(st.integers(0, 3), min_size=1),
+    exponent=st.floats(-3, 4),
+)
+def test_equalizing_takes_a_planted_channel_back(layer, channels, exponent) -> None:
+    torch.manual_seed(0)
+    model = Block().eval()
+    planted = plant_collapse(model, layer, sorted(channels), 10**exponent, example=COLOUR[:1])
+    changed = equalize(planted, images=COLOUR)
+    assert_same_function(changed, model, COLOUR)
+    # the planted factor leaves no trace beside the other channels
+    sound = worst_ratio(equalize(model, images=COLOUR), COLOUR)
+    assert worst_ratio(changed, COLOUR) == pytest.approx(sound, rel=0.05)
+
+
+def test_a_channel_behind_hardswish_gets_an_inserted_scale(block) -> None:
+    with torch.no_grad():
+        block.late.bias += 1  # every channel has something behind Hardswish
+    planted = plant_collapse(block, "late", 2, 1000.0, example=COLOUR[:1])
+    without = equalize(planted, images=COLOUR)
+    changed = equalize(planted, images=COLOUR, inserted=True)
+    assert_same_function(changed, planted, COLOUR)
+    assert not any(isinstance(m, ScaledActivation) for m in without.modules())
+    [scaled] = [m for m in changed.modules() if isinstance(m, ScaledActivation)]
+    # only the outlier is scaled, before and behind
+    for scale in (scaled.before, scaled.after):
+        assert (scale.flatten() != 1).nonzero().flatten().tolist() == [2]
+    assert float(scaled.after.flatten()[2]) < 1 / 100
+
+
+def test_no_scale_is_inserted_where_no_channel_is_an_outlier(block) -> None:
+    changed = equalize(block, images=COLOUR, inserted=True)
+    assert type(changed) is Block
+    assert not any(isinstance(m, ScaledActivation) for m in changed.modules())
+
+
+def test_an_outlier_of_the_input_gets_a_scale_behind_it() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 900, 5)).eval()
+    images = COLOUR * torch.tensor([1.0, 500.0, 1.0]).view(3, 1, 1)
+    changed = equalize(model, images=images, inserted=True)
+    assert_same_function(changed, model, images)
+    [scaled] = [m for m in changed.modules() if isinstance(m, ScaledActivation)]
+    assert (scaled.after.flatten() != 1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "shufflenet_v2_x0_5", "resnet18"])
+def test_torchvision_networks_keep_their_function(name) -> None:
+    model = lived_in(name)
+    assert_same_function(equalize(model, images=COLOUR, inserted=True), model, COLOUR)
+
+
+def with_offset(model: nn.Module, layer: str, channel: int, offset: float) -> nn.Module:
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        changed.get_submodule(layer).bias[channel] += offset
+    return changed
+
+
+def test_an_offset_before_a_relu_moves_into_the_biases_behind(small) -> None:
+    planted = with_offset(small, "conv2", 3, 200.0)
+    changed = absorb_offsets(planted, images=GREY)
+    assert_same_function(changed, planted, GREY)
+    assert float(changed.conv2.bias[3].detach()) < 20
+    assert torch.equal(changed.conv2.weight, small.conv2.weight)
+
+
+def test_an_offset_read_through_padding_leaves_a_map_of_the_borders(small) -> None:
+    planted = with_offset(small, "conv1", 2, 200.0)
+    changed = absorb_offsets(planted, images=GREY)
+    assert_same_function(changed, planted, GREY)
+    [offset] = [m.offset for m in changed.modules() if isinstance(m, OffsetMap)]
+    assert offset.shape == (1, 8, 14, 14)
+    inside = offset[..., 1:-1, 1:-1]
+    torch.testing.assert_close(inside, inside[..., :1, :1].expand_as(inside))
+    assert worst_ratio(equalize(planted, images=GREY), GREY) < 20
+
+
+def test_an_offset_goes_through_an_addition(block) -> None:
+    planted = with_offset(block, "second", 1, 300.0)
+    changed = absorb_offsets(planted, images=COLOUR)
+    assert_same_function(changed, planted, COLOUR)
+    assert abs(float(changed.second.bias[1].detach())) < 60
+
+
+def test_an_offset_before_an_activation_that_is_nowhere_linear_stays() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sigmoid(), nn.Flatten(), nn.Linear(4 * 1024, 5))
+    planted = with_offset(model.eval(), "0", 1, 200.0)
+    changed = absorb_offsets(planted, images=COLOUR)
+    assert torch.equal(changed[0].bias, planted[0].bias)
+
+
+def test_sound_networks_have_no_offset_to_absorb(small) -> None:
+    state = absorb_offsets(small, images=GREY).state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in small.state_dict().items())
+
+
+def test_dead_filters_are_left_alone(small) -> None:
+    with torch.no_grad():
+        small.conv1.weight[1] = 0
+        small.conv1.bias[1] = 0
+    balanced = equalize(small, images=GREY)
+    # what reads the dead channel moves with its own filters alone
+    filters = (balanced.conv2.bias / small.conv2.bias).view(-1, 1, 1)
+    torch.testing.assert_close(balanced.conv2.weight[:, 1], small.conv2.weight[:, 1] * filters)
+    assert all(torch.isfinite(p).all() for p in balanced.parameters())
+
+
+def test_values_that_are_not_finite_are_named(small) -> None:
+    with torch.no_grad():
+        small.conv2.weight[0] = float("nan")
+    with pytest.raises(ValueError, match="tensor 'conv2' holds values that are not finite"):
+        equalize(small, images=GREY)
+
+
+def test_a_rewrite_that_changes_the_function_is_refused(small) -> None:
+    other = copy.deepcopy(small)
+    with torch.no_grad():
+        other.classifier.bias[0] += 1
+    with pytest.raises(RewriteError, match=r"SmallCNN cannot be rewritten: its logits move by"):
+        require_same_function(other, small, images=GREY)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        fold_batch_norm,
+        lambda model: equalize(model, images=GREY),
+        lambda model: equalize(model, images=GREY, inserted=True),
+        lambda model: absorb_offsets(model, images=GREY),
+        lambda model: plant_collapse(model, "conv1", 0, 100.0, example=GREY[:1]),
+    ],
+)
+def test_never_changes_its_input(small, change) -> None:
+    before = copy.deepcopy(small.state_dict())
+    changed = change(small)
+    assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
+    assert type(changed) is SmallCNN
+    assert not changed.training
+
+
+@pytest.mark.parametrize(
+    ("layer", "channels", "factor", "message"),
+    [
+        ("conv9", 0, 10.0, "layer 'conv9' cannot be rescaled; allowed: conv1, conv2"),
+        ("classifier", 0, 10.0, "layer 'classifier' cannot be rescaled"),
+        ("conv1", 6, 10.0, "channels of conv1 are 6; allowed: 0 to 5"),
+        ("conv1", -1, 10.0, "channels of conv1 are -1"),
+        ("conv1", [], 10.0, r"channels of conv1 are \[\]"),
+        ("conv1", 0, 0.0, "factor is 0.0; allowed: a positive number"),
+        ("conv1", 0, float("nan"), "factor is nan"),
+        ("conv1", 0, float("inf"), "factor is inf"),
+    ],
+)
+def test_refuses_a_specimen_that_cannot_be(small, layer, channels, factor, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        plant_collapse(small, layer, channels, factor, example=GREY[:1])
+
+
+def test_plant_specimen_takes_the_first_layer_that_can_be_rescaled(small) -> None:
+    specimen = plant_specimen(small, channel=30, factor=1e4, example=GREY[:1])
+    assert (specimen.layer, specimen.channel) == ("conv1", 5)
+    assert_same_function(specimen.model, small, GREY)
