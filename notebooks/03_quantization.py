@@ -70,7 +70,8 @@ print(study.heading)
 
 # %%
 baselines = study.kept(study.baselines())
-networks = {r.model: net for r, net in baselines.items() if r.seed == config.seeds[0]}
+seed = config.seeds[0]
+networks = {r.model: net for r, net in baselines.items() if r.seed == seed}
 labels = study.validation_labels
 
 # %% [markdown]
@@ -81,7 +82,6 @@ labels = study.validation_labels
 
 # %%
 options = study.preparation("artifacts/quantization")
-seed = config.seeds[0]
 axes = ([0.0], config.precisions, config.runtimes)
 specs = [spec for model in config.models for spec in grid(*axes, model=model, seed=seed)]
 models = {(model, seed, 0.0): network for model, network in networks.items()}
@@ -188,8 +188,7 @@ for model, specimen in specimens.items():
 for model, diagnosis in diagnoses.items():
     ax = plots.diagnosis_bars(diagnosis)
     alt = readings.diagnosis_bars(diagnosis, model=model)
-    name = f"diagnosis-{file_stem(model)}"
-    display(folder.save_figure(name, ax, alt=alt, numbers=diagnosis))
+    display(folder.save_figure(f"diagnosis-{file_stem(model)}", ax, alt=alt, numbers=diagnosis))
 
 # %%
 for model, diagnosis in diagnoses.items():

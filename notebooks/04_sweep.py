@@ -142,8 +142,7 @@ with process_pool() as pool:
 repairs = recover_collapsed(prepared, models, max_accuracy_drop=config.max_int8_drop, **options)
 for repair in repairs:
     folder.write_table(f"recovery-{repair.file_stem}.csv", repair.attempts)
-fallen = recovery_notes(prepared, repairs, max_accuracy_drop=config.max_int8_drop)
-print("int8 that fell:", "; ".join(f"{name}: {note}" for name, note in fallen.items()) or "none")
+print("int8 that fell, and its recovery:", ", ".join(r.candidate.name for r in repairs) or "none")
 
 # %% [markdown]
 # ## Measure
@@ -191,6 +190,7 @@ with ThreadPoolExecutor(2) as pool:
 labels, size = study.validation_labels, config.benchmark_batch_size
 options = {"labels": labels, "target": config.part(Target), "batch_size": size}
 sweep = sweep_table(prepared, measured, **options).merge(resident, "left", "candidate")
+fallen = recovery_notes(prepared, repairs, max_accuracy_drop=config.max_int8_drop)
 sweep["int8_recovery"] = sweep["candidate"].map(fallen).fillna("")
 sweep[["candidate", "weight_bytes", "macs", "int8_mac_share", "accepted", "status"]]
 

@@ -15,6 +15,7 @@ from edgeopt.runtimes.integer_share import (
     LabelError,
     executed_graph,
     executed_macs,
+    labelled,
     mac_shares,
     verify_label,
 )
@@ -76,8 +77,12 @@ def test_a_layer_left_in_float_is_missing_from_the_share(runtime, layer, tmp_pat
         weight_type=ort.QuantType.QInt8,
         nodes_to_exclude=[f"/{layer}/Conv"],
     )
-    share = verify_label(artifact_from(tmp_path / "mixed.onnx", runtime, "int8"))
-    assert share == pytest.approx(1 - MACS[layer] / TOTAL)
+    exported = artifact_from(tmp_path / "mixed.onnx", runtime, "int8")
+    with pytest.raises(LabelError, match=r"it is not int8, which takes at least 95%"):
+        verify_label(exported)
+    named = labelled(exported)
+    assert named.precision == "int8-mixed"
+    assert verify_label(named) == pytest.approx(1 - MACS[layer] / TOTAL)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
