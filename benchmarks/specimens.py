@@ -1,6 +1,5 @@
 """Int8 collapses of every kind, planted and recovered: how often, at what share, how fast."""
 
-import copy
 import tempfile
 import time
 from collections.abc import Iterator
@@ -129,7 +128,7 @@ def _planted(model: nn.Module, example: torch.Tensor) -> dict[str, tuple[str, nn
 
         def plant(network: nn.Module, kind=kind, layer=layer, chosen=chosen, factor=factor):
             if kind == "offset":
-                return _with_offset(network, layer, chosen[0])
+                return _with_offset(network, layer, chosen[0], example=example)
             size = 1e-3 if kind == "small" else factor
             channels = chosen if kind == "depthwise" else chosen[:1]
             return plant_collapse(network, layer, channels, size, example=example)
@@ -140,10 +139,23 @@ def _planted(model: nn.Module, example: torch.Tensor) -> dict[str, tuple[str, nn
     return found
 
 
-def _with_offset(model: nn.Module, layer: str, channel: int) -> nn.Module:
-    changed = copy.deepcopy(fold_batch_norm(model))
+def _with_offset(model: nn.Module, layer: str, channel: int, *, example: torch.Tensor) -> nn.Module:
+    """Add a constant to a channel, and take it back from the biases of the layers that read it.
+
+    Through ReLU that makes another network, which computes what its own fp32 computes.
+    """
+    changed = fold_batch_norm(model)
+    groups = channel_groups(changed, example=example)
+    group = groups.layers[layer].outputs[channel]
     with torch.no_grad():
         changed.get_submodule(layer).bias[channel] += OFFSET
+        for name, ports in groups.layers.items():
+            reader, read = changed.get_submodule(name), ports.inputs == group
+            if not read.any():
+                continue
+            taps = reader.weight.flatten(2).sum(2) if reader.weight.dim() == 4 else reader.weight
+            depthwise = taps.shape[1] == 1 < len(read)
+            reader.bias -= OFFSET * (taps[:, 0] * read if depthwise else taps[:, read].sum(1))
     return changed
 
 
@@ -170,7 +182,7 @@ def _places(model: nn.Module, example: torch.Tensor) -> dict[str, list[tuple[str
             "concat": free & partial,
             "head": torch.isin(own, groups.layers[last].inputs) & (own != FIXED),
             "small": free & (writers[own] == 1),
-            "offset": (own != FIXED) & (not name.endswith(("fc1", "fc2"))),
+            "offset": free & (writers[own] == 1),
         }
         for kind, mark in marks.items():
             if mark.sum() > 1:

@@ -98,9 +98,12 @@ COLUMNS = {
         "Outlier ratio", meaning="Largest magnitude of the widest channel over the median one's."
     ),
     "sqnr_db": Column("SQNR", "dB", "Signal over rounding noise, of the median channel."),
-    "accuracy_alone": Column("Accuracy, it alone rounded", "%"),
+    "accuracy_alone": Column("Accuracy, alone", "%", "With this tensor alone rounded to int8."),
+    "remedy_accuracy": Column(
+        "Accuracy", "%", "On all validation images or, far from the goal, on some of calibration."
+    ),
     "tied_to": Column("Tied to", meaning="Other layers that write the same channel group."),
-    "reach": Column("Within reach of", meaning="What can shrink the widest channel."),
+    "reach": Column("Reach", meaning="What can shrink the widest channel."),
     "remedy": Column("Remedy", meaning="What repaired an int8 that had lost too much accuracy."),
     "status": Column("Status", meaning="ok, or failed with its error."),
     "standing": Column("Standing", meaning="Where the rule of the decision put it."),

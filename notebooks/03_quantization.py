@@ -216,8 +216,8 @@ repaired[["runtime", "remedy", "accuracy", "agreement", "int8_mac_share"]]
 #
 # The whole sequence on the runtime that has dynamic ranges too, in order of cost. Where `all_remedies` is set all are
 # tried, also after the first that reaches the goal. From bias correction on, each builds on the best one
-# so far. A remedy that falls far short on a few hundred calibration images is not
-# scored on more; `images` says on how many an accuracy is.
+# so far. A remedy that falls far short on a few hundred calibration images is not scored on the
+# validation images; *Images* says on how many an accuracy is.
 
 # %% tags=["nbval-ignore-output"]
 dynamic = [c.spec.runtime for c in candidates if c.spec.precision == "int8-dynamic"]
@@ -238,7 +238,7 @@ for model in dict.fromkeys(repair.candidate.spec.model for repair in repairs):
 columns = ["remedy", "accuracy", "images", "reached", "latency_ms", "int8_mac_share"]
 for model, found in recovered.items():
     folder.write_table(f"recovery-{file_stem(model)}.csv", found.attempts)
-    display(found.attempts[columns])
+    display(found.attempts[columns].rename(columns={"accuracy": "remedy_accuracy"}))
 
 # %% tags=["nbval-ignore-output"]
 for model, found in recovered.items():

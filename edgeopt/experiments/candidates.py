@@ -17,6 +17,7 @@ from edgeopt.experiments.prepared import Prepared, batches_digest, preparation_d
 from edgeopt.metrics import artifact_activation_bytes, quality_row
 from edgeopt.model import network_digest, predict_logits
 from edgeopt.pruning import count_macs
+from edgeopt.quantization import inserted_multiplications
 from edgeopt.runtimes import (
     RUNTIMES,
     Artifact,
@@ -129,7 +130,8 @@ def artifact_facts(
         "int8_mac_share": verify_label(artifact),
         **quality_row(labels, logits.argmax(1), num_classes=logits.shape[1]),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "macs": count_macs(model, example_input=example),
+        "macs": count_macs(model, example_input=example)
+        + inserted_multiplications(model, example=example),
         "artifact": f"{artifact.path.parent.name}/{artifact.path.name}",
         "parity_difference": artifact.parity_difference,
         "parity_agreement": artifact.parity_agreement,

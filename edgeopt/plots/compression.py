@@ -131,7 +131,7 @@ def recovery(attempts: pd.DataFrame, *, target: float, ax: Axes | None = None) -
     ax.set_ylim(len(steps) - 0.4, -0.6)
     percent_axis(ax.xaxis)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=3))
-    ax.set_xlabel(label("accuracy"))
+    ax.set_xlabel(label("remedy_accuracy"))
     return ax
 
 

@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "bias_correction": ["correct_bias", "rounded_activations"],
-        "inserted": ["float_modules"],
+        "inserted": ["float_modules", "inserted_multiplications"],
         "rescaling": ["OUTLIER", "barrier_groups", "equalize", "plant_specimen"],
         "variants": [
             "QuantizationError",

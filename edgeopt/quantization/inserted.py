@@ -7,7 +7,9 @@ the outliers alone (SmoothQuant inserts such scales into transformers, arXiv:221
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from edgeopt.model import ChannelGroups, trace
@@ -56,6 +58,24 @@ class _Call(nn.Module):
 def float_modules(model: nn.Module) -> list[str]:
     """Names of the modules that every runtime has to leave in float."""
     return [name for name, module in model.named_modules() if isinstance(module, ScaledActivation)]
+
+
+def inserted_multiplications(model: nn.Module, *, example: Tensor) -> int:
+    """Count the multiplications and divisions of inserted scales for one image [1, C, H, W]."""
+    found = 0
+
+    def count(scaled: ScaledActivation, _: Any, hidden: Tensor) -> None:
+        nonlocal found
+        found += hidden.numel() * sum(s is not None for s in (scaled.before, scaled.after))
+
+    hooks = [
+        model.get_submodule(name).register_forward_hook(count) for name in float_modules(model)
+    ]
+    with torch.no_grad():
+        model(example)
+    for hook in hooks:
+        hook.remove()
+    return found
 
 
 def insert_scales(model: nn.Module, groups: ChannelGroups, scale: Tensor) -> nn.Module:

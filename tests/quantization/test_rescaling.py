@@ -11,7 +11,7 @@ from torch import nn
 from edgeopt.model.channel_groups import channel_groups
 from edgeopt.model.networks import SmallCNN
 from edgeopt.model.tracing import fold_batch_norm
-from edgeopt.quantization.inserted import ScaledActivation
+from edgeopt.quantization.inserted import ScaledActivation, inserted_multiplications
 from edgeopt.quantization.offsets import OffsetMap, absorb_offsets
 from edgeopt.quantization.rescaling import (
     RewriteError,
@@ -101,6 +101,9 @@ def test_a_channel_behind_hardswish_gets_an_inserted_scale(block) -> None:
     for scale in (scaled.before, scaled.after):
         assert (scale.flatten() != 1).nonzero().flatten().tolist() == [2]
     assert float(scaled.after.flatten()[2]) < 1 / 100
+    # 7 channels of 30 x 30 places, divided before and multiplied behind
+    assert inserted_multiplications(changed, example=COLOUR[:1]) == 2 * 7 * 30 * 30
+    assert inserted_multiplications(without, example=COLOUR[:1]) == 0
 
 
 def test_no_scale_is_inserted_where_no_channel_is_an_outlier(block) -> None:
