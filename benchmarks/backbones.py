@@ -31,7 +31,8 @@ from edgeopt.experiments import (
     with_test,
 )
 from edgeopt.experiments.candidates import Candidate
-from edgeopt.experiments.recovery import DIAGNOSIS_IMAGES, recover_candidate
+from edgeopt.experiments.recovery import DIAGNOSIS_IMAGES
+from edgeopt.experiments.repairs import recover_candidate
 from edgeopt.runtimes import RUNTIMES, export_artifact, load_session
 from edgeopt.study import Study, open_study
 from edgeopt.system import process_pool, project_root

@@ -11,7 +11,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "measuring": ["measure_candidates", "measured_energy_table", "peak_rss_table"],
         "pruning_results": ["accuracy_table", "filter_norms", "size_table"],
         "recipes": ["Recipe", "pruned_recipes"],
-        "recovery": ["recover_collapsed", "recover_int8", "recovery_notes"],
+        "recovery": ["recover_int8"],
+        "repairs": ["recover_collapsed", "recovery_notes"],
         "seeds": ["answers_of", "recall_table", "score", "with_test"],
         "sweep": [
             "Target",

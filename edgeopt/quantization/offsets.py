@@ -15,8 +15,8 @@ from torch import Tensor, fx, nn
 
 from edgeopt.model import operation_of, submodule_of, trace
 
-ABSORBED = 4.0  # absorbed is what is so many times wider than its tensor's median channel
-OBSERVED = 64  # images at once
+ABSORBED = 10.0  # absorbed is what is so many times wider than its tensor's median channel
+OBSERVED = 128  # images
 # By module or function: the activation is the identity from here on, to float32's rounding.
 IDENTITY_ABOVE = {
     **dict.fromkeys(("ReLU", "relu", "relu_", "LeakyReLU", "leaky_relu"), 0.0),
@@ -46,20 +46,21 @@ def absorb_offsets(model: nn.Module, *, images: Tensor) -> nn.Module:
     ``model`` has its BatchNorms folded; ``images`` [N, C, H, W] are those of calibration. What
     cannot be passed on exactly is left as it is.
     """
-    changed = copy.deepcopy(model)
-    for name, channel in _candidates(changed, _observe(changed, images)):
-        flow = _Flow(changed, name, channel, images[:1])
-        offset = flow.largest_offset(_observe(changed, images))
-        if offset:
+    changed, seen = copy.deepcopy(model), images[:OBSERVED]
+    spans = _observe(changed, seen)
+    for name, channel in [*_candidates(changed, spans)]:
+        wrapped = isinstance(changed.get_submodule(name), nn.Sequential)  # with a map behind it
+        flow = _Flow(changed, f"{name}.0" if wrapped else name, channel, seen[:1])
+        if offset := flow.largest_offset(spans):
             _move(changed, flow, offset)
+            spans = _observe(changed, seen)
     return changed
 
 
 def _observe(model: nn.Module, images: Tensor) -> Spans:
     observer = _Observer(fx.GraphModule(model, trace(model)))
     with torch.no_grad():
-        for batch in images.split(OBSERVED):
-            observer.run(batch)
+        observer.run(images)
     return observer.spans
 
 
@@ -73,11 +74,7 @@ class _Observer(fx.Interpreter):
     def run_node(self, node: fx.Node) -> object:
         value = super().run_node(node)
         if isinstance(value, Tensor) and value.dim() > 1 and node.op != "get_attr":
-            low, high = value.amin(0, keepdim=True), value.amax(0, keepdim=True)
-            if node.name in self.spans:
-                low = torch.minimum(low, self.spans[node.name][0])
-                high = torch.maximum(high, self.spans[node.name][1])
-            self.spans[node.name] = low, high
+            self.spans[node.name] = value.amin(0, keepdim=True), value.amax(0, keepdim=True)
         return value
 
 

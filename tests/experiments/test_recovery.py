@@ -15,16 +15,14 @@ from edgeopt.experiments.candidates import (
     grid,
     prepare_candidates,
 )
-from edgeopt.experiments.recovery import (
-    PARENT,
-    Recovery,
+from edgeopt.experiments.recovery import PARENT, Recovery, recover_int8
+from edgeopt.experiments.remedies import AS_IT_IS
+from edgeopt.experiments.repairs import (
     collapsed,
     recover_candidate,
     recover_collapsed,
-    recover_int8,
     recovery_notes,
 )
-from edgeopt.experiments.remedies import AS_IT_IS
 from edgeopt.experiments.sweep import candidate_table
 from edgeopt.model.networks import SmallCNN
 from edgeopt.quantization import rescaling

@@ -153,6 +153,14 @@ def test_an_offset_read_through_padding_leaves_a_map_of_the_borders(small) -> No
     assert worst_ratio(equalize(planted, images=GREY), GREY) < 20
 
 
+def test_offsets_in_layers_that_follow_each_other_are_all_absorbed(small) -> None:
+    planted = with_offset(with_offset(small, "conv1", 2, 200.0), "conv2", 5, 4000.0)
+    changed = absorb_offsets(planted, images=GREY)
+    assert_same_function(changed, planted, GREY)
+    conv2 = changed.get_submodule("conv2.0")
+    assert abs(float(conv2.bias[5].detach())) < 400
+
+
 def test_an_offset_goes_through_an_addition(block) -> None:
     planted = with_offset(block, "second", 1, 300.0)
     changed = absorb_offsets(planted, images=COLOUR)
