@@ -33,7 +33,8 @@ def require_same_function(changed: nn.Module, parent: nn.Module, *, images: Tens
     """Raise :class:`RewriteError` unless both networks give the same logits for ``images``."""
     with torch.no_grad():
         expected, found = parent(images), changed(images)
-    difference = float((found - expected).abs().max() / expected.abs().max())
+    largest = expected.abs().max().clamp(min=torch.finfo().tiny)  # a head may begin at zero
+    difference = float((found - expected).abs().max() / largest)
     if not difference <= SAME_FUNCTION:
         raise RewriteError(
             f"{type(parent).__name__} cannot be rewritten: its logits move by {difference:.2g} of "

@@ -22,6 +22,7 @@ from edgeopt.quantization.rescaling import (
     plant_specimen,
     require_same_function,
 )
+from edgeopt.system.torchvision import models
 from tests.networks import Block, assert_same_function, lived_in
 
 GREY = torch.rand(16, 1, 28, 28, generator=torch.Generator().manual_seed(0))
@@ -125,6 +126,15 @@ def test_an_outlier_of_the_input_gets_a_scale_behind_it() -> None:
 def test_torchvision_networks_keep_their_function(name) -> None:
     model = lived_in(name)
     assert_same_function(equalize(model, images=COLOUR, inserted=True), model, COLOUR)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.list_models(module=models))
+def test_every_torchvision_network_keeps_its_function_at_its_own_size(name) -> None:
+    size = 299 if name == "inception_v3" else 224
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    model = lived_in(name)
+    assert_same_function(equalize(model, images=images, inserted=True), model, images)
 
 
 def with_offset(model: nn.Module, layer: str, channel: int, offset: float) -> nn.Module:
