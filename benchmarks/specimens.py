@@ -73,7 +73,7 @@ def _trained(name: str, splits: Splits) -> nn.Module:
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.1  # torchvision's 0.01 needs thousands of steps to settle
     loader = splits.train.loader(64, shuffle=True)
-    epochs = 3 if name == "small_cnn" else 4
+    epochs = 3 if name == "small_cnn" else 2
     return fit(model, loader, epochs=epochs, learning_rate=1e-3, progress=False).model.eval()
 
 

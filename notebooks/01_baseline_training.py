@@ -179,7 +179,8 @@ per_class = pd.concat(
     for model in config.models
 )
 folder.write_table("per_class_baseline.csv", per_class)
-per_class.pivot_table("recall", "class_name", "model", sort=False).round(3)
+recall = per_class.pivot_table("recall", "class_name", "model", sort=False)
+recall.mul(100).add_suffix(": recall (%)").rename_axis(columns=None)
 
 # %% [markdown]
 # ## Handing over

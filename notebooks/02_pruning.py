@@ -114,7 +114,7 @@ accuracies = folder.write_table("pruning_accuracy.csv", accuracy_table(networks,
 # %% tags=["nbval-ignore-output"]
 levels = ["model", "pruning_level"]
 by_recipe = accuracies.pivot_table("accuracy", levels, "recipe", sort=False)
-by_recipe.round(3)
+by_recipe.mul(100).add_suffix(" (%)").rename_axis(columns=None)
 
 # %% tags=["nbval-ignore-output"]
 for model, rows in accuracies.groupby("model", sort=False):

@@ -58,7 +58,8 @@ smallest.join(best).round(4)
 # small network from new weights.
 
 # %% tags=["nbval-ignore-output"]
-pruning.pivot_table("accuracy", ["model", "pruning_level"], "recipe", sort=False).round(4)
+shares = pruning.pivot_table("accuracy", ["model", "pruning_level"], "recipe", sort=False)
+shares.mul(100).add_suffix(" (%)").rename_axis(columns=None)
 
 # %% [markdown]
 # ## What is the frontier of accuracy, latency and size?
