@@ -14,7 +14,7 @@ from edgeopt.experiments import recover_int8
 from edgeopt.experiments.remedies import Rewrites
 from edgeopt.model import FIXED, build_model, channel_groups, fit, fold_batch_norm
 from edgeopt.quantization import barrier_groups
-from edgeopt.quantization.rescaling import plant_collapse
+from edgeopt.quantization.planting import plant_collapse
 from edgeopt.runtimes import RUNTIMES
 
 NETWORKS = (

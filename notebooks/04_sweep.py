@@ -191,7 +191,7 @@ labels, size = study.validation_labels, config.benchmark_batch_size
 options = {"labels": labels, "target": config.part(Target), "batch_size": size}
 sweep = sweep_table(prepared, measured, **options).merge(resident, "left", "candidate")
 fallen = recovery_notes(prepared, repairs, max_accuracy_drop=config.max_int8_drop)
-sweep["int8_recovery"] = sweep["candidate"].map(fallen).fillna("")
+sweep["int8_recovery"] = [fallen.get(name, "") for name in sweep["candidate"]]
 sweep[["candidate", "weight_bytes", "macs", "int8_mac_share", "accepted", "status"]]
 
 # %% tags=["nbval-ignore-output"]

@@ -7,7 +7,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "bias_correction": ["correct_bias", "rounded_activations"],
         "inserted": ["float_modules", "inserted_multiplications"],
-        "rescaling": ["OUTLIER", "barrier_groups", "equalize", "plant_specimen"],
+        "planting": ["plant_specimen"],
+        "rescaling": ["OUTLIER", "barrier_groups", "equalize"],
         "variants": [
             "QuantizationError",
             "TORCH_PRECISIONS",

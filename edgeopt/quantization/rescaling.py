@@ -17,6 +17,8 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, fx, nn
 
 from edgeopt.model import FIXED, ChannelGroups, channel_groups, fold_batch_norm, trace
+from edgeopt.quantization.inserted import insert_scales
+from edgeopt.quantization.offsets import absorb_offsets
 
 SAME_FUNCTION = 1e-4  # of the largest logit
 OUTLIER = 20.0  # times the median channel of its tensor
@@ -116,9 +118,8 @@ class _Observer(fx.Interpreter):
         if not value.isfinite().all():
             raise ValueError(f"tensor {name!r} holds values that are not finite")
         shaped, numbers, places = self._places[name]
-        alike = [
-            axis for axis, size in enumerate(shaped.shape) if size == 1
-        ]  # the batch among them
+        # The batch is one of the axes along which all numbers are alike.
+        alike = [axis for axis, size in enumerate(shaped.shape) if size == 1]
         low = value.new_full((len(numbers),), math.inf)
         low.scatter_reduce_(0, places, value.amin(alike).flatten(), "amin")
         high = value.new_full((len(numbers),), -math.inf)
@@ -234,78 +235,6 @@ def _typical(widths: Tensor) -> Tensor:
     return live.median() if len(live) else widths.new_ones(())
 
 
-def plant_collapse(
-    model: nn.Module,
-    layer: str,
-    channels: int | Sequence[int],
-    factor: float,
-    *,
-    example: Tensor,
-) -> nn.Module:
-    """Multiply output channels of ``layer`` by ``factor`` and divide what reads them by it.
-
-    The fp32 function stays the same (BatchNorm is folded first); with a large factor static int8
-    collapses, because one scale must hold both the planted channels and the others. Through an
-    activation such as Hardswish, which is nearly linear for large values only, the factor is passed
-    on as well: there the function changes a little.
-
-    Parameters
-    ----------
-    example : Tensor
-        One image [1, C, H, W].
-
-    Raises
-    ------
-    ValueError
-        When the layer cannot be rescaled, a channel does not exist, or ``factor`` is not a
-        positive number.
-    """
-    if not (isinstance(factor, (int, float)) and math.isfinite(factor) and factor > 0):
-        raise ValueError(f"factor is {factor!r}; allowed: a positive number")
-    folded = fold_batch_norm(model)
-    groups = channel_groups(folded, example=example)
-    allowed = [name for name, ports in groups.layers.items() if (ports.outputs != FIXED).any()]
-    if layer not in allowed:
-        raise ValueError(f"layer {layer!r} cannot be rescaled; allowed: {', '.join(allowed)}")
-    outputs = groups.layers[layer].outputs
-    chosen = [channels] if isinstance(channels, int) else list(channels)
-    if not chosen or not all(0 <= channel < len(outputs) for channel in chosen):
-        raise ValueError(f"channels of {layer} are {channels!r}; allowed: 0 to {len(outputs) - 1}")
-    scale = torch.ones(groups.count)
-    scale[outputs[chosen]] = factor
-    for ports in groups.barriers.values():
-        if ports.inputs.shape == ports.outputs.shape:
-            scale[ports.outputs[torch.isin(ports.inputs, outputs[chosen])]] = factor
-    scale[FIXED] = 1
-    return rescale(folded, groups, scale)
-
-
-@dataclass(frozen=True, eq=False)
-class Specimen:
-    """A network with one planted channel; in fp32 ``model`` computes what its original does."""
-
-    model: nn.Module
-    layer: str
-    channel: int
-
-
-def plant_specimen(model: nn.Module, *, channel: int, factor: float, example: Tensor) -> Specimen:
-    """Plant a collapse in the first layer that can be rescaled, at ``channel`` or its last one.
-
-    Raises ``ValueError`` where torch.fx cannot trace the network, or no layer can be rescaled.
-    """
-    groups = channel_groups(fold_batch_norm(model), example=example)
-    held = barrier_groups(groups)
-    held[FIXED] = True
-    free = {n: p.outputs for n, p in groups.layers.items() if not held[p.outputs].any()}
-    if not free:
-        raise ValueError(f"no layer of {type(model).__name__} can be rescaled")
-    layer, outputs = next(iter(free.items()))
-    channel = min(channel, len(outputs) - 1)
-    planted = plant_collapse(model, layer, channel, factor, example=example)
-    return Specimen(planted, layer, channel)
-
-
 def equalize(model: nn.Module, *, images: Tensor, inserted: bool = False) -> nn.Module:
     """Give every channel group a fair part of its tensors' range; fp32 is unchanged.
 
@@ -325,9 +254,6 @@ def equalize(model: nn.Module, *, images: Tensor, inserted: bool = False) -> nn.
     RewriteError
         When the rewritten network's logits differ from its parent's.
     """
-    from edgeopt.quantization.inserted import insert_scales
-    from edgeopt.quantization.offsets import absorb_offsets
-
     folded = absorb_offsets(fold_batch_norm(model), images=images)
     groups = channel_groups(folded, example=images[:1])
     ranges = [*channel_ranges(folded, groups, images=images).values()]
@@ -336,5 +262,6 @@ def equalize(model: nn.Module, *, images: Tensor, inserted: bool = False) -> nn.
         ratios = outlier_ratios(groups, ranges, scale=scale)
         scale = torch.where(barrier_groups(groups) & (ratios > OUTLIER), scale / ratios, scale)
     changed = insert_scales(rescale(folded, groups, scale), groups, scale)
-    require_same_function(changed, model.eval(), images=images[:RANGE_BATCH])
+    parent = copy.deepcopy(model).eval()
+    require_same_function(changed, parent, images=images[:RANGE_BATCH])
     return changed

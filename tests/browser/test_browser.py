@@ -132,10 +132,13 @@ def test_what_was_chosen_is_in_the_address_and_comes_back(explorer):
     explorer.uncheck("input[name=log]")
     explorer.select_option("select[name=x]", "memory_mb")
     explorer.locator("#explorer input[type=search]").fill("int8")
-    explorer.locator("#candidates th[data-name=accuracy]").click()
+    head = explorer.locator("#candidates th[data-name=accuracy]")
+    head.click()
+    expect(head).to_have_attribute("aria-sort", "ascending")
     chosen = listed(explorer)
     explorer.reload()
     explorer.wait_for_selector("#frontier .main-svg")
+    expect(head).to_have_attribute("aria-sort", "ascending")
     assert listed(explorer) == chosen
     assert not explorer.is_checked("input[name=runtime][value=torch]")
     assert axis_type(explorer) == "linear"

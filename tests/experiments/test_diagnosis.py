@@ -8,7 +8,7 @@ from torch import nn
 from edgeopt.data.splits import Split
 from edgeopt.experiments.diagnosis import JUDGED, REACHES, diagnose
 from edgeopt.model.networks import SmallCNN
-from edgeopt.quantization.rescaling import plant_collapse
+from edgeopt.quantization.planting import plant_collapse
 from tests.networks import Block
 from tests.specimens import CLASSES, in_colour, splits, trained_cnn, trained_mobilenet
 

@@ -25,7 +25,7 @@ from edgeopt.experiments.repairs import (
 )
 from edgeopt.experiments.sweep import candidate_table
 from edgeopt.model.networks import SmallCNN
-from edgeopt.quantization import rescaling
+from edgeopt.quantization import planting
 from edgeopt.quantization.variants import quantization_aware_train
 from edgeopt.runtimes.contract import Artifact, ArtifactError, ExportError, Int8Options
 from edgeopt.runtimes.export import export_artifact
@@ -51,7 +51,7 @@ COLUMNS = [
 def plant_collapse(model: nn.Module, layer: str, channels, factor: float) -> nn.Module:
     example = splits()[1].take(1)
     example = example if isinstance(model, SmallCNN) else in_colour(example)
-    return rescaling.plant_collapse(model, layer, channels, factor, example=example)
+    return planting.plant_collapse(model, layer, channels, factor, example=example)
 
 
 def recovered(model: nn.Module, folder, *, colour: bool = False, **options) -> Recovery:

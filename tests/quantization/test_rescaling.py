@@ -13,13 +13,12 @@ from edgeopt.model.networks import SmallCNN
 from edgeopt.model.tracing import fold_batch_norm
 from edgeopt.quantization.inserted import ScaledActivation, inserted_multiplications
 from edgeopt.quantization.offsets import OffsetMap, absorb_offsets
+from edgeopt.quantization.planting import plant_collapse, plant_specimen
 from edgeopt.quantization.rescaling import (
     RewriteError,
     channel_ranges,
     equalize,
     outlier_ratios,
-    plant_collapse,
-    plant_specimen,
     require_same_function,
 )
 from edgeopt.system.torchvision import models
