@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -143,8 +144,9 @@ def _alike(recovered: Sequence[Recovered]) -> list[Recovered]:
         mixed = any(candidate.spec.precision == MIXED for candidate in alike)
         percents = [int(100 * candidate.facts["int8_mac_share"]) for candidate in alike]
         reached = all(candidate.spec.recovered for candidate in alike)
+        static = own.spec.precision in STATIC_INT8
         own = replace(own, spec=replace(own.spec, recovered=reached))
-        return named_by_share(own, percent=min(percents) if mixed else None)
+        return named_by_share(own, percent=min(percents) if mixed and static else None)
 
     return [replace(own, candidate=renamed(own.candidate)) for own in recovered]
 
@@ -161,16 +163,18 @@ def recover_candidate(
     found = recover_int8(
         model, validation=validation, folder=folder, runtime=spec.runtime, **options
     )
-    selected = found.selected
+    selected, artifact = found.selected, found.selected.artifact
+    # Another runtime may read the same file: this candidate has one of its own, under its name.
+    folder.mkdir(parents=True, exist_ok=True)
+    own = folder / f"{spec.name}{artifact.path.suffix}"
+    artifact = replace(artifact, path=Path(shutil.copyfile(artifact.path, own)))
     labels = validation.labels.numpy()
     logits = selected.logits
     if logits is None:
-        logits = split_logits(load_session(selected.artifact), validation)
-    facts = artifact_facts(
-        selected.artifact, model=selected.plan.model, logits=logits, labels=labels
-    )
-    precision, remedy = selected.artifact.precision, selected.remedy.name
+        logits = split_logits(load_session(artifact), validation)
+    facts = artifact_facts(artifact, model=selected.plan.model, logits=logits, labels=labels)
+    precision, remedy = artifact.precision, selected.remedy.name
     made = replace(spec, precision=precision, remedy=remedy, recovered=found.reached)
     parent = predict_logits(model, validation).argmax(1).numpy()
-    repaired = with_agreement(Candidate(made, selected.artifact, facts, logits), parent)
+    repaired = with_agreement(Candidate(made, artifact, facts, logits), parent)
     return Recovered(named_by_share(repaired), found.attempts)

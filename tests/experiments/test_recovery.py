@@ -435,3 +435,24 @@ def test_recover_collapsed_repairs_every_seed_of_a_network_of_which_one_fell(can
     assert lost == {candidates[3].name: "int8 collapsed and was not recovered"}
     assert recover_collapsed(candidates, models, **options, batch_size=4) == []
     assert recover_collapsed(candidates[:2], models, **options) == []
+
+
+def test_runtimes_that_share_a_file_have_one_each_once_it_is_named(tmp_path, monkeypatch):
+    require_runtime("openvino")
+    monkeypatch.setattr(remedies, "equalize", lambda model, **options: model)
+    calibration, validation = splits()
+    planted = {("small_cnn", 0, 0.0): plant_collapse(trained_cnn(), "conv1", 3, 1e4)}
+    options = {
+        "validation": {"small_cnn": validation},
+        "calibration": {"small_cnn": calibration.loader(32)},
+        "directory": tmp_path,
+    }
+    specs = grid([0.0], ["fp32", "int8"], ["onnxruntime", "openvino"])
+    tried = prepare_candidates(specs, models=planted, **options)
+    found = recover_collapsed(tried, planted, max_accuracy_drop=0.01, **options)
+    made = [repair.candidate for repair in found]
+    assert [c.spec.precision for c in made] == ["int8-mixed"] * 2
+    for candidate in made:
+        assert candidate.artifact.path.stem == candidate.name
+        assert (tmp_path / candidate.facts["artifact"]).is_file()
+        load_session(candidate.artifact)
