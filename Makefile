@@ -6,6 +6,7 @@ PYTHON ?= python3
 RUN ?= default
 WITH ?= quick
 SCRATCH := build/test-reports
+LITERT := build/litert
 PY := $(VENV)/bin/python
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
@@ -16,7 +17,15 @@ setup: $(VENV)/.edgeopt  ## make the virtual environment and install the pinned 
 
 $(VENV)/.edgeopt: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --editable '.[executorch,openvino,dev]'
+	$(PY) -m pip install --quiet --editable '.[executorch,litert,openvino,dev]'
+	touch $@
+
+litert: setup $(LITERT)/.edgeopt  ## install the converter of the runtime litert, in an environment of its own
+
+$(LITERT)/.edgeopt: Makefile
+	test -x $(LITERT)/bin/python || $(PYTHON) -m venv $(LITERT)
+	$(LITERT)/bin/python -m pip install --quiet torch==2.13.0 torchao==0.18.0 \
+		litert-torch==0.10.0 ai-edge-quantizer==0.10.0 ai-edge-litert==2.3.0
 	touch $@
 
 report: setup  ## run params/$(RUN).yaml into reports/$(RUN)/index.html
@@ -60,6 +69,12 @@ notebooks: setup  ## execute the quick run in place, so that the committed outpu
 verify: setup  ## recompute the checksums of reports/$(RUN)
 	$(PY) -m edgeopt verify --run $(RUN)
 
+bundle: setup  ## write reports/$(RUN)/bundle.pyz, which measures the run on a device without a network
+	$(PY) -m edgeopt bundle --run $(RUN)
+
+results: setup  ## take the results.json of a bundle into the run: make results RUN=x FROM=results.json
+	$(PY) -m edgeopt results --run $(RUN) --from $(FROM)
+
 compare: setup  ## compare the runs $(RUN) and $(WITH); FAIL=1: exit with 1 when the pick got worse
 	$(PY) -m edgeopt compare $(RUN) $(WITH) $(if $(FAIL),--fail)
 
@@ -72,4 +87,4 @@ readme: setup  ## write the results of reports/$(RUN) into README.md
 clean:  ## remove the reports
 	git clean -fdXq reports
 
-.PHONY: help docs setup report test test-code test-notebooks mutants test-slow bench lab lint notebooks verify compare readme clean
+.PHONY: help docs setup litert report test test-code test-notebooks mutants test-slow bench lab lint notebooks verify bundle results compare readme clean

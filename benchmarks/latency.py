@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from scipy.stats import kendalltau
 
+from edgeopt.agent.session import INPUT, OUTPUT
 from edgeopt.config import load_config
 from edgeopt.data import Split
 from edgeopt.decision import Gates, decide
@@ -26,8 +27,6 @@ from edgeopt.metrics import (
 )
 from edgeopt.model import SmallCNN, set_deterministic
 from edgeopt.runtimes import (
-    INPUT,
-    OUTPUT,
     Artifact,
     export_artifact,
     load_session,
@@ -65,7 +64,7 @@ class Nothing:
 def repeated_measurement() -> Iterator[str]:
     """The default run's files measured twice: how far latencies, order and pick move."""
     folder, config = open_run("default"), load_config("params/default.yaml")
-    sweep = folder.read_table("sweep_results.csv")
+    sweep = folder.read_sweep()
     rows = sweep[sweep["status"] == "ok"]
     store = folder.path("artifacts/sweep")
     loaders = {

@@ -27,7 +27,7 @@ def default_run() -> Iterator[str]:
         words = ", ".join(f"{kind} {points:.2f}" for kind, points in drop.items())
         yield f"level {level:g}, points lost: {words} (goal for fine-tuned: {goal})"
     paired = folder.read_table("paired_comparison.csv").set_index("candidate")
-    sweep = folder.read_table("sweep_results.csv").set_index("candidate")
+    sweep = folder.read_sweep().set_index("candidate")
     int8 = [name for name in paired.index if "int8" in name]
     change = sweep["test_accuracy"][int8] - sweep["test_accuracy"].loc[paired["parent"][int8]].array
     yield (

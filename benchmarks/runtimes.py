@@ -50,7 +50,7 @@ def medians(loaders: dict, batch: np.ndarray, *, rounds: int = 20, calls: int = 
 def small_cnn() -> Iterator[str]:
     """The best accepted int8 artifact of the default run against torch eager and ONNX Runtime."""
     folder = open_run("default")
-    sweep = folder.read_table("sweep_results.csv")
+    sweep = folder.read_sweep()
     ok = sweep[sweep["status"] == "ok"]
     int8 = ok[ok["accepted"] & ok["precision"].isin(INT8_PRECISIONS)]
     best = int8.loc[int8["latency_p50_ms"].idxmin()]

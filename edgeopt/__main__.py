@@ -1,4 +1,4 @@
-"""The commands of edgeopt: report, verify, compare, readme, rebuild-embedded."""
+"""The commands of edgeopt: report, verify, compare, bundle, results, readme, rebuild-embedded."""
 
 import argparse
 import logging
@@ -8,14 +8,18 @@ from pathlib import Path
 
 from edgeopt.config import load_config
 from edgeopt.data import rebuild_embedded
+from edgeopt.devices import DeviceError
 from edgeopt.reports import (
     compare_runs,
     find_run,
     make_comparison,
     make_report,
     read_manifest,
+    remake_last_chapter,
+    take_results,
     verify,
     write_readme,
+    write_run_bundle,
 )
 from edgeopt.system import project_root
 
@@ -55,6 +59,20 @@ def compare(options: argparse.Namespace) -> int:
     return int(options.fail and bool(found.regressions))
 
 
+def bundle(options: argparse.Namespace) -> int:
+    """Write a run as one file that a device without a network measures."""
+    path = write_run_bundle(find_run(options.run))
+    log.info("bundle: %s; on the device: python3 %s", path, path.name)
+    return 0
+
+
+def results(options: argparse.Namespace) -> int:
+    """Take in the results of a run's bundle, and make the pages of the run anew."""
+    run = find_run(options.run)
+    log.info("results of %s", take_results(run, options.from_file))
+    return 0 if remake_last_chapter(run) else 1
+
+
 def readme(options: argparse.Namespace) -> int:
     """Write a run's results into README.md."""
     path = write_readme(find_run(options.run), root=project_root())
@@ -89,6 +107,10 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("first", help="name of the run")
     command.add_argument("second", help="name of the run")
     command.add_argument("--fail", action="store_true", help="exit with 1 when the pick got worse")
+    add("bundle", bundle).add_argument("--run", required=True, help="name of the run")
+    command = add("results", results)
+    command.add_argument("--run", required=True, help="name of the run")
+    command.add_argument("--from", dest="from_file", required=True, type=Path, help="results.json")
     add("readme", readme).add_argument("--run", default="default", help="name of the run")
     command = add("rebuild-embedded", rebuild)
     command.add_argument("--data-dir", default="data", help="where the full set is, or will be")
@@ -103,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("papermill").setLevel(logging.WARNING)
     try:
         return options.action(options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, DeviceError) as error:
         log.error("%s", error)
         return 2
 

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from edgeopt.decision import Constraints, Gates
+from edgeopt.devices import HOST, WHEELS, check_device
 from edgeopt.experiments import Schedule, Target
 from edgeopt.runtimes import RUNTIMES, registered
 from edgeopt.schema import (
@@ -40,6 +41,7 @@ NOTEBOOKS = (
     "04_sweep",
     "05_hardware_analysis",
     "06_backbone_sweep",
+    "07_devices",
 )
 # What parameters of earlier versions are called now.
 RENAMED = {
@@ -104,6 +106,10 @@ class ExperimentConfig(_Parts):
     )
     runtimes: tuple[str, ...] = Field(RUNTIMES, min_length=1)
 
+    devices: tuple[str, ...] = Field((HOST,), min_length=1)
+    decide_on: str | None = None
+    device_python: str = Field("python3", min_length=1)
+    device_wheels: Literal[WHEELS] = "fetch"
     threads: Positive = 1
     benchmark_batch_size: Positive = 1
     rounds: Positive = 10
@@ -124,6 +130,11 @@ class ExperimentConfig(_Parts):
     @classmethod
     def _known_runtimes(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(require_known(v, allowed=registered(), what="runtime") for v in values)
+
+    @field_validator("devices")
+    @classmethod
+    def _known_devices(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(check_device, values))
 
     @field_validator("dataset")
     @classmethod
@@ -148,7 +159,9 @@ class ExperimentConfig(_Parts):
             raise ValueError(f"this machine lets the run use {cores} cores; allowed: 1 to {cores}")
         return value
 
-    @field_validator("seeds", "pruning_levels", "precisions", "runtimes", "notebooks", "models")
+    @field_validator(
+        "seeds", "pruning_levels", "precisions", "runtimes", "notebooks", "models", "devices"
+    )
     @classmethod
     def _no_repeats(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
         if len(set(values)) < len(values):
@@ -162,6 +175,10 @@ class ExperimentConfig(_Parts):
             raise ValueError(
                 f"precisions is {list(self.precisions)}; allowed: a list that holds fp32, which "
                 "all others are compared with"
+            )
+        if self.decides not in self.devices:
+            raise ValueError(
+                f"decide_on is {self.decide_on!r}; allowed: one of devices, {list(self.devices)}"
             )
         if 0.0 not in self.pruning_levels:
             raise ValueError(
@@ -177,6 +194,11 @@ class ExperimentConfig(_Parts):
         A notebook declares only the parameters that it uses; the others keep their defaults.
         """
         return cls(**{key: names[key] for key in cls.model_fields if key in names})
+
+    @property
+    def decides(self) -> str:
+        """Device whose numbers decide: ``decide_on``, or the first."""
+        return self.decide_on or self.devices[0]
 
     @property
     def data_folder(self) -> Path:
@@ -246,6 +268,8 @@ def _explain(error: ValidationError) -> str:
             known = ", ".join(ExperimentConfig.model_fields)
             lines.append(f"unknown parameter {key!r}; allowed: {known}")
         else:
-            given = f"parameter {key} is {problem['input']!r}: " if key else ""
+            # A device may have been given with a password, which nothing repeats.
+            shown = "" if key == "devices" else f" is {problem['input']!r}"
+            given = f"parameter {key}{shown}: " if key else ""
             lines.append(given + reason)
     return "; ".join(lines)

@@ -110,6 +110,12 @@ COLUMNS = {
     "decided_by": Column("Decided by", meaning="What it was refused for, misses or leaves open."),
     "artifact": Column("File", meaning="Below artifacts/sweep of the run."),
     "artifact_sha256": Column("SHA-256 of the file"),
+    "regret": Column("Regret", "%", "How much longer than the device's own pick it takes."),
+    "tau": Column("Kendall's tau of the orders"),
+    "load_ms": Column("Loading", "ms"),
+    "first_call_ms": Column("First call", "ms"),
+    "clock_mhz": Column("Clock", "MHz"),
+    "temperature_c": Column("Temperature", "\N{DEGREE SIGN}C"),
     "parity_difference": Column(
         "Difference from torch", meaning="Of the exported float logits, as a share of the largest."
     ),
@@ -146,6 +152,14 @@ COLUMNS = {
         "Latency, median, relative to the reference kernel",
         meaning="The kernel is one matrix product, timed in every round.",
     ),
+    "device": Column("Device", meaning="Where latency and memory were measured."),
+    "device_accuracy": Column("Validation accuracy on the device", "%"),
+    "device_differs": Column("Images answered otherwise than on the host"),
+    "device_logits": Column("Logits, against the host's"),
+    "call_floor_ms": Column(
+        "Floor of a call", "ms", "Median of the runtime's smallest network in the same rounds."
+    ),
+    "call_share": Column("Share of the call", "%", "Of the latency: the floor over the median."),
     "latency_kind": Column("Kind of latency", meaning="measured, or estimated by a multiplier."),
     "throughput_sps": Column("Reciprocal of the mean latency", "images/s"),
     "memory_mb": Column("Weights", "MiB", "What the memory budgets limit."),

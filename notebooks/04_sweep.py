@@ -23,6 +23,10 @@ mean = None
 std = None
 class_names = None
 max_image_pixels = 89478485
+devices = ["host"]
+decide_on = None
+device_python = "python3"
+device_wheels = "fetch"
 models = ["small_cnn"]
 weights = None
 allow_chance = False
@@ -60,8 +64,6 @@ min_accuracy = None
 max_int8_drop = 0.01
 
 # %%
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pandas as pd
 from IPython.display import display
@@ -82,12 +84,17 @@ from edgeopt.decision import (
 from edgeopt.experiments import (
     Target,
     answers_of,
+    candidate_table,
+    compare_devices,
     compare_on_test,
+    device_sweep,
+    floor_images,
     grid,
+    host_answers,
     measure_candidates,
     measured_energy_table,
-    peak_rss_table,
     prepare_candidates,
+    prepare_floors,
     pruned_recipes,
     recall_table,
     recover_collapsed,
@@ -132,6 +139,8 @@ options = study.preparation("artifacts/sweep")
 with process_pool() as pool:
     kept = {"executor": pool, "store": study.prepared}
     prepared = prepare_candidates(specs, models=models, **kept, **options)
+    classes = {"num_classes": len(study.class_names)}
+    floors = prepare_floors(study.role("validation"), config.runtimes, **classes, **kept, **options)
 
 # %% [markdown]
 # An int8 that falls further below its runtime's fp32 than allowed is repaired, not only reported: it
@@ -147,21 +156,32 @@ print("int8 that fell, and its recovery:", ", ".join(r.candidate.name for r in r
 # %% [markdown]
 # ## Measure
 #
-# The candidates of the first seed are the ones that would ship, and the ones that are timed. Timing has
-# the machine to itself. Every round visits all candidates in a new random order, so that a machine that
+# The candidates of the first seed are the ones that would ship, and the ones that are timed, on every
+# device of the run by the same program. Timing has the device to itself. Every round visits all candidates in a new random order, so that a machine that
 # slows down slows all of them alike, and loads each of them anew, because where its memory falls moves a
 # latency by a per cent or two. The clock runs around the runtime's own call and nothing else. Each
-# single call is kept on disk.
+# single call is kept on disk. A network that does next to nothing runs along, one a runtime: what it takes
+# is the floor, the call itself.
 
 # %%
 prepared += [repair.candidate for repair in repairs]
 candidates = [c for c in prepared if c.spec.seed == config.seeds[0]]
-batches = study.batches(config.benchmark_batch_size)
-counts = {"rounds": config.rounds, "calls_per_round": config.calls_per_round}
-measured = measure_candidates(candidates, batches, threads=config.threads, **counts)
-samples = folder.write_table("latency_samples.csv", measured.samples)
+images = study.role("validation")
+own = {
+    "rounds": config.rounds,
+    "calls_per_round": config.calls_per_round,
+    "threads": config.threads,
+}
+timed = (candidates + floors, images | floor_images(images))
+results = {n: measure_candidates(*timed, device=d, **own) for n, d in study.devices.items()}
+print("devices:", ", ".join(f"{n} ({r.facts['cpu']})" for n, r in results.items()))
+
+# %% tags=["nbval-ignore-output"]
+measured = results[config.decides].measured
+samples = measured.samples[~measured.samples["candidate"].isin([f.name for f in floors])]
+folder.write_table("latency_samples.csv", samples)
 conditions = folder.write_table("conditions.csv", measured.conditions)
-print(f"{len(samples):,} timed calls of {len(candidates)} candidates")
+print(f"{len(samples):,} timed calls of {len(candidates)} candidates on {config.decides}")
 
 # %% [markdown]
 # Was the machine quiet? Every round also times a reference kernel, the same small matrix product on any
@@ -185,11 +205,16 @@ folder.save_figure("drift", plots.drift(samples), alt=alt)
 # library included.
 
 # %%
-with ThreadPoolExecutor(2) as pool:
-    resident = peak_rss_table(candidates, executor=pool)
-labels, size = study.validation_labels, config.benchmark_batch_size
-options = {"labels": labels, "target": config.part(Target), "batch_size": size}
-sweep = sweep_table(prepared, measured, **options).merge(resident, "left", "candidate")
+labels = study.validation_labels
+own = {"target": config.part(Target), "batch_size": config.benchmark_batch_size}
+answered = folder.write_table("host_answers.csv", host_answers(prepared))
+smallest = folder.write_table("call_floors.csv", candidate_table(floors))
+tables = {}
+for name, result in results.items():
+    table = sweep_table(prepared, result.measured, labels=labels, **own)
+    known = {"answers": answered, "floors": smallest, "images": images}
+    tables[name] = device_sweep(result, table, **known, **own)
+sweep = tables.pop(config.decides)
 fallen = recovery_notes(prepared, repairs, max_accuracy_drop=config.max_int8_drop)
 sweep["int8_recovery"] = [fallen.get(name, "") for name in sweep["candidate"]]
 sweep[["candidate", "weight_bytes", "macs", "int8_mac_share", "accepted", "status"]]
@@ -261,6 +286,7 @@ by_proxy = folder.write_table(
 )
 by_latency = pareto_frontier(sweep, "latency_ms")
 print("proxy and mean latency give the same frontier:", by_proxy.index.equals(by_latency.index))
+batches = study.batches(config.benchmark_batch_size)
 joules = measured_energy_table(candidates, batches, threads=config.threads)
 sweep = sweep.merge(joules, "left", "candidate")
 print("measured energy:", measured_energy_unavailable() or "by RAPL, in energy_measured_j")
@@ -306,6 +332,19 @@ pick, parent = decision.pick and decision.pick["candidate"], decision.baseline["
 refused = folder.write_table("rejected.csv", decision.rejected)
 refused.head(10)
 
+# %% [markdown]
+# Each other device has its own decision, by the same rules from its own numbers. Chapter 7 sets them side
+# by side. In the figure a dotted line is the least that a call takes of the runtime whose marker is at its
+# foot.
+
+# %% tags=["nbval-ignore-output"]
+rules |= {"recalls": recalls, "answers": answers}
+calls = {name: result.measured.samples for name, result in results.items()}
+decisions = {n: decide(own, samples=calls[n], **rules) for n, own in tables.items()}
+elsewhere = compare_devices({config.decides: decision} | decisions, calls)
+folder.write_table("device_comparison.csv", elsewhere)
+folder.write_json("devices.json", {name: result.facts_around for name, result in results.items()})
+
 # %% tags=["nbval-ignore-output"]
 sweep = sweep.merge(decision.standings, "left", "candidate")
 ax = plots.frontier(sweep, pick=pick, baseline=parent, refused=refused["candidate"])
@@ -338,7 +377,8 @@ for name, rows in tests.items():
 sweep = with_test(sweep, predicted, labels=labels, class_names=study.class_names)
 tests = {"test": comparison.to_dict("records"), "against_pick": against_pick.to_dict("records")}
 folder.write_json("summary.json", decision.to_dict() | tests | {"busy": disturbance(conditions)})
-folder.write_table("sweep_results.csv", sweep)[["candidate", "accuracy", "test_accuracy"]].round(4)
+folder.write_table("sweep_results.csv", pd.concat([sweep, *tables.values()]))
+sweep[["candidate", "accuracy", "test_accuracy"]].round(4)
 
 # %% [markdown]
 # ## Class by class

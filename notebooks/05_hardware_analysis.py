@@ -22,6 +22,10 @@ mean = None
 std = None
 class_names = None
 max_image_pixels = 89478485
+devices = ["host"]
+decide_on = None
+device_python = "python3"
+device_wheels = "fetch"
 models = ["small_cnn"]
 weights = None
 allow_chance = False
@@ -76,7 +80,7 @@ networks = {recipe.model: network for recipe, network in networks.items()}
 shapes = {model: batch.shape for model, batch in study.batches(config.benchmark_batch_size).items()}
 
 # %%
-sweep = folder.read_table("sweep_results.csv")
+sweep = folder.read_sweep()
 ran, store = sweep[sweep["status"] == "ok"], folder.path("artifacts/sweep")
 unpruned = ran[ran["pruning_level"] == 0]
 

@@ -24,7 +24,7 @@ folder = open_run(config.run)
 use_style()
 
 # %%
-sweep = folder.read_table("sweep_results.csv")
+sweep = folder.read_sweep()
 recalls = folder.read_table("per_class.csv")
 decision = folder.read_json("summary.json")
 pruning = folder.read_table("pruning_accuracy.csv")

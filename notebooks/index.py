@@ -12,6 +12,7 @@ from edgeopt.reports import (
     all_files,
     decision_card,
     explorer,
+    hand_off,
     parameter_table,
     provenance_table,
     read_results,
@@ -31,6 +32,12 @@ warnings_box(results)
 
 # %% tags=["remove-input"]
 decision_card(results)
+
+# %% [markdown]
+# ## The hand-off
+
+# %% tags=["remove-input"]
+hand_off(results)
 
 # %% [markdown]
 # ## What would change it

@@ -12,7 +12,7 @@ from edgeopt.model.training import fit
 from edgeopt.runtimes.contract import DEFAULT_OPTIONS, Artifact, Int8Options
 from edgeopt.runtimes.export import export_artifact
 from edgeopt.runtimes.registry import RUNTIMES, runtime_named
-from edgeopt.system.host import host_facts, int8_scheme
+from edgeopt.system import host_facts, int8_scheme
 from tests.conftest import striped_split
 
 CLASSES = 4

@@ -2,42 +2,46 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
+import pytest
 from torch import nn
 
-from edgeopt.runtimes.contract import Operation, Runtime, Session
+from edgeopt.runtimes import registry
+from edgeopt.runtimes.contract import Operation, Runtime
 from edgeopt.runtimes.parity import check_parity, parity_images
+from tests.linear_session import read, run
+
+NAME = "numpy-linear"
 
 
-class LinearSession(Session):
-    """Arrays that are multiplied; NumPy's threads are the process's."""
-
-    threads = 1
-
-    def __init__(self, artifact, *, threads):
-        super().__init__(artifact)
-        self._arrays = read(artifact.path)
-
-    @contextmanager
-    def _ready(self, images):
-        yield partial(run, self._arrays, images)
-
-    def _logits(self, returned):
-        return returned
+@contextmanager
+def installed(folder: Path) -> Iterator[None]:
+    """Install a package that registers the runtime, as ``pip install`` would."""
+    info = folder / "site" / "edgeopt_linear-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: edgeopt-linear\nVersion: 1.0\n")
+    entry = f"[{registry.GROUP}]\n{NAME} = tests.linear_runtime:LinearRuntime\n"
+    (info / "entry_points.txt").write_text(entry)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(info.parent)
+        registry.registered.cache_clear()
+        yield
+    registry.registered.cache_clear()
 
 
 class LinearRuntime(Runtime):
     """Linear layers one after the other, in float32."""
 
-    name = "numpy-linear"
+    name = NAME
     title = "NumPy"
     marker = "P"
     suffix = ".npz"
     precisions = ("fp32",)
-    session = LinearSession
+    session = "tests.linear_session:LinearSession"
+    packages = ("numpy",)
 
     def write(self, model, path, *, input_shape, tolerance, **_):
         """Write weights and biases in the order of the layers."""
@@ -67,15 +71,3 @@ class LinearRuntime(Runtime):
     def weight_bytes(self, artifact) -> int:
         """Bytes of all arrays."""
         return sum(array.nbytes for array in read(artifact.path))
-
-
-def read(path):
-    with np.load(path) as file:
-        return [file[name] for name in file.files]
-
-
-def run(arrays, images):
-    rows = images.reshape(len(images), -1)
-    for weight, bias in zip(arrays[::2], arrays[1::2], strict=True):
-        rows = rows @ weight.T + bias
-    return rows

@@ -7,6 +7,7 @@ import io
 import logging
 import multiprocessing
 import random
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -24,6 +25,14 @@ import torch  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 MODULES = (
+    "agent.conditions",
+    "agent.journal",
+    "agent.pixels",
+    "agent.plan",
+    "agent.rounds",
+    "agent.session",
+    "agent.supervisor",
+    "agent.worker",
     "decision.answers",
     "decision.budgets",
     "decision.choice",
@@ -118,14 +127,15 @@ class Mutated(SourceFileLoader, MetaPathFinder):
 
 def is_noticed(mutant: tuple[str, ast.Module], *, module: str) -> bool:
     """Run the module's own tests on a mutant, in this process."""
+    signal.alarm(SECONDS)  # a mutant that hangs leaves its place to the next
     room, name = module.split(".")
     path = ROOT / "edgeopt" / room / f"{name}.py"
     sys.meta_path.insert(0, Mutated(f"edgeopt.{module}", str(path), mutant[1]))
     quiet = io.StringIO()
     with redirect_stdout(quiet), redirect_stderr(quiet):
         test = ROOT / "tests" / room / f"test_{TESTED_BY.get(name, name)}.py"
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "filterwarnings="]
-        return pytest.main([*options, str(test)]) != 0
+        without = [f"-pno:{plugin}" for plugin in ("cacheprovider", "xdist", "nbval")]
+        return pytest.main(["-xq", *without, "-o", "filterwarnings=", str(test)]) != 0
 
 
 def main() -> int:
@@ -144,7 +154,8 @@ def main() -> int:
         some = random.Random(0).sample(every, min(options.each, len(every)))
         with context.Pool(maxtasksperchild=1) as pool:
             try_one = partial(is_noticed, module=module)
-            if pool.apply(try_one, (("nothing", ast.parse(source)),)):
+            nothing = ("nothing", ast.parse(source))
+            if _result(pool.apply_async(try_one, (nothing,))):
                 raise RuntimeError(f"the tests of {module} fail without a mutant")
             jobs = [pool.apply_async(try_one, (mutant,)) for mutant in some]
             found = [_result(job) for job in jobs]

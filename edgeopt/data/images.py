@@ -1,13 +1,22 @@
-"""One picture file -> the bytes that are stored: upright, in 8 bits, in size and channels."""
+"""One picture file -> the bytes that are stored: upright, in 8 bits, in size and channels.
 
-import hashlib
+It goes along with a shipped model: NumPy and Pillow alone, Python 3.9 or newer.
+"""
+
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from edgeopt.data.preprocessing import Preprocessing
+from edgeopt.system.files import file_sha256
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edgeopt.data.preprocessing import Preprocessing
 
 # Pillow's modes of more than 8 bits a channel, and the formats in which they are 16-bit grey.
 _GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -27,13 +36,12 @@ def read_picture(path: Path, preprocessing: Preprocessing) -> tuple[NDArray[np.u
         When the file is not a picture, is broken, or has more pixels than allowed; it is named.
     """
     try:
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(0)
-            with _opened(file, limit=preprocessing.max_image_pixels) as picture:
-                depth = _grey_depth(picture)
-                upright = ImageOps.exif_transpose(picture)
-                colour = _eight_bit(upright, depth=depth).convert("RGB")
+        content = file_sha256(path)
+        limit = preprocessing.max_image_pixels
+        with path.open("rb") as file, _opened(file, limit=limit) as picture:
+            depth = _grey_depth(picture)
+            upright = ImageOps.exif_transpose(picture)
+            colour = _eight_bit(upright, depth=depth).convert("RGB")
         return stored_form(colour, preprocessing), content
     except Exception as error:  # Pillow's readers raise whatever they like on a broken file
         raise ValueError(f"cannot read the image {path}: {error}") from error
@@ -90,18 +98,15 @@ def _eight_bit(picture: Image.Image, *, depth: int) -> Image.Image:
 
 
 def _scaled(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Scale as torchvision's Resize and CenterCrop do."""
     size = preprocessing.image_size
     if size is None or picture.size == (size, size):
         return picture
-    from edgeopt.system.torchvision import transforms
-
-    functional = transforms.functional
-    how = transforms.InterpolationMode(preprocessing.interpolation)
+    how = Image.Resampling[preprocessing.interpolation.upper()]
     if preprocessing.resize == "stretch":
-        return functional.resize(picture, [size, size], interpolation=how)
-    width, height = picture.size
-    grown = [side * size // min(width, height) for side in (width, height)]
+        return picture.resize((size, size), how)
+    shorter = min(picture.size)
+    grown = [side * size // shorter for side in picture.size]
     _require_pixels(*grown, limit=preprocessing.max_image_pixels, what="scaled it would be")
-    return functional.center_crop(
-        functional.resize(picture, [size], interpolation=how), [size, size]
-    )
+    left, top = (round((side - size) / 2) for side in grown)
+    return picture.resize(grown, how).crop((left, top, left + size, top + size))

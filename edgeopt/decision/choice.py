@@ -219,8 +219,16 @@ def _reason(pick: pd.Series, fitting: pd.DataFrame, table: pd.DataFrame, baselin
     )
     return (
         f"{pick['candidate']} is {how} of the {len(peers)} (out of {len(table)}) candidates "
-        f"{quality}: {numbers}, {against}.{open_gates}"
+        f"{quality}: {numbers}, {against}.{_call_share(pick)}{open_gates}"
     )
+
+
+def _call_share(pick: pd.Series) -> str:
+    """Say how much of the latency is the call itself, where that was measured."""
+    share = pick.get("call_share")
+    if not known(share):
+        return ""
+    return f" {quantity('call_share', share)} of its latency is the call of the runtime itself."
 
 
 def _change(column: str, value: float) -> str:

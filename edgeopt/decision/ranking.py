@@ -74,9 +74,9 @@ def _missing_margin(
         ratio, low = ratios.iloc[1]
         if ratio == 1:  # the pick is the slower one
             return []
-        lighter = runner_up["memory_mb"] < pick["memory_mb"]
-        noise = min(1 + cap, ratio / low)
-        target = pick["latency_p50_ms"] * (noise if lighter else 1 / noise)
+        own, other = ((row["memory_mb"], -row["accuracy"]) for row in (runner_up, pick))
+        lead = int(own < other) - int(own > other)  # as fast within noise, it would win, or lose
+        target = pick["latency_p50_ms"] * min(1 + cap, ratio / low) ** lead
         return [_step(runner_up, "latency_p50_ms", to=target)]
     for column, better in (("memory_mb", lt), ("accuracy", gt), ("latency_p50_ms", lt)):
         if pick[column] != runner_up[column]:

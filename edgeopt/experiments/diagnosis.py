@@ -17,7 +17,7 @@ JUDGED = 8  # tensors of which the accuracy alone is measured
 REACHES = ("rescaling", "an inserted scale", "nothing")  # what can shrink a channel
 
 
-def diagnose(model: nn.Module, images: Split) -> pd.DataFrame:
+def diagnose(model: nn.Module, images: Split, *, judged: int = JUDGED) -> pd.DataFrame:
     """Say which tensors of a network 8 bits with one range do not hold; fp32 is enough for it.
 
     It is of the network alone, and so of every runtime's static int8. One row per tensor that a
@@ -27,7 +27,7 @@ def diagnose(model: nn.Module, images: Split) -> pd.DataFrame:
     - ``outlier_ratio``: the largest magnitude of that channel over the median channel's;
     - ``sqnr_db``: signal over rounding noise of the median channel, because in a sum over channels
       one huge channel hides that all the others are lost;
-    - ``accuracy_alone``: accuracy with this tensor alone rounded, of the worst ones;
+    - ``accuracy_alone``: accuracy with this tensor alone rounded, of the ``judged`` worst ones;
     - ``tied_to``: other layers that write the same channel group, and have to be rescaled with it;
     - ``reach``: what can shrink the channel, one of ``REACHES``; unknown ("") where torch.fx cannot
       trace the network.
@@ -56,7 +56,7 @@ def diagnose(model: nn.Module, images: Split) -> pd.DataFrame:
         for name, written in tensors.items()
     ]
     table = pd.DataFrame(rows).sort_values("sqnr_db", ignore_index=True)
-    worst = table["layer"].head(JUDGED)
+    worst = table["layer"].head(judged)
     alone = {name: _accuracy_alone(network, name, batch, labels) for name in worst}
     return table.assign(accuracy_alone=table["layer"].map(alone))
 

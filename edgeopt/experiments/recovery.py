@@ -10,16 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor, nn
 
 from edgeopt.data import Split
-from edgeopt.experiments.candidates import (
-    split_logits,
-)
-from edgeopt.experiments.diagnosis import diagnose
+from edgeopt.experiments.candidates import Candidate, split_logits
 from edgeopt.experiments.remedies import (
-    Calibration,
     Plan,
     Remedy,
     Rewrites,
@@ -27,8 +22,7 @@ from edgeopt.experiments.remedies import (
     later_remedies,
 )
 from edgeopt.metrics import latency_statistics, measure_latency
-from edgeopt.model import predict_logits
-from edgeopt.quantization import QuantizationError, calibration_images
+from edgeopt.quantization import QuantizationError
 from edgeopt.runtimes import (
     Artifact,
     ArtifactError,
@@ -46,8 +40,6 @@ from edgeopt.system import U8S8, Int8Scheme, RuntimeUnavailable
 logger = logging.getLogger(__name__)
 
 PARENT = "none (fp32)"
-DIAGNOSIS_IMAGES = 128
-SCREENING_IMAGES = 256
 SCREENING_MARGIN = 0.03  # what so many images may say wrongly of an accuracy
 ROUNDING = 1e-9  # of the subtraction; far below one image's worth of accuracy
 FAILURES = (ExportError, ArtifactError, QuantizationError, RuntimeUnavailable, ValueError)
@@ -59,6 +51,7 @@ class Attempt:
 
     ``accuracy`` is of ``images`` images: all of validation or, where these calibration images
     already said that it falls short, ``SCREENING_IMAGES`` of calibration; then ``logits`` is None.
+    ``drop`` is how far it is below fp32's of the same images.
     """
 
     remedy: Remedy
@@ -66,6 +59,7 @@ class Attempt:
     artifact: Artifact | None = None
     logits: np.ndarray | None = None
     accuracy: float = math.nan
+    drop: float = math.nan
     images: int = 0
     int8_mac_share: float = math.nan
     error: str = ""
@@ -90,37 +84,53 @@ class _Judge:
 
     runtime: Runtime
     validation: Split
-    screening: Split
-    calibration: Calibration
+    rewrites: Rewrites
     scheme: Int8Scheme
     threads: int
     files: Iterator[Path]
-    made: dict[tuple, Artifact]
-    screening_goal: float
+    max_accuracy_drop: float
+    known: Mapping[str, Candidate | None]  # by remedy
+    fp32: float = math.nan  # accuracy on validation
 
     def attempt(self, remedy: Remedy) -> Attempt:
         """Try a remedy: how it went."""
         try:
             plan = remedy.make()
+            if known := self.known.get(remedy.name):
+                share = known.facts["int8_mac_share"]
+                return self._scored(remedy, plan, known.artifact, known.logits, share)
             artifact = labelled(self._artifact(plan))
             share = verify_label(artifact)
             session = load_session(artifact, threads=self.threads)
-            quick = _accuracy(split_logits(session, self.screening), self.screening)
-            if quick < self.screening_goal:
-                return Attempt(remedy, plan, artifact, None, quick, len(self.screening), share)
+            some = self.rewrites.screening
+            quick = _accuracy(split_logits(session, some).argmax(1), some)
+            drop = _accuracy(self.rewrites.answers(some), some) - quick
+            if drop > self.max_accuracy_drop + SCREENING_MARGIN:
+                return Attempt(remedy, plan, artifact, None, quick, drop, len(some), share)
             logits = split_logits(session, self.validation)
         except FAILURES as error:
             return Attempt(remedy, error=str(error))
-        accuracy = _accuracy(logits, self.validation)
-        return Attempt(remedy, plan, artifact, logits, accuracy, len(self.validation), share)
+        return self._scored(remedy, plan, artifact, logits, share)
+
+    def _scored(
+        self, remedy: Remedy, plan: Plan, artifact: Artifact, logits: np.ndarray, share: float
+    ) -> Attempt:
+        accuracy, count = _accuracy(logits.argmax(1), self.validation), len(self.validation)
+        drop = self.fp32 - accuracy
+        return Attempt(remedy, plan, artifact, logits, accuracy, drop, count, share)
+
+    def reached(self, attempt: Attempt) -> bool:
+        """Whether an attempt is inside the budget, on validation."""
+        return attempt.logits is not None and attempt.drop <= self.max_accuracy_drop + ROUNDING
 
     def _artifact(self, plan: Plan) -> Artifact:
         # Runtimes that share a writer read the same file.
         writer = type(self.runtime).write
         key = (writer, plan.model, plan.calibration, plan.float_layers, plan.precision)
-        if key not in self.made:
-            self.made[key] = self._export(plan)
-        return replace(self.made[key], runtime=self.runtime.name)
+        made = self.rewrites.artifacts
+        if key not in made:
+            made[key] = self._export(plan)
+        return replace(made[key], runtime=self.runtime.name)
 
     def _export(self, plan: Plan) -> Artifact:
         path = next(self.files)
@@ -132,7 +142,7 @@ class _Judge:
             runtime=self.runtime.name,
             precision=plan.precision,
             input_shape=(1, *self.validation.shape),
-            calibration=self.calibration,
+            calibration=self.rewrites.calibration,
             options=options if plan.precision == "int8" else Int8Options(),
         )
 
@@ -150,6 +160,7 @@ def recover_int8(
     rewrites: Rewrites | None = None,
     scheme: Int8Scheme = U8S8,
     exhaustive: bool = False,
+    prepared: Mapping[str, Candidate | None] | None = None,
     threads: int = 1,
     rounds: int = 10,
     calls_per_round: int = 20,
@@ -161,7 +172,7 @@ def recover_int8(
     dynamic quantization, quantization-aware training. From bias correction on, each starts from
     the most accurate plan found before it. Artifacts take one image; a remedy that falls far short
     on a few hundred calibration images is not scored on validation. Those tried are timed together
-    at the end, in interleaved rounds.
+    at the end, in interleaved rounds, unless ``rounds`` is 0.
 
     Parameters
     ----------
@@ -183,6 +194,8 @@ def recover_int8(
         Integer types of static int8 in ONNX files, those that suit the CPU that will run it.
     exhaustive : bool
         Try every remedy, also after the budget is met.
+    prepared : mapping, optional
+        The fp32 of the same runtime and its int8 as it is, by remedy, scored on ``validation``.
 
     Returns
     -------
@@ -200,76 +213,60 @@ def recover_int8(
     """
     if isinstance(max_accuracy_drop, bool) or not 0 <= max_accuracy_drop < 1:
         raise ValueError(f"max_accuracy_drop is {max_accuracy_drop!r}; allowed: [0, 1)")
-    batches = tuple(calibration)
-    calibration_images(batches)
-    rewrites = rewrites or Rewrites(model, calibration=batches, train_quantized=train_quantized)
-    screening = _screening(batches)
-    quick = _accuracy(predict_logits(model, screening).numpy(), screening)
+    if rewrites is None:
+        rewrites = Rewrites(model, calibration=calibration, train_quantized=train_quantized)
     judge = _Judge(
         runtime=runtime_named(runtime),
         validation=validation,
-        screening=screening,
-        screening_goal=quick - max_accuracy_drop - SCREENING_MARGIN,
-        calibration=batches,
+        rewrites=rewrites,
         scheme=scheme,
         threads=threads,
         files=(Path(folder) / f"{number:02d}" for number in itertools.count()),
-        made=rewrites.artifacts,
+        max_accuracy_drop=max_accuracy_drop,
+        known=prepared or {},
     )
     parent = judge.attempt(Remedy(PARENT, lambda: Plan(model, precision="fp32")))
     if parent.error:
         raise ExportError(f"the fp32 model cannot be served: {parent.error}")
-    goal = parent.accuracy - max_accuracy_drop - ROUNDING
+    judge = replace(judge, fp32=parent.accuracy)
     tried: list[Attempt] = []
-    for remedy in _remedies(rewrites, judge, tried, float_layers):
+    for remedy in _remedies(judge, tried, float_layers):
         tried.append(judge.attempt(remedy))
         logger.info("%s: accuracy %.4f %s", remedy.name, tried[-1].accuracy, tried[-1].error)
-        if _reached(tried[-1], goal) and not exhaustive:
+        if judge.reached(tried[-1]) and not exhaustive:
             break
-    latency = _latencies([parent, *tried], validation, threads, rounds, calls_per_round)
-    selected = next((a for a in tried if _reached(a, goal)), None) or _most_accurate(tried)
-    table = _attempts_table([parent, *tried], latency=latency, goal=goal)
-    return Recovery(selected, _reached(selected, goal), table)
+    every = [replace(parent, drop=0.0), *tried]
+    latency = _latencies(every, validation, threads, rounds, calls_per_round) if rounds else {}
+    selected = next(filter(judge.reached, tried), None) or _most_accurate(tried)
+    table = _attempts_table(every, latency=latency, reached=judge.reached)
+    return Recovery(selected, judge.reached(selected), table)
 
 
 def _remedies(
-    rewrites: Rewrites, judge: _Judge, tried: Sequence[Attempt], float_layers: Sequence[int]
+    judge: _Judge, tried: Sequence[Attempt], float_layers: Sequence[int]
 ) -> Iterator[Remedy]:
     """Yield remedies in order of cost; ``tried`` fills up meanwhile, and later ones start there."""
-    images = judge.screening.first(DIAGNOSIS_IMAGES)
 
     def best() -> tuple[str, Plan]:
         attempt = _most_accurate(tried)
         return attempt.remedy.name, attempt.plan
 
-    diagnosis = diagnose(rewrites.model, images)
-    yield from first_remedies(rewrites, runtime=judge.runtime, diagnosis=diagnosis)
-    diagnosis = diagnose(best()[1].model, images)
-    yield from later_remedies(
-        rewrites, best, runtime=judge.runtime, diagnosis=diagnosis, counts=float_layers
-    )
+    own = {"runtime": judge.runtime}
+    yield from first_remedies(judge.rewrites, **own)
+    yield from later_remedies(judge.rewrites, best, counts=float_layers, **own)
 
 
-def _screening(batches: Calibration) -> Split:
-    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    return Split(images[:SCREENING_IMAGES], labels[:SCREENING_IMAGES])
-
-
-def _accuracy(logits: np.ndarray, split: Split) -> float:
-    return float((logits.argmax(axis=1) == split.labels.numpy()).mean())
-
-
-def _reached(attempt: Attempt, goal: float) -> bool:
-    return attempt.logits is not None and attempt.accuracy >= goal
+def _accuracy(answers: np.ndarray, split: Split) -> float:
+    return float((answers == split.labels.numpy()).mean())
 
 
 def _most_accurate(tried: Sequence[Attempt]) -> Attempt:
-    """Find the best attempt; one that was scored on validation is better than one that was not."""
+    """Find the attempt that lost least against fp32."""
     made = [attempt for attempt in tried if not attempt.error]
     if not made:
         errors = "; ".join(f"{attempt.remedy.name}: {attempt.error}" for attempt in tried)
         raise ExportError(f"no remedy could be applied: {errors}")
-    return max(made, key=lambda attempt: (attempt.logits is not None, attempt.accuracy))
+    return min(made, key=lambda attempt: attempt.drop)
 
 
 def _latencies(
@@ -283,20 +280,22 @@ def _latencies(
 
 
 def _attempts_table(
-    attempts: Sequence[Attempt], *, latency: Mapping[str, float], goal: float
+    attempts: Sequence[Attempt],
+    *,
+    latency: Mapping[str, float],
+    reached: Callable[[Attempt], bool],
 ) -> pd.DataFrame:
-    parent = attempts[0]
     return pd.DataFrame(
         {
             "remedy": a.remedy.name,
             "based_on": a.remedy.based_on,
             "accuracy": a.accuracy,
             "images": a.images,
-            "accuracy_drop": parent.accuracy - a.accuracy,
+            "accuracy_drop": a.drop,
             "latency_ms": latency.get(a.remedy.name, math.nan),
             "artifact_bytes": a.artifact.size_bytes if a.artifact else math.nan,
             "int8_mac_share": a.int8_mac_share,
-            "reached": a is not parent and _reached(a, goal),
+            "reached": a is not attempts[0] and reached(a),
             "error": a.error,
         }
         for a in attempts

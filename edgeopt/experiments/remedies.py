@@ -1,19 +1,24 @@
 """The remedies for lost int8 accuracy: each turns a plan into another, cheapest first."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from edgeopt.experiments.diagnosis import REACHES
-from edgeopt.quantization import OUTLIER, correct_bias, equalize
+from edgeopt.data import Split
+from edgeopt.experiments.diagnosis import REACHES, diagnose
+from edgeopt.model import predict_logits
+from edgeopt.quantization import OUTLIER, calibration_images, correct_bias, equalize
 from edgeopt.runtimes import CALIBRATIONS, Artifact, Runtime
 
 AS_IT_IS = "static int8 as it is"
+DIAGNOSIS_IMAGES = 128
+SCREENING_IMAGES = 256
 
-Calibration = tuple[tuple[Tensor, Tensor], ...]
 Train = Callable[[nn.Module], nn.Module]
 
 
@@ -37,43 +42,59 @@ class Remedy:
 
 
 class Rewrites:
-    """What remedies make of one network, each network and file once, for every runtime."""
+    """What is found of one network once, for every runtime: networks, files, answers, diagnoses."""
 
     def __init__(
-        self, model: nn.Module, *, calibration: Calibration, train_quantized: Train | None = None
+        self,
+        model: nn.Module,
+        *,
+        calibration: Iterable[tuple[Tensor, Tensor]],
+        train_quantized: Train | None = None,
     ) -> None:
         self.model, self.train_quantized = model, train_quantized
-        self._calibration = calibration
-        self._made: dict[tuple[str, nn.Module], nn.Module | ValueError] = {}
+        self.calibration = tuple(calibration)
+        self._images = torch.cat(calibration_images(self.calibration))
+        labels = torch.cat([labels for _, labels in self.calibration])
+        self.screening = Split(self._images[:SCREENING_IMAGES], labels[:SCREENING_IMAGES])
         self.artifacts: dict[tuple, Artifact] = {}
+        self._made: dict[tuple, Any] = {}
+
+    def answers(self, split: Split) -> np.ndarray:
+        """Classes [N] that the network gives in torch."""
+        return self._once(
+            "answers", split.digest, lambda _: predict_logits(self.model, split).argmax(1).numpy()
+        )
+
+    def diagnosis(self, model: nn.Module) -> pd.DataFrame:
+        """Which tensors 8 bits do not hold, the noisiest first."""
+        some = self.screening.first(DIAGNOSIS_IMAGES)
+        return self._once("diagnosis", model, lambda m: diagnose(m, some, judged=0))
 
     def equalized(self) -> nn.Module:
         """Channel groups rescaled."""
-        return self._once("equalized", self.model, self._equalize)
+        return self._once("equalized", self.model, lambda m: equalize(m, images=self._images))
 
     def inserted(self) -> nn.Module:
         """Channel groups rescaled, and scales inserted where only these help."""
-        return self._once("inserted", self.model, lambda m: self._equalize(m, inserted=True))
+        return self._once(
+            "inserted", self.model, lambda m: equalize(m, images=self._images, inserted=True)
+        )
 
     def corrected(self, model: nn.Module) -> nn.Module:
         """Biases corrected for what rounding does to every channel's mean."""
         return self._once(
-            "corrected", model, lambda m: correct_bias(m, calibration=self._calibration)
+            "corrected", model, lambda m: correct_bias(m, calibration=self.calibration)
         )
 
     def trained(self, model: nn.Module) -> nn.Module:
         """Weights trained under simulated int8."""
         return self._once("trained", model, self.train_quantized)
 
-    def _equalize(self, model: nn.Module, *, inserted: bool = False) -> nn.Module:
-        images = torch.cat([images for images, _ in self._calibration])
-        return equalize(model, images=images, inserted=inserted)
-
-    def _once(self, kind: str, model: nn.Module, make: Train) -> nn.Module:
-        key = (kind, model)  # modules compare by identity
+    def _once(self, kind: str, subject: Any, make: Callable[[Any], Any]) -> Any:
+        key = (kind, subject)  # modules compare by identity
         if key not in self._made:
             try:
-                self._made[key] = make(model)
+                self._made[key] = make(subject)
             except ValueError as error:
                 self._made[key] = error
         if isinstance(self._made[key], ValueError):
@@ -81,28 +102,26 @@ class Rewrites:
         return self._made[key]
 
 
-def first_remedies(
-    rewrites: Rewrites, *, runtime: Runtime, diagnosis: pd.DataFrame
-) -> Iterator[Remedy]:
-    """Other ranges for the same function, the one that the diagnosis points to first.
+def rescalings(rewrites: Rewrites) -> list[Remedy]:
+    """Same function, other ranges: that first which the diagnosis points to."""
+    diagnosis = rewrites.diagnosis(rewrites.model)
+    reach = diagnosis.loc[diagnosis["outlier_ratio"] > OUTLIER, "reach"]
+    plain = Remedy("channel groups rescaled", lambda: Plan(rewrites.equalized()))
+    inserted = Remedy("scales inserted", lambda: Plan(rewrites.inserted()))
+    return [inserted, plain] if REACHES[1] in set(reach) else [plain]
 
-    Where a channel is an outlier, rescaling comes before other calibration methods; where only an
-    inserted scale reaches it, that comes first.
-    """
+
+def first_remedies(rewrites: Rewrites, *, runtime: Runtime) -> Iterator[Remedy]:
+    """Yield other ranges for the same function; where a channel is an outlier, rescaling first."""
     yield Remedy(AS_IT_IS, lambda: Plan(rewrites.model))
-    outliers = diagnosis[diagnosis["outlier_ratio"] > OUTLIER]["reach"]
-    _, inserted, _ = REACHES
-    rescaling = [
-        Remedy("channel groups rescaled", lambda: Plan(rewrites.equalized())),
-        Remedy("scales inserted", lambda: Plan(rewrites.inserted())),
-    ]
-    rescaling = rescaling[::-1] if (outliers == inserted).any() else rescaling[:1]
+    outlier = rewrites.diagnosis(rewrites.model)["outlier_ratio"].max() > OUTLIER
     methods = list(CALIBRATIONS)[1:] if runtime.takes_int8_options else []
     calibrations = [
         Remedy(f"calibration: {method}", lambda method=method: Plan(rewrites.model, method))
         for method in methods
     ]
-    yield from [*rescaling, *calibrations] if len(outliers) else [*calibrations, *rescaling]
+    rescaling = rescalings(rewrites)
+    yield from [*rescaling, *calibrations] if outlier else [*calibrations, *rescaling]
 
 
 def later_remedies(
@@ -110,7 +129,6 @@ def later_remedies(
     best: Callable[[], tuple[str, Plan]],
     *,
     runtime: Runtime,
-    diagnosis: pd.DataFrame,
     counts: Sequence[int],
 ) -> Iterator[Remedy]:
     """Yield what changes the function; each remedy starts from the ``best`` plan before it."""
@@ -119,7 +137,7 @@ def later_remedies(
         "bias correction", lambda: replace(plan, model=rewrites.corrected(plan.model)), name
     )
     name, plan = best()
-    yield from _float_layers(plan, diagnosis, counts=counts, based_on=name)
+    yield from _float_layers(plan, rewrites.diagnosis(plan.model), counts=counts, based_on=name)
     name, plan = best()
     if "int8-dynamic" in runtime.precisions:
         yield Remedy("dynamic", lambda: Plan(plan.model, precision="int8-dynamic"), name)

@@ -1,10 +1,13 @@
 """Candidates whose int8 collapsed: which they are, and what repairs make of them."""
 
 import logging
-import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,32 +24,34 @@ from edgeopt.experiments.candidates import (
     split_logits,
     with_agreement,
 )
-from edgeopt.experiments.recovery import FAILURES, ROUNDING, recover_int8
-from edgeopt.experiments.remedies import Rewrites
-from edgeopt.model import predict_logits
-from edgeopt.runtimes import load_session
+from edgeopt.experiments.recovery import FAILURES, PARENT, ROUNDING, recover_int8
+from edgeopt.experiments.remedies import AS_IT_IS, Rewrites, rescalings
+from edgeopt.runtimes import load_session, runtime_named
 from edgeopt.schema import MIXED, STATIC_INT8
-from edgeopt.system import U8S8, Int8Scheme
+from edgeopt.system import U8S8, ByValue, Int8Scheme, run_in_order
 
 logger = logging.getLogger(__name__)
+
+Fallen = tuple[CandidateSpec, dict[str, Candidate | None]]  # what is known of it, by remedy
 
 
 def collapsed(candidates: Iterable[Candidate], *, max_accuracy_drop: float) -> list[Candidate]:
     """Find the static int8 candidates further below their own runtime's fp32 than allowed."""
     ran = [c for c in candidates if not c.error]
-    fp32 = {
-        (c.spec.network, c.spec.runtime): c.facts["accuracy"]
-        for c in ran
-        if c.spec.precision == "fp32"
-    }
-    int8 = [c for c in ran if c.spec.precision in STATIC_INT8]
+    fp32 = _parents(ran)
     least = max_accuracy_drop + ROUNDING
 
     def fell(own: Candidate) -> bool:
-        parent = fp32.get((own.spec.network, own.spec.runtime), -math.inf)
-        return own.facts["accuracy"] < parent - least
+        parent = fp32.get((own.spec.network, own.spec.runtime))
+        return bool(parent) and own.facts["accuracy"] < parent.facts["accuracy"] - least
 
-    return [candidate for candidate in int8 if fell(candidate)]
+    return [own for own in ran if own.spec.precision in STATIC_INT8 and fell(own)]
+
+
+def _parents(candidates: Iterable[Candidate]) -> dict[tuple[NetworkKey, str], Candidate]:
+    """Find the fp32 candidates that were prepared, by network and runtime."""
+    fp32 = (c for c in candidates if c.spec.precision == "fp32" and not c.error)
+    return {(c.spec.network, c.spec.runtime): c for c in fp32}
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +77,7 @@ def recover_collapsed(
     directory: Path,
     scheme: Int8Scheme = U8S8,
     batch_size: int = 1,
+    executor: Executor | None = None,
 ) -> list[Recovered]:
     """Repair the static int8 of every network and runtime of which one seed's collapsed.
 
@@ -82,33 +88,74 @@ def recover_collapsed(
     :func:`edgeopt.experiments.prepare_candidates`. A recovery that fails is logged and left out;
     so are all at a ``batch_size`` other than 1, at which the remedies are not tried.
     """
-    broken = {_cell(c.spec) for c in collapsed(candidates, max_accuracy_drop=max_accuracy_drop)}
+    fallen = collapsed(candidates, max_accuracy_drop=max_accuracy_drop)
+    broken = {_cell(c.spec) for c in fallen}
     if broken and batch_size != 1:
         logger.warning("int8 is not repaired at batch size %d: %s", batch_size, sorted(broken))
         return []
-    rewrites: dict[NetworkKey, Rewrites] = {}
-    recovered = []
-    for spec in (c.spec for c in candidates):
-        if spec.precision not in STATIC_INT8 or _cell(spec) not in broken:
-            continue
-        batches = tuple(calibration[spec.model])
-        own = rewrites.setdefault(spec.network, Rewrites(models[spec.network], calibration=batches))
+    own = [c for c in candidates if c.spec.precision in STATIC_INT8 and _cell(c.spec) in broken]
+    fell = {c.spec.network for c in fallen}
+    networks = {
+        key: Rewrites(models[key], calibration=calibration[key[0]])
+        for key in dict.fromkeys(c.spec.network for c in own)
+    }
+    sources = [
+        (ByValue(rewrites=rewrites), validation[key[0]], key in fell)
+        for key, rewrites in networks.items()
+    ]
+    begun = dict(zip(networks, run_in_order(_begun, sources, executor=executor), strict=True))
+    jobs = [
+        (begun[key], validation[key[0]], group)
+        for (key, _), group in _by_writer(own, _parents(candidates)).items()
+    ]
+    limit = {"max_accuracy_drop": max_accuracy_drop, "directory": directory, "scheme": scheme}
+    repaired = run_in_order(partial(_repaired, **limit), jobs, executor=executor)
+    places = {(c.spec.network, c.spec.runtime): place for place, c in enumerate(own)}
+    return _alike(
+        sorted(
+            chain.from_iterable(repaired),
+            key=lambda r: places[r.candidate.spec.network, r.candidate.spec.runtime],
+        )
+    )
+
+
+def _by_writer(
+    own: Iterable[Candidate], parents: Mapping[tuple[NetworkKey, str], Candidate]
+) -> dict[tuple, list[Fallen]]:
+    """Put together what reads the same files: candidates of runtimes that share a writer."""
+    groups: dict[tuple, list[Fallen]] = {}
+    for c in own:
+        group = c.spec.network, type(runtime_named(c.spec.runtime)).write
+        parent = parents.get((c.spec.network, c.spec.runtime))
+        prepared = {PARENT: parent, AS_IT_IS: None if c.error else c}
+        groups.setdefault(group, []).append((c.spec, prepared))
+    return groups
+
+
+def _begun(job: tuple[ByValue, Split, bool]) -> ByValue:
+    """Find once what every runtime of a network asks for."""
+    own, validation, fell = job
+    own["rewrites"].answers(validation)
+    if fell:
+        with suppress(ValueError):  # raised again where it is asked for
+            rescalings(own["rewrites"])[0].make()
+    return own
+
+
+def _repaired(job: tuple[ByValue, Split, list[Fallen]], **options: Any) -> list[Recovered]:
+    """Repair the candidates of one network that share files: picklable, as its arguments are."""
+    own, validation, fallen = job
+    found = []
+    for spec, prepared in fallen:
         try:
-            found = recover_candidate(
-                spec,
-                models[spec.network],
-                validation[spec.model],
-                directory=directory,
-                calibration=batches,
-                max_accuracy_drop=max_accuracy_drop,
-                scheme=scheme,
-                rewrites=own,
+            found.append(
+                recover_candidate(
+                    spec, own["rewrites"], validation, prepared=prepared, rounds=0, **options
+                )
             )
         except FAILURES as error:
             logger.warning("%s, seed %d, could not be repaired: %s", spec.name, spec.seed, error)
-            continue
-        recovered.append(found)
-    return _alike(recovered)
+    return found
 
 
 def recovery_notes(
@@ -152,7 +199,12 @@ def _alike(recovered: Sequence[Recovered]) -> list[Recovered]:
 
 
 def recover_candidate(
-    spec: CandidateSpec, model: nn.Module, validation: Split, *, directory: Path, **options: Any
+    spec: CandidateSpec,
+    rewrites: Rewrites,
+    validation: Split,
+    *,
+    directory: Path,
+    **options: Any,
 ) -> Recovered:
     """Repair the int8 of a candidate's network.
 
@@ -161,20 +213,26 @@ def recover_candidate(
     """
     folder = directory / f"repaired-{spec.name}-seed{spec.seed}"
     found = recover_int8(
-        model, validation=validation, folder=folder, runtime=spec.runtime, **options
+        rewrites.model,
+        calibration=rewrites.calibration,
+        validation=validation,
+        folder=folder,
+        runtime=spec.runtime,
+        rewrites=rewrites,
+        **options,
     )
     selected, artifact = found.selected, found.selected.artifact
-    # Another runtime may read the same file: this candidate has one of its own, under its name.
-    folder.mkdir(parents=True, exist_ok=True)
-    own = folder / f"{spec.name}{artifact.path.suffix}"
-    artifact = replace(artifact, path=Path(shutil.copyfile(artifact.path, own)))
     labels = validation.labels.numpy()
     logits = selected.logits
     if logits is None:
         logits = split_logits(load_session(artifact), validation)
     facts = artifact_facts(artifact, model=selected.plan.model, logits=logits, labels=labels)
+    # Another runtime may read the same file: this candidate has one of its own, under its name.
+    folder.mkdir(parents=True, exist_ok=True)
+    own = Path(shutil.copyfile(artifact.path, folder / f"{spec.name}{artifact.path.suffix}"))
+    facts |= {"artifact": f"{folder.name}/{own.name}"}
     precision, remedy = artifact.precision, selected.remedy.name
     made = replace(spec, precision=precision, remedy=remedy, recovered=found.reached)
-    parent = predict_logits(model, validation).argmax(1).numpy()
-    repaired = with_agreement(Candidate(made, artifact, facts, logits), parent)
+    repaired = Candidate(made, replace(artifact, path=own), facts, logits)
+    repaired = with_agreement(repaired, rewrites.answers(validation))
     return Recovered(named_by_share(repaired), found.attempts)

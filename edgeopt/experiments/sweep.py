@@ -143,11 +143,13 @@ def run_sweep(
             batch_size=batch_size,
             **options,
         )
-        batches = {model: validation.take(batch_size).numpy()}
         counts = {"rounds": benchmark_repeats, "calls_per_round": calls_per_round}
-        measured = measure_candidates(candidates, batches, threads=threads, **counts)
+        images = {model: validation}
+        results = measure_candidates(candidates, images, threads=threads, **counts)
     labels = validation.labels.numpy()
-    return sweep_table(candidates, measured, labels=labels, target=target, batch_size=batch_size)
+    return sweep_table(
+        candidates, results.measured, labels=labels, target=target, batch_size=batch_size
+    )
 
 
 def _networks(

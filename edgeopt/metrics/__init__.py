@@ -25,7 +25,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "quality_row",
             "wilson_interval",
         ],
-        "resident": ["resident_memory"],
         "rounds": ["Measurement", "measure_latency"],
     },
 )

@@ -26,6 +26,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "sample_images",
             "training_history",
         ],
+        "scaling": ["scaling"],
         "sweep": ["budgets", "energy_tiers", "frontier", "precision_tradeoffs"],
     },
 )

@@ -119,3 +119,22 @@ def roofline(summary: pd.DataFrame) -> str:
     use = summary[["compute_utilization", "bandwidth_utilization"]].max(axis=1)
     name = summary.loc[use.idxmax(), "candidate"]
     return f"Candidates under this machine's ceilings: {name} comes nearest, at {use.max():.0%}."
+
+
+def scaling(table: pd.DataFrame) -> str:
+    """Say what more threads and batches gain, at best."""
+    measured = table.dropna(subset="ms_per_image")
+    alone = measured[(measured["threads"] == 1) & (measured["batch_size"] == 1)]
+    base = measured["candidate"].map(alone.set_index("candidate")["ms_per_image"])
+    gains = base / measured["ms_per_image"]
+    words = [
+        f"{what} make {measured['candidate'][own.idxmax()]} {own.max():.2f} times as fast an image"
+        for what, own in (
+            ("more threads", gains[measured["threads"] > 1].dropna()),
+            ("batches", gains[measured["batch_size"] > 1].dropna()),
+        )
+        if len(own)
+    ]
+    return (
+        f"Latency per image by threads and batch. At best, {'; '.join(words) or 'none was tried'}."
+    )

@@ -41,8 +41,8 @@ def frontier(
 
     Hollow markers are over the memory budget; of the others, those of the ``refused`` candidates,
     which another limit excludes, are crossed out. With a ``frontier_probability`` column, larger
-    markers are more surely on the frontier. ``pick`` and ``baseline`` name the candidates to point
-    out.
+    markers are more surely on the frontier; dotted lines are the floors of the runtimes' calls.
+    ``pick`` and ``baseline`` name the candidates to point out.
     """
     needed = ["candidate", "accepted", "accuracy", "accuracy_low", "accuracy_high", x_col]
     require_columns(df, needed, what="the frontier figure")
@@ -58,12 +58,23 @@ def frontier(
     percent_axis(ax.yaxis)
     ax.margins(y=0.1)
     ax.set(xlabel=label(x_col), ylabel=label("accuracy"))
+    if x_col == "latency_p50_ms" and "call_floor_ms" in df:
+        _draw_floors(ax, rows)
     state = _state_key()
     if len(crossed):
         state.append(Line2D([], [], ls="", **REFUSED, label="refused"))
     key_below(ax, *candidate_key(rows), state)
     _label_frontier(ax, rows, front, x_col=x_col, pick=pick, baseline=baseline)
     return ax
+
+
+def _draw_floors(ax: Axes, rows: pd.DataFrame) -> None:
+    """Mark what the call of each runtime takes at least, by its marker on the lower edge."""
+    for runtime, floor in rows.groupby("runtime")["call_floor_ms"].min().dropna().items():
+        marker = runtime_named(runtime).marker if runtime in registered() else "o"
+        ax.axvline(floor, color=QUIET, lw=0.8, ls=(0, (1, 3)), zorder=0)
+        style = {"marker": marker, "color": QUIET, "clip_on": False, "ms": 5}
+        ax.plot(floor, 0, transform=ax.get_xaxis_transform(), **style)
 
 
 def budgets(df: pd.DataFrame, *, ax: Axes | None = None) -> Axes:

@@ -7,6 +7,7 @@ the outliers alone (SmoothQuant inserts such scales into transformers, arXiv:221
 
 import copy
 from collections.abc import Callable
+from operator import methodcaller
 from typing import Any
 
 import torch
@@ -47,12 +48,12 @@ class ScaledActivation(nn.Module):
 class _Call(nn.Module):
     """A function or method call as a module."""
 
-    def __init__(self, call: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, call: Callable[..., Tensor], *rest: Any, **named: Any) -> None:
         super().__init__()
-        self._call = call
+        self._call, self._rest, self._named = call, rest, named
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self._call(hidden)
+        return self._call(hidden, *self._rest, **self._named)
 
 
 def float_modules(model: nn.Module) -> list[str]:
@@ -114,10 +115,10 @@ def _or_none(scale: Tensor) -> Tensor | None:
 def _module_of(node: fx.Node) -> nn.Module:
     if node.op == "placeholder":
         return nn.Identity()
-    rest, named = tuple(node.args[1:]), dict(node.kwargs)
+    rest, named = node.args[1:], node.kwargs
     if node.op == "call_method":
-        return _Call(lambda hidden: getattr(hidden, node.target)(*rest, **named))
-    return _Call(lambda hidden: node.target(hidden, *rest, **named))
+        return _Call(methodcaller(node.target, *rest, **named))
+    return _Call(node.target, *rest, **named)
 
 
 def _replace(model: fx.GraphModule, node: fx.Node, scaled: nn.Module) -> None:

@@ -10,9 +10,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "comparison": ["compare_runs"],
         "explorer": ["explorer"],
         "manifest": ["find_run", "read_manifest", "verify"],
+        "offline": ["take_results", "write_run_bundle"],
         "readme": ["write_readme"],
         "results": ["all_files", "parameter_table", "provenance_table", "read_results"],
-        "runner": ["make_comparison", "make_report"],
+        "runner": ["make_comparison", "make_report", "remake_last_chapter"],
+        "ship": ["hand_off"],
         "site": ["saved_figure"],
     },
 )

@@ -25,15 +25,20 @@ COMPARED = (*QUALITY, *SPEED, *MEMORY, *ENERGY, "int8_mac_share")
 
 
 def render(template: str, **context: Any) -> HTML:
-    """Render a template of ours; everything put into it is escaped."""
+    """Render a template of a page; everything put into it is escaped."""
+    return HTML(filled(template, **context))
+
+
+def filled(template: str, **context: Any) -> str:
+    """Fill a template of ours; what is put into one of HTML is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PAGES),
-        autoescape=True,
+        autoescape=lambda name: ".html" in name,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return HTML(environment.get_template(template).render(**context))
+    return environment.get_template(template).render(**context)
 
 
 def warnings_box(results: Results) -> HTML:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from edgeopt import __version__
 from edgeopt.study import RunFolder, check_schema, reports_folder
-from edgeopt.study.layout import DATA, maker
+from edgeopt.study.layout import DATA, DEVICES, maker
 from edgeopt.system import environment_facts, file_sha256, host_facts, int8_scheme
 
 MANIFEST = "manifest.json"
@@ -48,6 +48,14 @@ def data_facts(run: RunFolder) -> dict[str, Any]:
     return run.read_json(DATA)
 
 
+def deciding_facts(run: RunFolder, *, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe the device whose numbers decided; this machine where none was measured yet."""
+    if not run.path(DEVICES).is_file():
+        return host_facts()
+    decides = parameters.get("decide_on") or parameters["devices"][0]
+    return run.read_json(DEVICES)[decides]
+
+
 def provenance(
     run: RunFolder,
     *,
@@ -56,7 +64,7 @@ def provenance(
     root: Path,
 ) -> dict[str, Any]:
     """Everything that a run was made from: data, parameters, code, versions, machine."""
-    host = host_facts()
+    host = deciding_facts(run, parameters=parameters)
     scheme = int8_scheme(host["isa"])
     return {
         "schema": 1,

@@ -22,7 +22,13 @@ from traitlets import default
 
 from edgeopt.config import ExperimentConfig
 from edgeopt.reports import stamps
-from edgeopt.reports.manifest import MANIFEST, provenance, verify, write_manifest
+from edgeopt.reports.manifest import (
+    MANIFEST,
+    provenance,
+    read_manifest,
+    verify,
+    write_manifest,
+)
 from edgeopt.reports.site import build_run_site, build_runs_index
 from edgeopt.study import RunFolder, open_run
 from edgeopt.system import environment_facts, file_sha256, project_root, write_atomically
@@ -205,6 +211,13 @@ def make_report(config: ExperimentConfig, *, write_back: bool = False) -> bool:
         for path in notebooks if succeeded and write_back else ():
             _write_back(run.path(path.name), to=path)
     return succeeded
+
+
+def remake_last_chapter(run: RunFolder) -> bool:
+    """Execute the last notebook of a finished run again, and the pages that rest on it."""
+    config = ExperimentConfig(**read_manifest(run)["parameters"])
+    run.path(f"{max(config.notebooks)}.ipynb").unlink(missing_ok=True)
+    return make_report(config)
 
 
 def make_comparison(first: RunFolder, second: RunFolder) -> bool:

@@ -1,15 +1,14 @@
-"""What every runtime is to edgeopt: the file it loads, the session it gives, and the contract."""
+"""What every runtime is to edgeopt: the contract that all of them keep."""
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
+from edgeopt.agent.session import Artifact as Artifact
+from edgeopt.agent.session import ArtifactError as ArtifactError
+from edgeopt.agent.session import Session as Session
 from edgeopt.schema import MIXED, STATIC_INT8, require_known
 from edgeopt.system import U8S8, Int8Scheme, RuntimeUnavailable, import_extra
 
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
 
     from edgeopt.runtimes.parity import Parity
 
-INPUT, OUTPUT = "images", "logits"
-FLOAT32 = np.dtype(np.float32)
 INTEGER = "int8"
 # Every name that a runtime has for a type of floating-point operands.
 FLOATS = {
@@ -29,38 +26,10 @@ FLOATS = {
     **dict.fromkeys(("bfloat16", "bf16", "xnn_datatype_bf16"), "bf16"),
 }
 CALIBRATIONS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
-SCORING_BATCH = 64
 
 
 class ExportError(RuntimeError):
     """A network could not be written for a runtime."""
-
-
-class ArtifactError(RuntimeError):
-    """An artifact's file is not the one that was exported, or its runtime rejects it."""
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A file that a runtime loads, and what it is; ``input_shape`` is [B, C, H, W].
-
-    ``parity_difference`` and ``parity_agreement`` are those of :class:`edgeopt.runtimes.Parity`,
-    of int8 ONNX for the float graph that was quantized; NaN where nothing was compared.
-    """
-
-    path: Path
-    runtime: str
-    precision: str
-    input_shape: tuple[int, ...]
-    sha256: str
-    size_bytes: int
-    parity_difference: float = math.nan
-    parity_agreement: float = math.nan
-
-    @property
-    def title(self) -> str:
-        """The artifact in words, for messages."""
-        return f"artifact {self.path.name} ({self.runtime} {self.precision})"
 
 
 @dataclass(frozen=True)
@@ -115,72 +84,8 @@ class Operation:
     precision: str = ""
 
 
-class Session(ABC):
-    """A loaded artifact: float32 images [B, C, H, W] -> new float32 logits [B, classes].
-
-    Many images are best scored in multiples of ``scoring_batch``.
-    """
-
-    def __init__(self, artifact: Artifact) -> None:
-        self.artifact = artifact
-        self.input_shape = artifact.input_shape
-        self.scoring_batch = math.lcm(SCORING_BATCH, artifact.input_shape[0])
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Run one batch; raises ``ValueError`` when its shape or dtype is another."""
-        with self.bound(images) as call:
-            return self._logits(call())
-
-    @contextmanager
-    def bound(self, images: np.ndarray) -> Iterator[Callable[[], Any]]:
-        """Put one batch in place, set the threads, and give the runtime's own call on it.
-
-        The call takes no argument and returns what the runtime returns: nothing of edgeopt is in
-        it, so that its time is the runtime's alone. Raises ``ValueError`` as a call does.
-        """
-        self._check(images, batch=self.input_shape[0])
-        with self._ready(images) as call:
-            yield call
-
-    def score(self, images: np.ndarray) -> np.ndarray:
-        """Logits [N, classes] of float32 images [N, C, H, W].
-
-        Raises ``ValueError`` when there are none, or when they are of another shape or dtype.
-        """
-        if not len(images):
-            raise ValueError(f"{self.artifact.title}: no images to run; allowed: 1 or more")
-        self._check(images, batch=len(images))
-        return self._score(images)
-
-    def _check(self, images: np.ndarray, *, batch: int) -> None:
-        wanted = (batch, *self.input_shape[1:])
-        if images.shape != wanted or images.dtype != FLOAT32:
-            raise ValueError(
-                f"{self.artifact.title} takes float32 {wanted}, got {images.dtype} {images.shape}"
-            )
-
-    def _score(self, images: np.ndarray) -> np.ndarray:
-        """Fill up the last batch with its last image, which no dynamic range notices."""
-        size = self.input_shape[0]
-        padding = np.repeat(images[-1:], -len(images) % size, axis=0)
-        padded = np.concatenate([images, padding])
-        logits = [self(padded[start : start + size]) for start in range(0, len(padded), size)]
-        return np.concatenate(logits)[: len(images)]
-
-    @abstractmethod
-    def _ready(self, images: np.ndarray) -> AbstractContextManager[Callable[[], Any]]: ...
-
-    @abstractmethod
-    def _logits(self, returned: Any) -> np.ndarray: ...
-
-    @property
-    @abstractmethod
-    def threads(self) -> int:
-        """Threads that the runtime itself says it computes with."""
-
-
 class Runtime(ABC):
-    """All that edgeopt knows of one runtime; one file holds it, and one contract test its promises.
+    """All that edgeopt knows of one runtime, in a file of its own and that of its session.
 
     Attributes
     ----------
@@ -192,12 +97,17 @@ class Runtime(ABC):
         Of its files.
     precisions : tuple of str
         What it runs, of :data:`edgeopt.schema.PRECISIONS`.
-    session : type
-        Of its sessions, made of an artifact and a number of ``threads``.
+    session : str
+        Place of its :class:`edgeopt.agent.session.Session`, ``module:Class``; made of an artifact
+        and a number of ``threads``, by the agent on the device.
+    packages : tuple of str
+        What a device has to have installed to run its files, NumPy aside.
     package : str
         Optional package that it needs.
     takes_int8_options : bool
         Whether its static int8 is made as :class:`Int8Options` say.
+    any_batch : bool
+        Whether one file takes batches of any size.
     bare_metal : bool
         Whether it runs where there is no operating system.
     """
@@ -207,9 +117,11 @@ class Runtime(ABC):
     marker: ClassVar[str]
     suffix: ClassVar[str]
     precisions: ClassVar[tuple[str, ...]]
-    session: ClassVar[type[Session]]
+    session: ClassVar[str]
+    packages: ClassVar[tuple[str, ...]]
     package: ClassVar[str] = ""
     takes_int8_options: ClassVar[bool] = False
+    any_batch: ClassVar[bool] = True
     bare_metal: ClassVar[bool] = False
 
     def runs(self, precision: str) -> bool:

@@ -1,30 +1,25 @@
-"""ExecuTorch: programs lowered to XNNPACK, in a thread pool that is one per process."""
+"""ExecuTorch: programs lowered to XNNPACK, what they execute, and their event traces."""
 
 import json
 import math
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from edgeopt.agent.session import Artifact
 from edgeopt.runtimes.contract import (
-    FLOAT32,
     FLOATS,
     INTEGER,
-    Artifact,
     Int8Options,
     Operation,
     Runtime,
-    Session,
 )
 from edgeopt.runtimes.parity import Parity, check_parity, parity_images
 from edgeopt.system import (
@@ -53,31 +48,6 @@ TORCH_TYPES = {"byte": "uint8", "char": "int8", "float": "float32", "half": "flo
 CONTAINERS = ("DELEGATE_CALL", "OPERATOR_CALL", "Method::execute")
 
 
-class ExecuTorchSession(Session):
-    """A program in ExecuTorch, whose pool has the threads of the latest loading."""
-
-    def __init__(self, artifact: Artifact, *, threads: int) -> None:
-        super().__init__(artifact)
-        with native_stderr_logged():
-            _native()._unsafe_reset_threadpool(threads)
-        self._module = _load(artifact.path)
-        self._input = np.zeros(artifact.input_shape, dtype=FLOAT32)
-        self._inputs = (torch.from_numpy(self._input),)
-
-    @contextmanager
-    def _ready(self, images: np.ndarray) -> Iterator[Callable[[], Any]]:
-        np.copyto(self._input, images)
-        yield partial(self._module.forward, self._inputs)
-
-    def _logits(self, returned: Any) -> np.ndarray:
-        return returned[0].numpy()
-
-    @property
-    def threads(self) -> int:
-        """Threads of the process-wide pool."""
-        return _native()._threadpool_get_thread_count()
-
-
 class ExecuTorchRuntime(Runtime):
     """ExecuTorch with XNNPACK; int8 is PT2E static quantization, per channel.
 
@@ -89,8 +59,10 @@ class ExecuTorchRuntime(Runtime):
     marker = "^"
     suffix = ".pte"
     precisions = ("fp32", "int8")
-    session = ExecuTorchSession
+    session = "edgeopt.runtimes.sessions.executorch:ExecuTorchSession"
+    packages = ("executorch", "torch")
     package = "executorch"
+    any_batch = False
     bare_metal = True  # with a file exported for the portable or Cortex-M kernels, not XNNPACK's
 
     def write(
@@ -118,8 +90,10 @@ class ExecuTorchRuntime(Runtime):
             path.write_bytes(edge.to_executorch().buffer)
             if precision != "fp32":
                 return Parity()
+            from edgeopt.runtimes.sessions.executorch import load_program
+
             with native_stderr_logged():
-                logits = _load(path).forward((images,))[0]
+                logits = load_program(path).forward((images,))[0]
             return check_parity(model(images), logits, tolerance=tolerance)
 
     def operations(self, artifact: Artifact) -> Iterator[Operation]:
@@ -150,8 +124,9 @@ class ExecuTorchRuntime(Runtime):
         Source: https://docs.pytorch.org/executorch/stable/etdump.html
         """
         from edgeopt.runtimes.profiling import RUNS, WARMUP, operator_times, profiled_batch
+        from edgeopt.runtimes.sessions.executorch import set_threads
 
-        _native()._unsafe_reset_threadpool(threads)
+        set_threads(threads)
         with known_noise_silenced(), native_stderr_logged():
             runtime = import_extra("executorch.runtime").Runtime.get()
             program = runtime.load_program(artifact.path, enable_etdump=True, debug_buffer_size=0)
@@ -167,18 +142,6 @@ class ExecuTorchRuntime(Runtime):
                     "unavailable: this ExecuTorch was built without event tracing"
                 )
             return operator_times(_etdump_calls(dump), warmup=WARMUP)
-
-
-def _native() -> Any:
-    # The same objects as portable_lib's, without its import of the whole exporter.
-    return import_extra("executorch.extension.pybindings._C")
-
-
-def _load(path: Path) -> Any:
-    with native_stderr_logged():
-        module = _native()._load_for_executorch(str(path))
-        module.method_meta("forward")
-    return module
 
 
 def _quantize(

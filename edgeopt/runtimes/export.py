@@ -8,8 +8,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from edgeopt.agent.session import Artifact
 from edgeopt.quantization import calibration_images
-from edgeopt.runtimes.contract import DEFAULT_OPTIONS, Artifact, ExportError, Int8Options
+from edgeopt.runtimes.contract import DEFAULT_OPTIONS, ExportError, Int8Options
 from edgeopt.runtimes.parity import TOLERANCE
 from edgeopt.runtimes.registry import require_precision, runtime_named
 from edgeopt.system import RuntimeUnavailable, file_sha256, replacing

@@ -8,7 +8,8 @@ from collections import Counter
 from dataclasses import replace
 from functools import lru_cache
 
-from edgeopt.runtimes.contract import INTEGER, Artifact, ArtifactError, Operation
+from edgeopt.agent.session import Artifact, ArtifactError
+from edgeopt.runtimes.contract import INTEGER, Operation
 from edgeopt.runtimes.registry import runtime_named
 from edgeopt.schema import INT8_PRECISIONS, MIXED, PRECISIONS, STATIC_INT8
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeopt.runtimes.contract import CALIBRATIONS, INPUT, OUTPUT, Artifact, Int8Options, Runtime
+from edgeopt.agent.session import INPUT, OUTPUT, Artifact
+from edgeopt.runtimes.contract import CALIBRATIONS, Int8Options, Runtime
 from edgeopt.system import known_noise_silenced
 
 if TYPE_CHECKING:

@@ -1,22 +1,23 @@
-"""ONNX Runtime: ONNX files on its CPU provider, operators one after the other."""
+"""ONNX Runtime: what its CPU provider executes, and its profile."""
 
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeopt.runtimes.contract import FLOATS, INPUT, INTEGER, OUTPUT, Artifact, Operation, Session
+from edgeopt.agent.session import INPUT, OUTPUT, Artifact
+from edgeopt.runtimes.contract import FLOATS, INTEGER, Operation
 from edgeopt.runtimes.onnx_files import OnnxFileRuntime
+from edgeopt.runtimes.sessions.onnxruntime import open_onnx, session_options
 
 if TYPE_CHECKING:
     import pandas as pd
-    from onnxruntime import InferenceSession, SessionOptions
+    from onnxruntime import SessionOptions
 
 # Position of the weight among the inputs of the convolutions; the products need none.
 CONVOLUTIONS = {"Conv": 1, "FusedConv": 1, "ConvInteger": 1, "QLinearConv": 3}
@@ -38,45 +39,6 @@ IN_PLACE = (
 NUMPY_TYPES = {"float": "float32", "double": "float64", "bfloat16": "uint16"}
 
 
-def session_options(*, threads: int) -> "SessionOptions":
-    """Options for ``threads`` threads inside an operator and operators one after the other."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 3
-    return options
-
-
-def open_session(path: Path, options: "SessionOptions") -> "InferenceSession":
-    """Load a file with the options given."""
-    import onnxruntime
-
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
-class OnnxRuntimeSession(Session):
-    """An ONNX file in ONNX Runtime."""
-
-    def __init__(self, artifact: Artifact, *, threads: int) -> None:
-        super().__init__(artifact)
-        self._session = open_session(artifact.path, session_options(threads=threads))
-
-    @contextmanager
-    def _ready(self, images: np.ndarray) -> Iterator[Callable[[], Any]]:
-        yield partial(self._session.run, [OUTPUT], {INPUT: images})
-
-    def _logits(self, returned: Any) -> np.ndarray:
-        return returned[0]
-
-    @property
-    def threads(self) -> int:
-        """Threads inside an operator, from the session's own options."""
-        return self._session.get_session_options().intra_op_num_threads
-
-
 class OnnxRuntime(OnnxFileRuntime):
     """ONNX Runtime's CPU provider; static int8 is QDQ per channel, dynamic int8 its own."""
 
@@ -84,7 +46,8 @@ class OnnxRuntime(OnnxFileRuntime):
     title = "ONNX Runtime"
     marker = "s"
     precisions = ("fp32", "int8", "int8-dynamic")
-    session = OnnxRuntimeSession
+    session = "edgeopt.runtimes.sessions.onnxruntime:OnnxRuntimeSession"
+    packages = ("onnxruntime",)
 
     def operations(self, artifact: Artifact) -> Iterator[Operation]:
         """Operators of the optimised graph; float MACs are what the integers leave of the total.
@@ -116,7 +79,7 @@ class OnnxRuntime(OnnxFileRuntime):
 
         options = session_options(threads=threads)
         with _profiling(options):
-            session = open_session(artifact.path, options)
+            session = open_onnx(artifact.path, options)
             feed = {INPUT: profiled_batch(artifact.input_shape)}
             for _ in range(WARMUP + RUNS):
                 session.run(None, feed)
@@ -160,7 +123,7 @@ def _profile(artifact: Artifact, *, level: Any) -> tuple[list[dict[str, Any]], S
     options.add_session_config_entry("session.disable_prepacking", "1")
     with _profiling(options) as folder:
         options.optimized_model_filepath = str(folder / "optimised.onnx")
-        session = open_session(artifact.path, options)
+        session = open_onnx(artifact.path, options)
         session.run(None, {INPUT: np.zeros(artifact.input_shape, np.float32)})
         events = json.loads(Path(session.end_profiling()).read_text())
         nodes = onnx.load(options.optimized_model_filepath).graph.node

@@ -1,82 +1,21 @@
-"""OpenVINO: ONNX files on its CPU plugin, compiled for the batch size, for low latency."""
+"""OpenVINO: what its CPU plugin executes, and its counters."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from datetime import timedelta
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from edgeopt.runtimes.contract import FLOAT32, FLOATS, INTEGER, Artifact, Operation, Session
+from edgeopt.agent.session import Artifact
+from edgeopt.runtimes.contract import FLOATS, INTEGER, Operation
 from edgeopt.runtimes.onnx_files import OnnxFileRuntime
-from edgeopt.system import RuntimeUnavailable, import_extra
 
 if TYPE_CHECKING:
     import pandas as pd
-    from openvino import CompiledModel
 
 PRODUCTS = ("FullyConnected", "MatMul")
 CONVOLUTIONS = ("Convolution", "Deconvolution")
 IN_PLACE = ("Eltwise", "Subgraph", "Reshape")
 MICROSECOND = timedelta(microseconds=1)
-
-
-@cache
-def openvino_core() -> Any:
-    """OpenVINO's core, one for the process.
-
-    Its CPU plugin sets an alternate signal stack for every core and frees it with the core; freed
-    in the order in which they were made, the next signal (a child that ends) would run on freed
-    memory and kill the process.
-    """
-    return import_extra("openvino").Core()
-
-
-def compile_artifact(artifact: Artifact, *, threads: int, **settings: Any) -> "CompiledModel":
-    """Compile for the artifact's batch size: other shapes get other kernels.
-
-    Raises ``RuntimeUnavailable`` where the CPU lacks bf16.
-    """
-    core = openvino_core()
-    capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    if artifact.precision == "bf16" and "BF16" not in capabilities:
-        raise RuntimeUnavailable("this CPU has no bf16 instructions")
-    model = core.read_model(artifact.path)
-    model.reshape(list(artifact.input_shape))
-    settings |= {
-        "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "bf16" if artifact.precision == "bf16" else "f32",
-    }
-    return core.compile_model(model, "CPU", settings)
-
-
-class OpenVINOSession(Session):
-    """An ONNX file compiled by OpenVINO's CPU plugin."""
-
-    def __init__(self, artifact: Artifact, *, threads: int) -> None:
-        super().__init__(artifact)
-        self._compiled = compile_artifact(artifact, threads=threads)
-        self._input = np.zeros(self.input_shape, dtype=FLOAT32)
-        self._request = self._compiled.create_infer_request()
-        images = import_extra("openvino").Tensor(self._input, shared_memory=True)
-        self._request.set_input_tensor(images)
-
-    @contextmanager
-    def _ready(self, images: np.ndarray) -> Iterator[Callable[[], Any]]:
-        np.copyto(self._input, images)
-        yield self._request.infer
-
-    def _logits(self, returned: Any) -> np.ndarray:
-        return returned[0]
-
-    @property
-    def threads(self) -> int:
-        """Threads that the compiled model was given."""
-        return self._compiled.get_property("INFERENCE_NUM_THREADS")
 
 
 class OpenVINORuntime(OnnxFileRuntime):
@@ -86,11 +25,14 @@ class OpenVINORuntime(OnnxFileRuntime):
     title = "OpenVINO"
     marker = "D"
     precisions = ("fp32", "bf16", "int8")
-    session = OpenVINOSession
+    session = "edgeopt.runtimes.sessions.openvino:OpenVINOSession"
+    packages = ("openvino",)
     package = "openvino"
 
     def operations(self, artifact: Artifact) -> Iterator[Operation]:
         """Operators of the runtime model, without those that constants alone feed."""
+        from edgeopt.runtimes.sessions.openvino import compile_artifact
+
         constant = set()
         for node in compile_artifact(artifact, threads=1).get_runtime_model().get_ordered_ops():
             kind = node.get_rt_info()["layerType"].astype(str)
@@ -113,6 +55,7 @@ class OpenVINORuntime(OnnxFileRuntime):
         microseconds short.
         """
         from edgeopt.runtimes.profiling import RUNS, WARMUP, profiled_batch, with_shares
+        from edgeopt.runtimes.sessions.openvino import compile_artifact
 
         batch = profiled_batch(artifact.input_shape)
         compiled = compile_artifact(artifact, threads=threads, PERF_COUNT=True)

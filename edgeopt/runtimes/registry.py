@@ -3,9 +3,9 @@
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
-from edgeopt.runtimes.contract import Artifact, ArtifactError, Runtime, Session
+from edgeopt.agent.session import Artifact, Session, open_session
+from edgeopt.runtimes.contract import Runtime
 from edgeopt.schema import require_known
-from edgeopt.system import RuntimeUnavailable, file_sha256, usable_cores
 
 GROUP = "edgeopt.runtimes"
 OWN = {
@@ -13,8 +13,9 @@ OWN = {
     "onnxruntime": "edgeopt.runtimes.onnxruntime:OnnxRuntime",
     "executorch": "edgeopt.runtimes.executorch:ExecuTorchRuntime",
     "openvino": "edgeopt.runtimes.openvino:OpenVINORuntime",
+    "litert": "edgeopt.runtimes.litert:LiteRTRuntime",
 }
-RUNTIMES = tuple(OWN)  # the default of a run, in the order of tables
+RUNTIMES = tuple(OWN)[:4]  # the default of a run, in the order of tables
 
 
 @cache
@@ -41,31 +42,11 @@ def require_precision(name: str, precision: str) -> None:
 
 
 def load_session(artifact: Artifact, *, threads: int = 1) -> Session:
-    """Load an artifact into its runtime.
+    """Load an artifact into its runtime, in this process.
 
-    Raises
-    ------
-    ValueError
-        When ``threads`` is below 1 or above the cores that this process may use, or the runtime has
-        no such precision.
-    ArtifactError
-        When the file is not the one that was exported, or the runtime cannot load it.
-    RuntimeUnavailable
-        When the runtime is not installed, or the CPU lacks the precision.
+    Raises what :func:`edgeopt.agent.session.open_session` raises, and ``ValueError`` when the
+    runtime has no such precision.
     """
     require_precision(artifact.runtime, artifact.precision)
-    cores = usable_cores()
-    if not 1 <= threads <= cores:
-        raise ValueError(f"{artifact.title}: threads is {threads}; allowed: 1 to {cores} (cores)")
-    found = file_sha256(artifact.path)
-    if found != artifact.sha256:
-        raise ArtifactError(
-            f"{artifact.title} is corrupt: its SHA-256 is {found}, at export it was "
-            f"{artifact.sha256}"
-        )
-    try:
-        return runtime_named(artifact.runtime).session(artifact, threads=threads)
-    except RuntimeUnavailable as error:
-        raise RuntimeUnavailable(f"{artifact.title}: {error}") from error
-    except Exception as error:  # runtimes raise whatever they like
-        raise ArtifactError(f"{artifact.title} cannot be loaded: {error}") from error
+    place = runtime_named(artifact.runtime).session
+    return open_session(artifact, place=place, threads=threads)

@@ -1,30 +1,26 @@
-"""PyTorch: TorchScript files, in the process's own torch."""
+"""PyTorch: TorchScript files, and what its graphs execute."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from edgeopt.agent.session import Artifact
 from edgeopt.quantization import TORCH_PRECISIONS, precision_variant, quantized_engine, to_int8
 from edgeopt.runtimes.contract import (
     FLOATS,
     INTEGER,
-    SCORING_BATCH,
-    Artifact,
     Int8Options,
     Operation,
     Runtime,
-    Session,
 )
 from edgeopt.runtimes.parity import Parity, check_parity, parity_images
+from edgeopt.runtimes.sessions.torch import load_script
 from edgeopt.system import known_noise_silenced, native_stderr_logged
 
 # Rounding differs between fp16 kernels by a few units in the last place of the largest logit.
@@ -39,54 +35,6 @@ ELEMENTWISE = (
 )
 
 
-@contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    """Set torch's thread count, which is one per process, and put it back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-class TorchSession(Session):
-    """TorchScript in torch, whose thread count is set while it is called or bound only."""
-
-    def __init__(self, artifact: Artifact, *, threads: int) -> None:
-        super().__init__(artifact)
-        with native_stderr_logged():
-            self._module = _load(artifact.path)
-        self._threads = threads
-        self._dtype = torch.float16 if artifact.precision == "fp16" else torch.float32
-
-    @contextmanager
-    def _ready(self, images: np.ndarray) -> Iterator[Callable[[], Any]]:
-        tensor = torch.tensor(images).to(self._dtype)
-        with _torch_threads(self._threads), torch.inference_mode():
-            yield partial(self._module, tensor)
-
-    def _logits(self, returned: Tensor) -> np.ndarray:
-        return returned.float().numpy()
-
-    def _score(self, images: np.ndarray) -> np.ndarray:
-        """Score large batches, which TorchScript takes, on all of torch's own threads.
-
-        What is timed is held to these logits afterwards
-        (:func:`edgeopt.experiments.measure_candidates`).
-        """
-        batches = torch.from_numpy(images).split(SCORING_BATCH)
-        with torch.inference_mode():
-            logits = [self._logits(self._module(batch.to(self._dtype))) for batch in batches]
-        return np.concatenate(logits)
-
-    @property
-    def threads(self) -> int:
-        """Threads that torch computes with inside a call."""
-        with _torch_threads(self._threads):
-            return torch.get_num_threads()
-
-
 class TorchRuntime(Runtime):
     """TorchScript, traced and frozen; int8 by FX graph mode quantization."""
 
@@ -95,7 +43,8 @@ class TorchRuntime(Runtime):
     marker = "o"
     suffix = ".pt"
     precisions = TORCH_PRECISIONS
-    session = TorchSession
+    session = "edgeopt.runtimes.sessions.torch:TorchSession"
+    packages = ("torch",)
 
     def write(
         self,
@@ -126,19 +75,14 @@ class TorchRuntime(Runtime):
 
     def operations(self, artifact: Artifact) -> list[Operation]:
         """Operators that torch's dispatcher calls, packed int8 ones included."""
-        script = _load(artifact.path)
+        script = load_script(artifact.path)
         images = torch.zeros(artifact.input_shape, dtype=_float_type(script))
         with quantized_engine():
             return eager_operations(script, images)
 
     def weight_bytes(self, artifact: Artifact) -> int:
         """Bytes of parameters, buffers, graph constants and packed weights."""
-        return module_weight_bytes(_load(artifact.path))
-
-
-def _load(path: Path) -> torch.jit.ScriptModule:
-    with known_noise_silenced():
-        return torch.jit.load(path, map_location="cpu")
+        return module_weight_bytes(load_script(artifact.path))
 
 
 def _float_type(script: torch.jit.ScriptModule) -> torch.dtype:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from edgeopt.study.layout import maker
+from edgeopt.study.layout import FACTS, SWEEP, maker
 from edgeopt.system import REPORTS_VARIABLE, project_root, write_atomically
 
 if TYPE_CHECKING:
@@ -121,6 +121,20 @@ class RunFolder:
     def read_table(self, name: str) -> pd.DataFrame:
         """Read a table that an earlier notebook wrote."""
         return pd.read_csv(self.require(name))
+
+    @property
+    def taken_in(self) -> list[str]:
+        """Devices without a network whose results were taken in."""
+        return sorted(path.parent.name for path in self.root.glob(f"devices/*/{FACTS}"))
+
+    def read_tables(self, pattern: str) -> list[pd.DataFrame]:
+        """Read every table whose name matches a pattern, in the order of the names."""
+        return [pd.read_csv(path) for path in sorted(self.root.glob(pattern))]
+
+    def read_sweep(self) -> pd.DataFrame:
+        """Read the candidates as they were measured on the device that decides."""
+        table = self.read_table(SWEEP)
+        return table[table["device"] == table["device"].iloc[0]].reset_index(drop=True)
 
     def save_figure(
         self, name: str, ax: "Axes", *, alt: str, numbers: pd.DataFrame | None = None

@@ -7,9 +7,19 @@ SWEEP = "sweep_results.csv"
 FRONTIER_TABLE = "pareto_frontier_latency.csv"
 FRONTIER_FIGURE = "figures/frontier.png"
 CONDITIONS = "conditions.csv"
+DEVICES = "devices.json"
+CALL_FLOORS = "call_floors.csv"
+HOST_ANSWERS = "host_answers.csv"
+SAMPLES = "latency_samples.csv"
+BUNDLE = "bundle.pyz"
+# Of each device whose results were taken in, in a folder of its own below devices/.
+ROWS, COMPARISON, FACTS = "rows.csv", "comparison.csv", "facts.json"
 SUMMARY = "summary.json"
 CEILINGS = "ceilings.csv"
 OPERATORS = "pick_operators.csv"
+SHIP = "ship"
+SHIP_ZIP = "ship.zip"
+MODEL_CARD = f"{SHIP}/MODEL_CARD.md"
 MADE_BY = {
     DATA: "01_baseline_training",
     "weights/*-p0-seed*.pt": "01_baseline_training",
@@ -19,12 +29,18 @@ MADE_BY = {
     FRONTIER_TABLE: "04_sweep",
     FRONTIER_FIGURE: "04_sweep",
     CONDITIONS: "04_sweep",
+    DEVICES: "04_sweep",
     SUMMARY: "04_sweep",
-    "latency_samples.csv": "04_sweep",
+    SAMPLES: "04_sweep",
+    CALL_FLOORS: "04_sweep",
+    HOST_ANSWERS: "04_sweep",
+    "device_comparison.csv": "04_sweep",
     "per_class.csv": "04_sweep",
     "paired_comparison.csv": "04_sweep",
     CEILINGS: "05_hardware_analysis",
     "layerwise_breakdown.csv": "05_hardware_analysis",
+    SHIP_ZIP: "index",
+    MODEL_CARD: "index",
 }
 
 

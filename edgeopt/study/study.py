@@ -26,10 +26,11 @@ from edgeopt.data import (
     class_count,
     load_splits,
 )
+from edgeopt.devices import Device, DeviceError, device_named
 from edgeopt.experiments import Recipe, Schedule, Training, TrainingPlan, train_networks
 from edgeopt.model import build_model, check_network, dump_weights, input_channels, load_weights
 from edgeopt.study.folder import RunFolder, open_run
-from edgeopt.system import Int8Scheme, Store, host_facts, int8_scheme
+from edgeopt.system import Int8Scheme, Store, int8_scheme
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,8 @@ class Study:
     @property
     def heading(self) -> str:
         """What the numbers of a notebook are of: run, data, seeds and machine."""
-        config, cpu = self.config, host_facts()["cpu"]
+        config, facts = self.config, self.device_facts
+        cpu = ", ".join(own["cpu"] for own in facts.values())
         seeds = ", ".join(map(str, config.seeds))
         return f"Run {config.run}: {config.dataset}, seed(s) {seeds}, measured on {cpu}."
 
@@ -101,9 +103,28 @@ class Study:
         return {m: split.take(size).numpy() for m, split in self.role("validation").items()}
 
     @cached_property
+    def devices(self) -> dict[str, Device]:
+        """Devices of the run by their names, the one that decides first."""
+        config = self.config
+        names = sorted(config.devices, key=lambda name: name != config.decides)
+        options = {"python": config.device_python, "wheels": config.device_wheels}
+        return {name: device_named(name, **options) for name in names}
+
+    @cached_property
+    def device_facts(self) -> dict[str, dict[str, Any]]:
+        """What each device is; ``DeviceError`` for one that cannot be reached, or cannot decide."""
+        facts = {name: device.facts() for name, device in self.devices.items()}
+        if facts[self.config.decides]["emulated"]:
+            raise DeviceError(
+                f"decide_on is {self.config.decides}, which is emulated: its latencies are not the "
+                f"device's; allowed: one of {[n for n in facts if not facts[n]['emulated']]}"
+            )
+        return facts
+
+    @property
     def int8_scheme(self) -> Int8Scheme:
-        """Integer types of static int8 that suit this machine."""
-        return int8_scheme(host_facts()["isa"])
+        """Integer types of static int8 that suit the device that decides."""
+        return int8_scheme(self.device_facts[self.config.decides]["isa"])
 
     def preparation(self, folder: str) -> dict[str, Any]:
         """Arguments that preparing any candidate of the run takes; artifacts go to ``folder``."""

@@ -15,13 +15,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "host": [
             "HOST_IDENTITY",
-            "Int8Scheme",
-            "U8S8",
             "environment_facts",
             "host_facts",
-            "int8_scheme",
             "usable_cores",
         ],
+        "int8": ["Int8Scheme", "U8S8", "int8_scheme"],
         "store": ["Store"],
         "upstream": [
             "RuntimeUnavailable",

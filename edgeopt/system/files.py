@@ -1,5 +1,7 @@
 """Files: where the project is, digests, and writing them whole or not at all."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 from collections.abc import Iterator
@@ -7,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 REPORTS_VARIABLE = "EDGEOPT_REPORTS"
+READ_BYTES = 2**20
 
 
 def project_root(start: Path | None = None) -> Path:
@@ -23,8 +26,11 @@ def project_root(start: Path | None = None) -> Path:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file in hexadecimal."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -1,19 +1,18 @@
-"""What this machine is: CPU, instruction sets, caches, memory, packages, and the INT8 it suits."""
+"""What this machine is: CPU, instruction sets, caches, memory, packages."""
+
+from __future__ import annotations
 
 import os
 import platform
 import re
-from collections.abc import Collection
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgeopt.schema import require_known
-
 CPUINFO = Path("/proc/cpuinfo")
 MEMINFO = Path("/proc/meminfo")
 CPU0 = Path("/sys/devices/system/cpu/cpu0")
+KERNEL_ARCH = Path("/proc/sys/kernel/arch")
 
 # Linux flag -> the name used in tables; only what an inference library dispatches on.
 X86_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
@@ -33,7 +32,6 @@ IDENTIFIERS = {
 }
 # What makes two hosts the same design; how fast each was is a run's measured ceilings.
 HOST_IDENTITY = ("cpu", *IDENTIFIERS, "architecture", "isa", "l2_bytes", "l3_bytes")
-VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 # Main ID Register part numbers, for Arm kernels that print no model name.
 ARM_PARTS = {
     "0xd03": "Cortex-A53",
@@ -62,59 +60,6 @@ PACKAGES = (
 )
 
 
-INTEGER_TYPES = {"uint8": "U8", "int8": "S8"}
-
-
-@dataclass(frozen=True)
-class Int8Scheme:
-    """Integer types that a CPU multiplies exactly, why, and what happens elsewhere."""
-
-    reason: str
-    note: str
-    activations: str = "uint8"
-    weights: str = "int8"
-    reduce_range: bool = False
-
-    def __post_init__(self) -> None:
-        for value in (self.activations, self.weights):
-            require_known(value, allowed=INTEGER_TYPES, what="integer type")
-
-    @property
-    def name(self) -> str:
-        """Short name: ``U8S8``, ``U8U8``, with ``reduced range`` for 7-bit weights."""
-        name = INTEGER_TYPES[self.activations] + INTEGER_TYPES[self.weights]
-        return f"{name} reduced range" if self.reduce_range else name
-
-
-U8S8 = Int8Scheme(
-    reason="the CPU adds unsigned x signed byte products straight into 32 bits",
-    note="U8S8 with full-range weights saturates on x86 CPUs without VNNI: there the products of "
-    "two neighbours are added in 16 bits, and accuracy falls. Export again for such a CPU.",
-)
-U8S8_REDUCED = Int8Scheme(
-    reduce_range=True,
-    reason="x86 without VNNI adds two byte products in 16 bits, which 8-bit weights overflow; "
-    "7-bit weights cannot (2 x 255 x 64 < 2^15)",
-    note="Runs without saturation on every CPU, with one bit less in the weights than a CPU with "
-    "VNNI could use.",
-)
-U8U8 = Int8Scheme(
-    weights="uint8",
-    reason="unsigned byte products are widened before they are added, so none saturates",
-    note="Exact on every CPU; on x86 it is slower than U8S8.",
-)
-
-
-def int8_scheme(isa: Collection[str]) -> Int8Scheme:
-    """Choose the INT8 scheme that instruction sets ``isa`` (names of `host_facts`) run exactly.
-
-    Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
-    """
-    if VNNI & set(isa) or "i8mm" in isa:
-        return U8S8
-    return U8S8_REDUCED if "avx2" in isa else U8U8
-
-
 def host_facts(*, cpuinfo: str | None = None, meminfo: str | None = None) -> dict[str, object]:
     """Describe this host for a run's manifest; texts of ``/proc`` files may be given instead.
 
@@ -125,6 +70,7 @@ def host_facts(*, cpuinfo: str | None = None, meminfo: str | None = None) -> dic
         "cpu": _cpu_name(text),
         **{fact: (_field(text, name) or [NOT_TOLD])[0] for fact, name in IDENTIFIERS.items()},
         "architecture": platform.machine(),
+        "emulated": emulated(),
         "isa": _instruction_sets(text),
         "logical_cores": len(re.findall(r"^processor\s*:", text, re.M)) or os.cpu_count(),
         "physical_cores": _physical_cores(text),
@@ -136,6 +82,17 @@ def host_facts(*, cpuinfo: str | None = None, meminfo: str | None = None) -> dic
         or "unavailable: this host does not show its frequency governor",
         "system": f"{platform.system()} {platform.release()}",
     }
+
+
+def emulated() -> bool:
+    """Whether the kernel is of another architecture than this program, as under QEMU.
+
+    ``EDGEOPT_EMULATED=1`` says so where the kernel, before Linux 6.1, does not tell.
+    """
+    if os.environ.get("EDGEOPT_EMULATED"):
+        return os.environ["EDGEOPT_EMULATED"] != "0"
+    kernel = KERNEL_ARCH.read_text().strip() if KERNEL_ARCH.exists() else platform.machine()
+    return kernel != platform.machine()
 
 
 def _read(path: Path) -> str:
@@ -160,7 +117,7 @@ def _instruction_sets(text: str) -> tuple[str, ...]:
 
 
 def _physical_cores(text: str) -> int | str:
-    pairs = set(zip(_field(text, "physical id"), _field(text, "core id"), strict=True))
+    pairs = set(zip(_field(text, "physical id"), _field(text, "core id")))
     return len(pairs) or f"unavailable: no core ids in {CPUINFO}"
 
 

@@ -1,5 +1,7 @@
 """What the libraries underneath say without need, and how the optional ones are asked for."""
 
+from __future__ import annotations
+
 import importlib
 import io
 import logging

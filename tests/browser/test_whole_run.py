@@ -71,6 +71,9 @@ def test_a_users_network_gets_the_whole_study(whole_run):
         "06_backbone_sweep.html",
         "pick_operators.csv",
         "gallery.png",
+        "predict.py",
+        "MODEL_CARD.md",
+        "ship.zip",
     } <= names
     index = folder.path("index.html").read_text()
     assert "mean 0.485, 0.456, 0.406, std 0.229, 0.224, 0.225" in index

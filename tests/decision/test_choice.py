@@ -202,7 +202,22 @@ class TestDecide:
         assert decision.pick["candidate"] == "small-accurate"
         assert "the lightest of those as fast within noise as the fastest" in decision.reason
         assert decision.runner_up["candidate"] == "small"
-        assert "raise its accuracy from 89.0% to above 90.0%" in decision.what_it_would_take
+        assert decision.what_it_would_take.endswith(
+            "raise its accuracy from 89.0% to above 90.0% (+1.1%)."
+        )
+
+    @pytest.mark.parametrize(("accuracy", "target"), [(0.89, 0.381), (0.90, 0.4), (0.91, 0.42)])
+    def test_of_two_as_heavy_the_accuracy_says_how_fast_is_fast_enough(self, accuracy, target):
+        def decided(latency):
+            frame = sweep(row("fast", 0.90, 0.40, 0.05), row("next", accuracy, latency, 0.05))
+            ends = {"low": -0.02, "high": 0.02}
+            wide = {f"latency_p50_{end}_ms": frame["latency_p50_ms"] + d for end, d in ends.items()}
+            return decide(frame.assign(**wide), gates=Gates())
+
+        # 5 % are taken for noise: less accurate it has to be faster, more accurate it may be slower
+        assert f"to below {target} ms (" in decided(0.5).what_it_would_take
+        assert decided(target - 0.001).pick["candidate"] == "next"
+        assert decided(target + 0.001).pick["candidate"] == "fast"
 
     def test_good_beats_a_faster_acceptable_one(self):
         frame = sweep(row("fast", 0.87, 0.1, 0.05), row("good", 0.90, 0.6, 0.05))

@@ -1,8 +1,7 @@
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import onnxruntime
 import pytest
 
@@ -10,72 +9,49 @@ from edgeopt.experiments.candidates import Candidate, CandidateSpec, grid, prepa
 from edgeopt.experiments.measuring import (
     measure_candidates,
     measured_energy_table,
-    peak_rss_table,
     with_failures,
 )
-from edgeopt.runtimes.registry import load_session
-from edgeopt.runtimes.torch import TorchSession
 
 
-def images_of(options, count):
-    """Batches by model, of the first validation images."""
-    return {model: split.take(count).numpy() for model, split in options["validation"].items()}
+def measured(candidates, options, **counts):
+    counts = {"rounds": 1, "calls_per_round": 2, **counts}
+    return measure_candidates(candidates, options["validation"], **counts)
 
 
 def test_samples_of_every_candidate_and_errors_while_timing(options):
     candidates = prepare_candidates(grid([0.0], ["fp32", "fp16"], ["torch"]), **options)
-    image = images_of(options, 1)
-    samples = measure_candidates(candidates, image, rounds=2, calls_per_round=3).samples
+    found = measured(candidates, options, rounds=2, calls_per_round=3)
+    samples = found.measured.samples
     assert samples.groupby("candidate").size().to_dict() == {c.name: 6 for c in candidates}
-    pair = images_of(options, 2)
-    wrong = measure_candidates(candidates, pair, rounds=1, calls_per_round=1).samples
-    latency = wrong.drop_duplicates("candidate")
-    failed = with_failures(candidates, latency)
-    assert all("got float32 (2, 1, 28, 28)" in c.error for c in failed)
-    assert [c.error for c in candidates] == ["", ""]
+    assert samples["latency_ms"].gt(0).all()
+    assert found.measured.conditions["round"].tolist() == [0, 1]
 
 
 def test_a_timed_session_has_to_give_the_scored_logits(options):
     [good] = prepare_candidates(grid([0.0], ["fp32"], ["torch"]), **options)
     other = replace(good, spec=replace(good.spec, precision="fp16"), logits=good.logits + 1)
-    image = images_of(options, 1)
-    samples = measure_candidates([good, other], image, rounds=1, calls_per_round=2).samples
-    errors = samples.drop_duplicates("candidate", keep="last").set_index("candidate")["error"]
-    assert errors[good.name] == ""
+    errors = measured([good, other], options).errors
+    assert [*errors] == [other.name]
     assert "timed, its logits are up to 1 from those that were scored" in errors[other.name]
 
 
-def test_a_timed_session_has_to_have_the_threads(options, monkeypatch):
+def test_a_file_that_is_gone_is_refused_before_anything_is_timed(options):
     [good] = prepare_candidates(grid([0.0], ["fp32"], ["torch"]), **options)
-    monkeypatch.setattr(TorchSession, "threads", property(lambda self: 7))
-    image = images_of(options, 1)
-    samples = measure_candidates([good], image, rounds=1, calls_per_round=2).samples
-    assert "it computes with 7 threads; 1 were asked for" in samples["error"].iloc[-1]
+    good.artifact.path.unlink()
+    with pytest.raises(FileNotFoundError, match=good.artifact.path.name):
+        measured([good], options)
 
 
-def test_a_file_that_is_gone_is_a_failed_row_and_memory_with_a_reason(options):
-    good, gone = prepare_candidates(grid([0.0], ["fp32", "fp16"], ["torch"]), **options)
-    gone.artifact.path.unlink()
-    image = images_of(options, 1)
-    samples = measure_candidates([good, gone], image, rounds=1, calls_per_round=2).samples
-    errors = samples.drop_duplicates("candidate").set_index("candidate")["error"]
-    assert errors[good.name] == ""
-    assert "FileNotFoundError" in errors[gone.name]
-    memory = peak_rss_table([good, gone]).set_index("candidate")
-    assert memory["peak_rss_bytes"].isna().tolist() == [False, True]
-    assert memory.loc[gone.name, "rss_unavailable"].startswith("unavailable: the process that runs")
-
-
-def test_when_all_failed_their_errors_are_told():
+def test_when_all_failed_their_errors_are_told(options):
     failed = [Candidate(CandidateSpec(0.0, name), error=f"no {name}") for name in ("fp32", "int8")]
     expected = "no candidate could be prepared: small_cnn-p0-torch-fp32: no fp32; .*int8: no int8"
     with pytest.raises(ValueError, match=expected):
-        measure_candidates(failed, {"small_cnn": np.zeros((1, 1, 28, 28), np.float32)})
+        measured(failed, options)
 
 
-def test_peak_rss_table_grows_by_at_least_the_runtimes_library(options):
+def test_memory_grows_by_at_least_the_runtimes_library(options):
     candidates = prepare_candidates(grid([0.0], ["fp32"], ["onnxruntime"]), **options)
-    table = peak_rss_table(candidates)
+    table = measured(candidates, options).memory
     assert list(table["candidate"]) == [candidates[0].name]
     grown = (table["peak_rss_bytes"] - table["idle_rss_bytes"]).item()
     libraries = [*Path(onnxruntime.__file__).parent.glob("capi/*.so*")]
@@ -85,7 +61,7 @@ def test_peak_rss_table_grows_by_at_least_the_runtimes_library(options):
 
 def test_measured_energy_is_what_the_counter_gained_per_call(options, tmp_path, monkeypatch):
     candidates = prepare_candidates(grid([0.0], ["fp32"], ["torch"]), **options)
-    image = images_of(options, 1)
+    image = {m: s.take(1).numpy() for m, s in options["validation"].items()}
     monkeypatch.setattr("edgeopt.metrics.energy.POWERCAP_ROOT", tmp_path)
     nothing = measured_energy_table(candidates, image)
     assert nothing["energy_measured_j"].isna().all()
@@ -106,20 +82,13 @@ def test_measured_energy_is_what_the_counter_gained_per_call(options, tmp_path, 
     assert table["energy_measured_j"].tolist() == pytest.approx([250e-6])
 
 
-def test_a_runtime_that_raises_is_a_failed_row_and_the_others_are_timed(options, monkeypatch):
+def test_a_runtime_that_cannot_run_is_a_failed_row_and_the_others_are_timed(options):
     good, bad = prepare_candidates(grid([0.0], ["fp32", "fp16"], ["torch"]), **options)
-
-    def load(artifact, **settings):
-        session = load_session(artifact, **settings)
-        if artifact.precision == "fp16":
-            session._ready = lambda images: nullcontext(lambda: 1 / 0)
-        return session
-
-    monkeypatch.setattr("edgeopt.experiments.measuring.load_session", load)
-    image = images_of(options, 1)
-    samples = measure_candidates([good, bad], image, rounds=1, calls_per_round=2).samples
-    assert samples.groupby("candidate")["latency_ms"].count().to_dict() == {
-        good.name: 2,
-        bad.name: 0,
-    }
-    assert "ZeroDivisionError" in samples["error"].str.cat()
+    bad = replace(bad, artifact=replace(bad.artifact, input_shape=(1, 1, 5, 5)))
+    found = measured([good, bad], options)
+    samples = found.measured.samples
+    counts = samples.groupby("candidate")["latency_ms"].count()
+    assert counts.to_dict() == {good.name: 2, bad.name: 0}
+    failed = with_failures([good, bad], samples.drop_duplicates("candidate", keep="last"))
+    assert [bool(c.error) for c in failed] == [False, True]
+    assert "(1, 1, 5, 5), got float32 (1, 1, 28, 28)" in failed[1].error

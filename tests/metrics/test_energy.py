@@ -40,6 +40,7 @@ def spend(root, domain, microjoules):
 
 def test_proxy_is_seconds_times_watts():
     assert energy_proxy_j(20.0, power_watts=5.0) == pytest.approx(0.1)
+    assert energy_proxy_j(20.0, power_watts=0.5) == pytest.approx(0.01)
 
 
 def test_proxy_refuses_no_power():

@@ -47,6 +47,7 @@ def test_wilson_interval_widens_with_confidence():
         (5, 4, 0.95, r"correct is 5; allowed: 0 to total \(4\)"),
         (-1, 4, 0.95, "correct is -1"),
         (1, 4, 1.0, "confidence is 1.0; allowed: above 0 and below 1"),
+        (1, 4, 0.0, "confidence is 0.0; allowed: above 0 and below 1"),
     ],
 )
 def test_wilson_interval_refuses(correct, total, confidence, message):
@@ -123,6 +124,7 @@ def test_confusion_table_keeps_every_image(pairs):
         ([0, 1], [0.1, 0.9], 3, "predictions has dtype float64; allowed: integer class indices"),
         ([0, 1], [0, 1], 1, "num_classes is 1; allowed: 2 or more"),
         ([1, 1, 1], [0, 1, 1], 3, "all 3 labels are class 1; allowed: 2 or more classes"),
+        ([2], [2], 3, "all 1 labels are class 2"),
     ],
 )
 def test_quality_row_refuses(labels, predictions, num_classes, message):

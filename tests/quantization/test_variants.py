@@ -15,7 +15,7 @@ from edgeopt.quantization.variants import (
     to_fp16,
     to_int8,
 )
-from edgeopt.system.host import U8S8, host_facts, int8_scheme
+from edgeopt.system import U8S8, host_facts, int8_scheme
 from edgeopt.system.upstream import RuntimeUnavailable
 from tests.artifacts import calibration_loader, require_runtime, trained_cnn
 from tests.conftest import striped_split

@@ -14,7 +14,6 @@ from edgeopt.experiments import run_sweep
 from edgeopt.metrics.activations import artifact_activation_bytes
 from edgeopt.model import set_deterministic
 from edgeopt.plots import frontier
-from edgeopt.runtimes import registry
 from edgeopt.runtimes.contract import Int8Options
 from edgeopt.runtimes.export import export_artifact
 from edgeopt.runtimes.integer_share import executed_macs, verify_label
@@ -23,8 +22,9 @@ from edgeopt.schema import PRECISIONS
 from edgeopt.system.upstream import RuntimeUnavailable
 from tests.artifacts import require_runtime
 from tests.conftest import striped_split
+from tests.linear_runtime import NAME as FIFTH
+from tests.linear_runtime import installed
 
-FIFTH = "numpy-linear"
 UNPROFILED = ("torch", FIFTH)
 EVERY = (*RUNTIMES, FIFTH)
 SHAPE = (1, 1, 28, 28)
@@ -32,18 +32,9 @@ HIDDEN, CLASSES = 8, 4
 
 
 @pytest.fixture(autouse=True)
-def fifth_runtime(tmp_path, monkeypatch):
-    """Install a package that registers a runtime, as ``pip install`` would."""
-    info = tmp_path / "site" / "edgeopt_linear-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: edgeopt-linear\nVersion: 1.0\n")
-    entry = f"[{registry.GROUP}]\n{FIFTH} = tests.linear_runtime:LinearRuntime\n"
-    (info / "entry_points.txt").write_text(entry)
-    monkeypatch.syspath_prepend(info.parent)
-    registered.cache_clear()
-    yield
-    monkeypatch.undo()
-    registered.cache_clear()
+def fifth_runtime(tmp_path):
+    with installed(tmp_path):
+        yield
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from edgeopt.runtimes.export import export_artifact
 from edgeopt.runtimes.onnx_files import PARITY_BATCH, Int8Options, run_onnx
 from edgeopt.runtimes.parity import ExportError, parity_images
 from edgeopt.runtimes.registry import load_session
-from edgeopt.system.host import U8S8_REDUCED, U8U8
+from edgeopt.system.int8 import U8S8_REDUCED, U8U8
 from edgeopt.system.upstream import RuntimeUnavailable
 from tests.artifacts import (
     CLASSES,

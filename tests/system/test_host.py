@@ -1,13 +1,12 @@
-import pytest
+import platform
 
 from edgeopt.system import host
 from edgeopt.system.host import (
     HOST_IDENTITY,
     NOT_TOLD,
-    Int8Scheme,
+    emulated,
     environment_facts,
     host_facts,
-    int8_scheme,
 )
 
 XEON = """\
@@ -91,36 +90,21 @@ def test_this_host_says_a_value_or_why_not():
     assert host_facts()["usable_cores"] <= host_facts()["logical_cores"]
 
 
-@pytest.mark.parametrize(
-    ("isa", "name"),
-    [
-        (("avx2", "avx512f", "avx512_vnni"), "U8S8"),
-        (("avx2", "avx_vnni"), "U8S8"),
-        (("neon", "asimddp", "i8mm"), "U8S8"),
-        (("avx2", "avx512f"), "U8S8 reduced range"),
-        (("avx2",), "U8S8 reduced range"),
-        (("neon", "asimddp"), "U8U8"),
-        ((), "U8U8"),
-    ],
-)
-def test_the_scheme_follows_the_instruction_sets(isa, name):
-    scheme = int8_scheme(isa)
-    assert scheme.name == name
-    assert scheme.reason
-    assert scheme.note
-
-
-def test_only_the_full_range_signed_scheme_warns_of_saturation_elsewhere():
-    assert "saturates on x86 CPUs without VNNI" in int8_scheme(("avx_vnni",)).note
-    assert "saturates" not in int8_scheme(("avx2",)).note
-    assert "saturates" not in int8_scheme(("neon",)).note
-
-
-def test_an_unknown_integer_type_is_refused():
-    with pytest.raises(ValueError, match="unknown integer type 'int4'; allowed: uint8, int8"):
-        Int8Scheme(activations="uint8", weights="int4", reduce_range=False, reason="", note="")
-
-
 def test_a_package_that_is_not_there_is_said_so(monkeypatch):
     monkeypatch.setattr(host, "PACKAGES", ("numpy", "no-such-package"))
     assert environment_facts()["packages"]["no-such-package"] == "not installed"
+
+
+def test_a_kernel_of_another_architecture_is_an_emulated_device(tmp_path, monkeypatch):
+    monkeypatch.delenv("EDGEOPT_EMULATED", raising=False)
+    monkeypatch.setattr(host, "KERNEL_ARCH", tmp_path / "arch")
+    assert not emulated()
+    (tmp_path / "arch").write_text(f"{platform.machine()}\n")
+    assert not emulated()
+    (tmp_path / "arch").write_text("m68k\n")
+    assert emulated()
+    monkeypatch.setenv("EDGEOPT_EMULATED", "0")
+    assert not emulated()
+    monkeypatch.setattr(host, "KERNEL_ARCH", tmp_path / "none")
+    monkeypatch.setenv("EDGEOPT_EMULATED", "1")
+    assert emulated()

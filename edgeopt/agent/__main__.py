@@ -1,0 +1,14 @@
+"""Start the agent: ``python -m edgeopt.agent``, or the archive that holds it."""
+
+import sys
+
+if sys.version_info < (3, 9):
+    sys.exit("edgeopt's agent needs Python 3.9 or newer; this is " + sys.version.split()[0])
+try:
+    import numpy  # noqa: F401
+except ModuleNotFoundError:
+    sys.exit("edgeopt's agent needs NumPy: python3 -m pip install numpy")
+
+from edgeopt.agent.program import main
+
+sys.exit(main())

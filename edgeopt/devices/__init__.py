@@ -1,0 +1,21 @@
+"""Where a measurement is made: the bundle that goes there, the way there, what comes back."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "archive": ["write_archive"],
+        "bundle": ["Task", "write_bundle"],
+        "device": [
+            "HOST",
+            "WHEELS",
+            "Device",
+            "DeviceError",
+            "check_device",
+            "device_named",
+            "measure_on",
+        ],
+        "results": ["DeviceResults", "ResultsError", "read_results", "results_of"],
+    },
+)

@@ -1,0 +1,173 @@
+"""What a device that is reached by SSH brings, and the Python that runs the agent there."""
+
+import hashlib
+import json
+import logging
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import asyncssh
+
+from edgeopt.devices.device import DeviceError
+
+logger = logging.getLogger(__name__)
+
+CACHE = ".cache/edgeopt"
+OLDEST = (3, 9)
+MARGIN_BYTES = 2**20
+OLDEST_GLIBC = 17
+# For Python 3.2 and newer, so that one that is too old can be told.
+PROBE = """
+import json, os, platform, shutil, sys
+home = os.path.expanduser("~")
+print(json.dumps({"home": home, "version": list(sys.version_info[:3]),
+    "machine": platform.machine(), "libc": platform.libc_ver()[1],
+    "free": shutil.disk_usage(home).free}))
+"""
+INSTALLED = """
+import json, sys
+from importlib import metadata
+def there(name):
+    try:
+        return bool(metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return False
+print(json.dumps([name for name in sys.argv[1:] if there(name)]))
+"""
+
+
+@dataclass(frozen=True)
+class Remote:
+    """An open connection, and what the device at its other end told of itself."""
+
+    connection: asyncssh.SSHClientConnection
+    name: str
+    python: str
+    home: str
+    version: tuple[int, ...]
+    machine: str
+    libc: str
+    free: int
+
+    @classmethod
+    async def of(
+        cls, connection: asyncssh.SSHClientConnection, *, name: str, python: str
+    ) -> "Remote":
+        """Ask a device what it is; ``DeviceError`` without a Python that is new enough."""
+        asked = await connection.run(shlex.join([python, "-c", PROBE]))
+        if asked.exit_status == 127:
+            raise DeviceError(f"{name}: there is no {python}; install Python 3.9 or newer")
+        if asked.exit_status != 0:
+            raise DeviceError(f"{name}: {python} does not run: {asked.stderr.strip()[-200:]}")
+        told = json.loads(asked.stdout)
+        if tuple(told["version"]) < OLDEST:
+            found = ".".join(map(str, told["version"]))
+            raise DeviceError(f"{name}: {python} is Python {found}; allowed: 3.9 or newer")
+        return cls(connection, name, python, **{**told, "version": tuple(told["version"])})
+
+    async def run(self, command: Sequence[str], *, input: str = "") -> str:
+        """Run a command and return what it wrote; ``DeviceError`` when it fails."""
+        done = await self.connection.run(shlex.join(command), input=input)
+        if done.exit_status != 0:
+            last = (done.stderr or "").strip().rpartition("\n")[2]
+            raise DeviceError(f"{self.name}: {command[0]} failed: {last or done.exit_status}")
+        return done.stdout
+
+    def require_free(self, size: int) -> None:
+        """Raise ``DeviceError`` unless the device's disk has this much room."""
+        if self.free < size + MARGIN_BYTES:
+            raise DeviceError(
+                f"{self.name}: {size / 2**20:.1f} MiB are needed below {self.home}, "
+                f"{self.free / 2**20:.1f} MiB are free"
+            )
+
+
+async def python_for(remote: Remote, packages: Sequence[str], *, wheels: str) -> str:
+    """Return the path of a Python with these packages: the device's own where it has them all.
+
+    Else that of a virtual environment in the user's cache there, made once, with the versions that
+    are installed here or, where they have no wheel for it, the newest that has. A package without
+    one is left out, which the agent says of its runtime; ``DeviceError`` when NumPy is.
+    """
+    own = json.loads(await remote.run([remote.python, "-c", INSTALLED, *packages]))
+    if set(own) >= set(packages):
+        return remote.python
+    wanted = {name: metadata.version(name) for name in packages}
+    named = hashlib.sha256(repr((wanted, remote.version)).encode()).hexdigest()[:16]
+    folder = f"{remote.home}/{CACHE}/python-{named}"
+    python, ready = f"{folder}/bin/python", f"{folder}/ready"
+    if (await remote.connection.run(shlex.join(["test", "-e", ready]))).exit_status == 0:
+        return python
+    await remote.run([remote.python, "-m", "venv", "--clear", folder])
+    await _install(remote, python, wanted, source=wheels)
+    await remote.run(["touch", ready])
+    return python
+
+
+async def _install(remote: Remote, python: str, wanted: Mapping[str, str], *, source: str) -> None:
+    pip = [python, "-m", "pip", "install", "--quiet", "--only-binary=:all:"]
+    for name, version in wanted.items():
+        try:
+            await _install_one(remote, pip, f"{name}=={version}", source=source)
+        except DeviceError:
+            logger.info("%s: no %s %s there; trying another", remote.name, name, version)
+            try:
+                await _install_one(remote, pip, name, source=source)
+            except DeviceError as error:
+                if name == "numpy":
+                    raise
+                logger.warning("%s: %s is unavailable there: %s", remote.name, name, error)
+
+
+async def _install_one(
+    remote: Remote, pip: Sequence[str], requirement: str, *, source: str
+) -> None:
+    if source == "push":
+        await _push_wheels(remote, pip, requirement)
+    else:
+        await remote.run([*pip, requirement])
+
+
+async def _push_wheels(remote: Remote, pip: Sequence[str], requirement: str) -> None:
+    """Fetch a requirement's wheels here and install them there."""
+    with TemporaryDirectory(prefix="edgeopt-") as scratch:
+        _download(requirement, Path(scratch), remote)
+        files = sorted(Path(scratch).glob("*.whl"))
+        remote.require_free(4 * sum(file.stat().st_size for file in files))
+        folder = f"{remote.home}/{CACHE}/wheels"
+        async with remote.connection.start_sftp_client() as sftp:
+            await sftp.makedirs(folder, exist_ok=True)
+            await sftp.put([str(file) for file in files], folder)
+        try:
+            await remote.run([*pip, "--no-index", "--find-links", folder, requirement])
+        finally:
+            await remote.run(["rm", "-rf", "--", folder])
+
+
+def _download(requirement: str, folder: Path, remote: Remote) -> None:
+    """Let this machine's pip fetch wheels for the device's platform and Python."""
+    version = ".".join(map(str, remote.version[:2]))
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:"]
+    command += ["--dest", str(folder), "--python-version", version, "--implementation", "cp"]
+    command += [word for tag in platform_tags(remote.machine, remote.libc) for word in tag]
+    done = subprocess.run([*command, requirement], capture_output=True, text=True)
+    if done.returncode:
+        last = done.stderr.strip().rpartition("\n")[2]
+        raise DeviceError(f"there is no wheel of {requirement} for {remote.machine}: {last}")
+
+
+def platform_tags(machine: str, libc: str) -> Iterable[tuple[str, str]]:
+    """``--platform`` options of pip for a machine with this glibc, the newest first.
+
+    Source: https://packaging.python.org/en/latest/specifications/platform-compatibility-tags/
+    """
+    newest = int(libc.partition(".")[2] or OLDEST_GLIBC)
+    for minor in range(newest, OLDEST_GLIBC - 1, -1):
+        yield "--platform", f"manylinux_2_{minor}_{machine}"
+    yield "--platform", f"manylinux2014_{machine}"

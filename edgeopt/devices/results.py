@@ -1,0 +1,169 @@
+"""What a device sent back, checked and in tables."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from edgeopt.agent.journal import key_of
+from edgeopt.agent.offline import records_digest
+from edgeopt.agent.plan import Plan
+from edgeopt.metrics import Measurement
+from edgeopt.metrics.rounds import visit_samples
+
+MEMORY_COLUMNS = ["peak_rss_bytes", "idle_rss_bytes", "added_rss_bytes", "rss_unavailable"]
+FIELDS = {
+    "begin": {"plan": str, "facts": dict, "state": dict},
+    "failed": {"at": int, "error": str},
+    "scored": {"classes": list, "digest": str},
+    "visit": {"position": int, "times": list},
+    "lap": {"reference_ms": float},
+    "memory": {},
+    "done": {"state": dict},
+}
+
+
+class ResultsError(ValueError):
+    """Results are damaged, or are not those of the plan."""
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceResults:
+    """What was measured on one device.
+
+    Attributes
+    ----------
+    facts : dict
+        What the device is; ``emulated`` says that its latencies mean nothing.
+    before, after : dict
+        Clock, temperature and throttling around the measurement.
+    measured : Measurement
+        Samples and conditions, of tasks that failed too.
+    starts : DataFrame
+        candidate, round, load_ms, first_call_ms: of the loading at every visit.
+    memory : DataFrame
+        candidate and :data:`MEMORY_COLUMNS`.
+    classes : dict
+        By candidate, the class [N] that it answered for every image, where it was scored.
+    digests : dict
+        By candidate, the SHA-256 of its float32 logits.
+    errors : dict
+        By candidate, why it failed.
+    """
+
+    device: str
+    facts: dict[str, Any]
+    before: dict[str, Any]
+    after: dict[str, Any]
+    measured: Measurement
+    starts: pd.DataFrame
+    memory: pd.DataFrame
+    classes: dict[str, np.ndarray]
+    digests: dict[str, str]
+    errors: dict[str, str]
+
+    @property
+    def facts_around(self) -> dict[str, Any]:
+        """What the device is, and its state before and after the measurement."""
+        return {**self.facts, "before": self.before, "after": self.after}
+
+
+def results_of(records: Iterable[Mapping[str, Any]], *, plan: Plan, device: str) -> DeviceResults:
+    """Check the records of a journal against their plan, and put them into tables.
+
+    Raises ``ResultsError`` when they are of another plan, or hold what it did not ask for.
+    """
+    names = {job.name for job in plan.jobs}
+    kinds: dict[str, list[Mapping[str, Any]]] = {kind: [] for kind in FIELDS}
+    for record in {key_of(r): r for r in map(_checked, records)}.values():
+        if record["name"] and record["name"] not in names:
+            raise ResultsError(f"results of {device} name {record['name']!r}, not in the plan")
+        kinds[record["kind"]].append(record)
+    if not kinds["begin"] or kinds["begin"][0]["plan"] != plan.digest:
+        raise ResultsError(f"results of {device} are not of plan {plan.digest[:12]}")
+    if not kinds["done"]:
+        raise ResultsError(f"results of {device} are not complete: the measurement did not end")
+    [begin], [done] = kinds["begin"], kinds["done"]
+    errors = {record["name"]: record["error"] for record in kinds["failed"]}
+    return DeviceResults(
+        device=device,
+        facts=begin["facts"],
+        before=begin["state"],
+        after=done["state"],
+        measured=Measurement(_samples(kinds["visit"], errors), _laps(kinds["lap"])),
+        starts=_starts(kinds["visit"]),
+        memory=_memory(kinds["memory"]),
+        classes={r["name"]: np.array(r["classes"], np.int64) for r in kinds["scored"]},
+        digests={r["name"]: r["digest"] for r in kinds["scored"]},
+        errors=errors,
+    )
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """Read the records of a ``results.json``; ``ResultsError`` when it was changed or cut."""
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        records, digest = held["records"], held["sha256"]
+        found = records_digest(records)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ResultsError(f"{path} is not a results file: {type(error).__name__}") from error
+    if found != digest:
+        raise ResultsError(f"{path} was changed: its SHA-256 is {found}, not {digest}")
+    return records
+
+
+def _checked(record: Any) -> Mapping[str, Any]:
+    """Refuse a record without the fields that its kind has."""
+    fields = FIELDS.get(record.get("kind")) if isinstance(record, dict) else None
+    if fields is None or not isinstance(record.get("name"), str):
+        raise ResultsError(f"a result is {json.dumps(record)[:100]}; allowed: {', '.join(FIELDS)}")
+    for name, kind in fields.items():
+        if not isinstance(record.get(name), kind):
+            raise ResultsError(f"a result of kind {record['kind']} has {name} {record.get(name)!r}")
+    if not all(isinstance(t, int) and t >= 0 for t in record.get("times", [])):
+        raise ResultsError(f"a visit of {record['name']} has times that are no nanoseconds")
+    return record
+
+
+def _samples(visits: list[Mapping[str, Any]], errors: Mapping[str, str]) -> pd.DataFrame:
+    """One row per timed call; one of NaN for every candidate that failed."""
+    frames = [
+        visit_samples(v["times"], "", candidate=v["name"], round=v["round"], position=v["position"])
+        for v in visits
+    ]
+    last = max((visit["round"] for visit in visits), default=0)
+    frames += [
+        visit_samples([], error, candidate=name, round=last, position=0)
+        for name, error in errors.items()
+    ]
+    return pd.concat(frames, ignore_index=True)
+
+
+def _laps(laps: list[Mapping[str, Any]]) -> pd.DataFrame:
+    table = pd.DataFrame(laps).drop(columns=["kind", "name"], errors="ignore")
+    return table.sort_values("round", ignore_index=True) if len(table) else table
+
+
+def _starts(visits: list[Mapping[str, Any]]) -> pd.DataFrame:
+    rows = [
+        (v["name"], v["round"], v["load_ns"] / 1e6, v["first_ns"] / 1e6)
+        for v in visits
+        if "first_ns" in v
+    ]
+    return pd.DataFrame(rows, columns=["candidate", "round", "load_ms", "first_call_ms"])
+
+
+def _memory(records: list[Mapping[str, Any]]) -> pd.DataFrame:
+    rows = [
+        {
+            "candidate": record["name"],
+            **{name: record.get(name, np.nan) for name in MEMORY_COLUMNS[:-1]},
+            "rss_unavailable": record.get("unavailable", ""),
+        }
+        for record in records
+    ]
+    return pd.DataFrame(rows, columns=["candidate", *MEMORY_COLUMNS])

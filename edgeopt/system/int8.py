@@ -1,0 +1,59 @@
+"""Which integers a CPU multiplies exactly."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from edgeopt.schema import require_known
+
+VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+INTEGER_TYPES = {"uint8": "U8", "int8": "S8"}
+
+
+@dataclass(frozen=True)
+class Int8Scheme:
+    """Integer types that a CPU multiplies exactly, why, and what happens elsewhere."""
+
+    reason: str
+    note: str
+    activations: str = "uint8"
+    weights: str = "int8"
+    reduce_range: bool = False
+
+    def __post_init__(self) -> None:
+        for value in (self.activations, self.weights):
+            require_known(value, allowed=INTEGER_TYPES, what="integer type")
+
+    @property
+    def name(self) -> str:
+        """Short name: ``U8S8``, ``U8U8``, with ``reduced range`` for 7-bit weights."""
+        name = INTEGER_TYPES[self.activations] + INTEGER_TYPES[self.weights]
+        return f"{name} reduced range" if self.reduce_range else name
+
+
+U8S8 = Int8Scheme(
+    reason="the CPU adds unsigned x signed byte products straight into 32 bits",
+    note="U8S8 with full-range weights saturates on x86 CPUs without VNNI: there the products of "
+    "two neighbours are added in 16 bits, and accuracy falls. Export again for such a CPU.",
+)
+U8S8_REDUCED = Int8Scheme(
+    reduce_range=True,
+    reason="x86 without VNNI adds two byte products in 16 bits, which 8-bit weights overflow; "
+    "7-bit weights cannot (2 x 255 x 64 < 2^15)",
+    note="Runs without saturation on every CPU, with one bit less in the weights than a CPU with "
+    "VNNI could use.",
+)
+U8U8 = Int8Scheme(
+    weights="uint8",
+    reason="unsigned byte products are widened before they are added, so none saturates",
+    note="Exact on every CPU; on x86 it is slower than U8S8.",
+)
+
+
+def int8_scheme(isa: Collection[str]) -> Int8Scheme:
+    """Choose the INT8 scheme that instruction sets ``isa`` (names of `host_facts`) run exactly.
+
+    Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
+    """
+    if VNNI & set(isa) or "i8mm" in isa:
+        return U8S8
+    return U8S8_REDUCED if "avx2" in isa else U8U8

@@ -1,0 +1,74 @@
+import fcntl
+import json
+
+import pytest
+
+from edgeopt.agent.plan import read_plan
+from edgeopt.devices import DeviceError, device_named, measure_on, write_bundle
+from edgeopt.devices.device import address_of
+
+
+def with_place(plan, name, place):
+    """The plan with another session class for one of its artifacts."""
+    file = plan.folder / "plan.json"
+    values = json.loads(file.read_text())
+    for entry in values["artifacts"]:
+        if entry["name"] == name:
+            entry["place"] = place
+    file.write_text(json.dumps(values))
+    return read_plan(plan.folder)
+
+
+@pytest.fixture
+def plan(tmp_path, tasks, images):
+    counts = {"rounds": 3, "calls_per_round": 4}
+    return write_bundle(tmp_path / "bundle", tasks, images={"net": images}, **counts)
+
+
+def test_an_artifact_that_ends_its_process_takes_its_own_row_down_and_no_other(plan):
+    crashing = with_place(plan, "torch", "tests.devices.crashing:CrashingSession")
+    results = measure_on(device_named("host"), crashing)
+    assert results.errors == {"torch": "it ended its process: killed by SIGSEGV"}
+    counts = results.measured.samples.groupby("candidate")["latency_ms"].count()
+    assert counts.to_dict() == {"onnxruntime": 12, "torch": 0}
+    assert results.memory["candidate"].tolist() == ["onnxruntime"]
+
+
+def test_a_runtime_that_is_not_installed_is_unavailable_and_no_failure_of_the_run(plan):
+    elsewhere = with_place(plan, "torch", "no_such_runtime.session:Session")
+    results = measure_on(device_named("host"), elsewhere)
+    assert results.errors == {"torch": "RuntimeUnavailable: no_such_runtime is not installed"}
+
+
+def test_a_file_that_was_changed_is_refused_by_the_agent(plan):
+    first = plan.files()[0]
+    content = bytearray(first.read_bytes())
+    first.unlink()  # it may be a link to the artifact itself
+    content[-1] ^= 1
+    first.write_bytes(content)
+    with pytest.raises(DeviceError, match=f"host: PlanError: .*{first.name} was changed"):
+        measure_on(device_named("host"), plan)
+
+
+def test_a_measurement_that_another_process_makes_is_refused(plan):
+    with (plan.folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(DeviceError, match="another process measures"):
+            measure_on(device_named("host"), plan)
+
+
+def test_an_address_is_read_in_its_parts():
+    assert address_of("ssh://pi@board:2222") == {"host": "board", "port": 2222, "username": "pi"}
+    assert address_of("ssh://board") == {"host": "board"}
+
+
+@pytest.mark.parametrize("name", ["", "board", "http://board", "ssh://", "ssh://board/home"])
+def test_what_is_no_device_is_refused(name):
+    with pytest.raises(ValueError, match=r"allowed: host, ssh://\[user@\]name\[:port\]"):
+        device_named(name)
+
+
+def test_a_password_is_refused_and_not_repeated():
+    with pytest.raises(ValueError, match="holds a password") as refused:
+        device_named("ssh://pi:secret@board")
+    assert "secret" not in str(refused.value)

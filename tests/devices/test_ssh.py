@@ -1,0 +1,162 @@
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edgeopt.devices import DeviceError, device_named, measure_on, write_bundle
+from tests.devices.sshd import SSHD, free_port, use_key
+
+pytestmark = pytest.mark.skipif(not Path(SSHD).exists(), reason="openssh-server is not installed")
+
+
+def device_of(server, **options):
+    return device_named(server.name, **{"python": sys.executable, **options})
+
+
+def bundle(folder, tasks, images, **counts):
+    counts = {"rounds": 3, "calls_per_round": 4, **counts}
+    return write_bundle(folder, tasks, images={"net": images}, **counts)
+
+
+def agents() -> str:
+    return subprocess.run(["pgrep", "-f", "agent-[0-9a-f]*.pyz"], capture_output=True).stdout
+
+
+def left_behind(server) -> list[str]:
+    return [path.name for path in server.home.rglob("*")]
+
+
+def test_a_device_measures_what_the_plan_says_and_keeps_nothing(
+    trusted, tasks, images, network, tmp_path
+):
+    plan = bundle(tmp_path / "bundle", tasks, images)
+    results = measure_on(device_of(trusted), plan)
+    samples = results.measured.samples
+    assert results.errors == {}
+    assert samples.groupby(["candidate", "round"]).size().to_dict() == {
+        (name, number): 4 for name in ("onnxruntime", "torch") for number in range(3)
+    }
+    with torch.no_grad():
+        logits = network(images.take(30)).numpy()
+    assert results.classes["torch"].tolist() == logits.argmax(1).tolist()
+    assert results.digests["torch"] == hashlib.sha256(logits).hexdigest()
+    assert results.classes["onnxruntime"].tolist() == logits.argmax(1).tolist()
+    assert results.memory.set_index("candidate")["peak_rss_bytes"].gt(2**20).all()
+    assert results.facts["packages"]["numpy"] == np.__version__
+    assert left_behind(trusted) == []
+    assert agents() == b""
+
+
+def test_a_device_is_given_a_file_once(trusted, tasks, images, tmp_path, monkeypatch):
+    plan = bundle(tmp_path / "bundle", tasks, images)
+    device = device_of(trusted)
+    monkeypatch.setattr(type(device), "clean", lambda *_: None)
+    measure_on(device, plan)
+    [folder] = (trusted.home / ".cache/edgeopt").iterdir()
+    before = {p: p.stat().st_mtime_ns for p in (folder / "files").iterdir()}
+    broken = next(iter(before))
+    broken.write_bytes(b"cut")
+    (folder / "journal.jsonl").unlink()
+    measure_on(device, plan)
+    changed = [p for p, when in before.items() if p.stat().st_mtime_ns != when]
+    assert changed == [broken]
+    monkeypatch.undo()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    device.clean(plan)
+    assert left_behind(trusted) == []
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_kills_and_cut_connections_lose_nothing(trusted, tasks, images, tmp_path, kills):
+    plan = bundle(tmp_path / "bundle", tasks, images, rounds=100 * kills, calls_per_round=50)
+    chance = random.Random(kills)
+    done = []
+
+    def kill():
+        while len(done) < kills:
+            time.sleep(chance.uniform(1, 3))
+            if chance.random() < 0.5:
+                found = subprocess.run(["pgrep", "-f", "pyz run"], capture_output=True, text=True)
+                pids = [int(word) for word in found.stdout.split()]
+            else:
+                pids = trusted.sessions()
+            for pid in pids:
+                done.append(pid)
+                os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    results = measure_on(device_of(trusted), plan)
+    calls = results.measured.samples.groupby(["candidate", "round"]).size()
+    assert len(done) >= kills
+    assert len(calls) == 2 * 100 * kills
+    assert calls.eq(50).all()
+    assert results.measured.conditions["round"].tolist() == [*range(100 * kills)]
+    assert results.errors == {}
+    assert left_behind(trusted) == []
+    time.sleep(0.5)
+    assert agents() == b""
+
+
+def test_no_such_host_and_nothing_that_listens_are_told(home):
+    with pytest.raises(DeviceError, match=r"no such host: no-such-host\.invalid"):
+        device_named("ssh://no-such-host.invalid").facts()
+    with pytest.raises(DeviceError, match=r"connection refused: nothing listens on port \d+"):
+        device_named(f"ssh://localhost:{free_port()}").facts()
+
+
+def test_an_unknown_host_key_is_refused_with_the_command_that_adds_it(server, home):
+    use_key(server, home)
+    with pytest.raises(DeviceError, match=r"host key is not known.*SHA256:.*ssh-keyscan -p"):
+        device_of(server).facts()
+
+
+def test_a_changed_host_key_is_refused(server, home):
+    use_key(server, home)
+    other = (server.folder / "user_key.pub").read_text().rsplit(" ", 1)[0]
+    hosts = home / ".ssh/known_hosts"
+    hosts.write_text(f"[localhost]:{server.port} {other}\n")
+    with pytest.raises(DeviceError, match=r"has changed to SHA256:.*ssh-keygen -R"):
+        device_of(server).facts()
+
+
+def test_a_key_that_is_not_accepted_is_told(server, home):
+    use_key(server, home)
+    server.trust()
+    (home / ".ssh/config").unlink()
+    with pytest.raises(DeviceError, match="no key was accepted; ssh-copy-id"):
+        device_of(server).facts()
+
+
+def test_a_device_without_python_and_one_that_is_too_old_are_told(trusted, tmp_path):
+    with pytest.raises(DeviceError, match="there is no no-such-python; install"):
+        device_of(trusted, python="no-such-python").facts()
+    old = tmp_path / "python2"
+    told = '{"home": "/", "version": [3, 8, 1], "machine": "z80", "libc": "", "free": 1}'
+    old.write_text(f"#!/bin/sh\necho '{told}'\n")
+    old.chmod(0o755)
+    with pytest.raises(DeviceError, match=r"is Python 3\.8\.1; allowed: 3\.9 or newer"):
+        device_of(trusted, python=str(old)).facts()
+
+
+def test_a_full_disk_is_told_before_anything_is_copied(trusted, tasks, images, tmp_path):
+    full = tmp_path / "python"
+    probe = 'json.dumps({"home": home, "version": [3, 11], "machine": "x", "libc": "", "free": 9})'
+    full.write_text(
+        f"#!/bin/sh\ncase $2 in *disk_usage*) exec {sys.executable} -c 'import json, os; "
+        f'home = os.path.expanduser("~"); print({probe})\';; *) exec {sys.executable} "$@";; esac\n'
+    )
+    full.chmod(0o755)
+    plan = bundle(tmp_path / "bundle", tasks, images)
+    with pytest.raises(DeviceError, match=r"MiB are needed below .*, 0\.0 MiB are free"):
+        measure_on(device_of(trusted, python=str(full)), plan)
+    assert left_behind(trusted) == []
