@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +16,6 @@ from torch import nn
 
 from benchmarks.runtimes import medians
 from edgeopt.config import load_config
-from edgeopt.data import Splits
 from edgeopt.experiments import (
     Recipe,
     accuracy_table,
@@ -31,7 +29,7 @@ from edgeopt.experiments import (
     with_test,
 )
 from edgeopt.experiments.candidates import Candidate
-from edgeopt.experiments.recovery import DIAGNOSIS_IMAGES
+from edgeopt.experiments.remedies import DIAGNOSIS_IMAGES, Rewrites
 from edgeopt.experiments.repairs import recover_candidate
 from edgeopt.runtimes import RUNTIMES, export_artifact, load_session
 from edgeopt.study import Study, open_study
@@ -66,8 +64,9 @@ def int8_quality(
         fp32 = {c.spec.runtime: c for c in candidates if c.spec.precision == "fp32"}
         best = max(int8, key=lambda candidate: candidate.facts["macro_f1"])
         if best.facts["macro_f1"] < fp32[best.spec.runtime].facts["macro_f1"] - INT8_DROP:
-            options = {"directory": scratch, **recovery_options(splits)}
-            best = recover_candidate(best.spec, network, splits.validation, **options).candidate
+            rewrites = Rewrites(network, calibration=splits.calibration.loader(64))
+            options = {"directory": scratch, "max_accuracy_drop": INT8_DROP, "rounds": 0}
+            best = recover_candidate(best.spec, rewrites, splits.validation, **options).candidate
         parent = fp32[best.spec.runtime]
         both, named = [best, parent], {"class_names": study.class_names}
         predicted = score(both, study.role("test"))
@@ -83,11 +82,6 @@ def int8_quality(
             f"seed {found['points'].min():+.2f} (goal: within 0.5); fp32 / int8 file: "
             f"{found['ratio'].min():.2f} (goal: 3.3)"
         )
-
-
-def recovery_options(splits: Splits) -> dict[str, Any]:
-    loader = splits.calibration.loader(64)
-    return {"max_accuracy_drop": INT8_DROP, "calibration": loader}
 
 
 def prepared(recipe: Recipe, network: nn.Module, study: Study, scratch: Path) -> list[Candidate]:
@@ -118,7 +112,8 @@ def durations(networks: Mapping[Recipe, nn.Module], study: Study, scratch: Path)
             "folder": scratch / f"{name}-recovery",
             "runtime": "onnxruntime",
             "exhaustive": True,
-            **recovery_options(splits),
+            "max_accuracy_drop": INT8_DROP,
+            "calibration": splits.calibration.loader(64),
         }
         recover_int8(network, validation=splits.validation, **options)
         yield share_of_budget(name, "recovery", start)

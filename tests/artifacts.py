@@ -1,7 +1,6 @@
 """One tiny trained network and its artifacts, exported once per test process."""
 
 import functools
-import importlib.util
 import tempfile
 from pathlib import Path
 
@@ -20,12 +19,11 @@ MACS = {"conv1": 28 * 28 * 6 * 9, "conv2": 14 * 14 * 8 * 6 * 9, "classifier": 8 
 PRECISIONS_OF_RUNTIME = {name: runtime_named(name).precisions for name in RUNTIMES}
 TARGETS = [(runtime, name) for runtime in RUNTIMES for name in PRECISIONS_OF_RUNTIME[runtime]]
 FOLDER = tempfile.TemporaryDirectory(prefix="edgeopt-tests-")
-EXTRAS = ("executorch", "openvino")
 
 
 def require_runtime(runtime: str, precision: str = "fp32") -> None:
-    if runtime in EXTRAS and importlib.util.find_spec(runtime) is None:
-        pytest.skip(f"{runtime} is not installed")
+    if reason := runtime_named(runtime).unavailable():
+        pytest.skip(reason)
     if precision == "bf16":
         from openvino import Core
 

@@ -1,4 +1,4 @@
-"""A fifth runtime, as another package would bring it: NumPy runs networks of linear layers."""
+"""A foreign runtime, as another package would bring it: NumPy runs networks of linear layers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""How the fifth runtime loads and calls a file: what goes to a device."""
+"""How the foreign runtime loads and calls a file: what goes to a device."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn import functional
 
 from edgeopt.model.networks import build_model
+from edgeopt.system.torchvision import models
 
 
 def lived_in(name: str) -> nn.Module:
@@ -43,3 +44,10 @@ class Block(nn.Module):
         hidden = torch.cat([torch.relu(self.left(hidden)), torch.relu(self.right(hidden))], 1)
         hidden = functional.hardswish(self.late(torch.relu(self.after(hidden))))
         return self.head(functional.adaptive_avg_pool2d(hidden, 1).view(hidden.size(0), -1))
+
+
+def small_convnext() -> nn.Module:
+    """ConvNeXt of two stages: LayerNorms over the last axis and over the second, and GELU."""
+    torch.manual_seed(0)
+    stages = [models.convnext.CNBlockConfig(8, 12, 1), models.convnext.CNBlockConfig(12, None, 1)]
+    return models.ConvNeXt(stages, layer_scale=1.0, num_classes=5).eval()

@@ -23,9 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="edgeopt agent", description=__doc__)
     parser.add_argument("command", choices=COMMANDS)
-    parser.add_argument(
-        "folder", type=Path, help="of a plan; for bundle, the archive"
-    )
+    parser.add_argument("folder", type=Path, help="of a plan; for bundle, the archive")
     parser.add_argument("name", nargs="?", default="", help="of the artifact, for memory")
     parser.add_argument("--show", default="", choices=SHOWN, help="on standard output")
     words = sys.argv[1:] if arguments is None else arguments

@@ -26,7 +26,7 @@ OLDEST_GLIBC = 17
 PROBE = """
 import json, os, platform, shutil, sys
 home = os.path.expanduser("~")
-print(json.dumps({"home": home, "version": list(sys.version_info[:3]),
+print(json.dumps({"home": home, "executable": sys.executable, "version": list(sys.version_info[:3]),
     "machine": platform.machine(), "libc": platform.libc_ver()[1],
     "free": shutil.disk_usage(home).free}))
 """
@@ -69,6 +69,7 @@ class Remote:
         if tuple(told["version"]) < OLDEST:
             found = ".".join(map(str, told["version"]))
             raise DeviceError(f"{name}: {python} is Python {found}; allowed: 3.9 or newer")
+        python = told.pop("executable")
         return cls(connection, name, python, **{**told, "version": tuple(told["version"])})
 
     async def run(self, command: Sequence[str], *, input: str = "") -> str:

@@ -13,6 +13,7 @@ from edgeopt.agent.journal import key_of
 from edgeopt.agent.offline import records_digest
 from edgeopt.agent.plan import Plan
 from edgeopt.metrics import Measurement
+from edgeopt.metrics.conditions import with_clock_falls
 from edgeopt.metrics.rounds import visit_samples
 
 MEMORY_COLUMNS = ["peak_rss_bytes", "idle_rss_bytes", "added_rss_bytes", "rss_unavailable"]
@@ -145,7 +146,9 @@ def _samples(visits: list[Mapping[str, Any]], errors: Mapping[str, str]) -> pd.D
 
 def _laps(laps: list[Mapping[str, Any]]) -> pd.DataFrame:
     table = pd.DataFrame(laps).drop(columns=["kind", "name"], errors="ignore")
-    return table.sort_values("round", ignore_index=True) if len(table) else table
+    if table.empty:
+        return table
+    return with_clock_falls(table.sort_values("round", ignore_index=True))
 
 
 def _starts(visits: list[Mapping[str, Any]]) -> pd.DataFrame:

@@ -72,7 +72,7 @@ class SshDevice(Device):
     async def _facts(self) -> dict[str, Any]:
         source = Path(host.__file__).read_text(encoding="utf-8")
         async with self._connected() as remote:
-            told = await remote.run([self._python, "-"], input=source + TELL_FACTS)
+            told = await remote.run([remote.python, "-"], input=source + TELL_FACTS)
             return json.loads(told.splitlines()[-1])
 
     def clean(self, plan: Plan) -> None:
@@ -85,9 +85,9 @@ class SshDevice(Device):
             python = await python_for(remote, plan.values["packages"], wheels=self._wheels)
             folder = _folder(remote, plan)
             agent = await self._push(remote, plan, folder)
-            # Some runtimes write into the user's cache, which is to stay as it was.
-            own_cache = f"XDG_CACHE_HOME={folder}/cache"
-            command = ["env", own_cache, python, agent, "run", folder, "--show", "records"]
+            # Some runtimes write into the user's home, which is to stay as it was.
+            places = [f"HOME={folder}/home", f"PYTHONUSERBASE={remote.home}/.local"]
+            command = ["env", *places, python, agent, "run", folder, "--show", "records"]
             async with remote.connection.create_process(f"exec {shlex.join(command)}") as process:
                 async for line in process.stdout:
                     on_line(line)
@@ -111,7 +111,7 @@ class SshDevice(Device):
             sources = {f"{FILES}/{path.name}": path for path in plan.files()}
             sources |= {PLAN: plan.folder / PLAN, agent: archive}
             digests = {name: file_sha256(path) for name, path in sources.items()}
-            command = [self._python, "-c", WHOLE_FILES, folder]
+            command = [remote.python, "-c", WHOLE_FILES, folder]
             whole = json.loads(await remote.run(command, input=json.dumps(digests)))
             missing = {name: path for name, path in sources.items() if name not in whole}
             remote.require_free(sum(path.stat().st_size for path in missing.values()))

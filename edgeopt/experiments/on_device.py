@@ -12,7 +12,7 @@ from edgeopt.data import Split
 from edgeopt.decision import Decision
 from edgeopt.devices import DeviceResults
 from edgeopt.experiments.candidates import Candidate
-from edgeopt.experiments.floor import with_call_floor
+from edgeopt.experiments.floor import FLOOR, with_call_floor
 from edgeopt.experiments.sweep import Target, with_energy
 from edgeopt.metrics import latency_ratios, latency_statistics, resampled_medians
 
@@ -114,11 +114,12 @@ def order_agreement(
 ) -> tuple[float, float, float]:
     """Kendall's tau of two devices' latency orders, and its bootstrap 95 % interval.
 
-    ``first`` and ``second`` are latency samples; candidates that only one has are left out. Rounds
+    ``first`` and ``second`` are latency samples; floors and what only one has are left out. Rounds
     are resampled, each device's by themselves. NaN with fewer than two candidates in both.
     """
     medians = [s.dropna().groupby("candidate")["latency_ms"].median() for s in (first, second)]
-    names = [name for name in medians[0].index if name in medians[1].index]
+    both = set(medians[0].index) & set(medians[1].index)
+    names = [name for name in medians[0].index if name in both and not name.startswith(FLOOR)]
     if len(names) < 2:
         return np.nan, np.nan, np.nan
     drawn = [

@@ -103,7 +103,7 @@ class Rewrites:
 
 
 def rescalings(rewrites: Rewrites) -> list[Remedy]:
-    """Same function, other ranges: that first which the diagnosis points to."""
+    """List what gives the same function other ranges, that first to which the diagnosis points."""
     diagnosis = rewrites.diagnosis(rewrites.model)
     reach = diagnosis.loc[diagnosis["outlier_ratio"] > OUTLIER, "reach"]
     plain = Remedy("channel groups rescaled", lambda: Plan(rewrites.equalized()))

@@ -83,10 +83,10 @@ def recover_collapsed(
 
     When one seed's int8 falls further than ``max_accuracy_drop`` below its fp32, that of all seeds
     is repaired, so that the repaired candidate has every seed; it is called repaired where every
-    seed's reached the goal. What changes the network is found
-    once and serves all runtimes. The arguments are those of
-    :func:`edgeopt.experiments.prepare_candidates`. A recovery that fails is logged and left out;
-    so are all at a ``batch_size`` other than 1, at which the remedies are not tried.
+    seed's reached the goal. What changes a network is found once and serves all runtimes, whose
+    repairs run in parallel where there is an ``executor``; nothing is timed. The arguments are
+    those of :func:`edgeopt.experiments.prepare_candidates`. A recovery that fails is logged and
+    left out; so are all at a ``batch_size`` other than 1, at which the remedies are not tried.
     """
     fallen = collapsed(candidates, max_accuracy_drop=max_accuracy_drop)
     broken = {_cell(c.spec) for c in fallen}
@@ -94,29 +94,18 @@ def recover_collapsed(
         logger.warning("int8 is not repaired at batch size %d: %s", batch_size, sorted(broken))
         return []
     own = [c for c in candidates if c.spec.precision in STATIC_INT8 and _cell(c.spec) in broken]
-    fell = {c.spec.network for c in fallen}
     networks = {
-        key: Rewrites(models[key], calibration=calibration[key[0]])
+        key: ByValue(rewrites=Rewrites(models[key], calibration=calibration[key[0]]))
         for key in dict.fromkeys(c.spec.network for c in own)
     }
-    sources = [
-        (ByValue(rewrites=rewrites), validation[key[0]], key in fell)
-        for key, rewrites in networks.items()
-    ]
-    begun = dict(zip(networks, run_in_order(_begun, sources, executor=executor), strict=True))
-    jobs = [
-        (begun[key], validation[key[0]], group)
-        for (key, _), group in _by_writer(own, _parents(candidates)).items()
-    ]
+    fell = list(dict.fromkeys(c.spec.network for c in fallen))
+    sources = [(networks[key], validation[key[0]]) for key in fell]
+    networks |= zip(fell, run_in_order(_begun, sources, executor=executor), strict=True)
+    groups = _by_writer(own, _parents(candidates))
+    jobs = [(networks[key], validation[key[0]], group) for (key, _), group in groups.items()]
     limit = {"max_accuracy_drop": max_accuracy_drop, "directory": directory, "scheme": scheme}
     repaired = run_in_order(partial(_repaired, **limit), jobs, executor=executor)
-    places = {(c.spec.network, c.spec.runtime): place for place, c in enumerate(own)}
-    return _alike(
-        sorted(
-            chain.from_iterable(repaired),
-            key=lambda r: places[r.candidate.spec.network, r.candidate.spec.runtime],
-        )
-    )
+    return _alike([*chain.from_iterable(repaired)])
 
 
 def _by_writer(
@@ -132,13 +121,12 @@ def _by_writer(
     return groups
 
 
-def _begun(job: tuple[ByValue, Split, bool]) -> ByValue:
+def _begun(job: tuple[ByValue, Split]) -> ByValue:
     """Find once what every runtime of a network asks for."""
-    own, validation, fell = job
+    own, validation = job
     own["rewrites"].answers(validation)
-    if fell:
-        with suppress(ValueError):  # raised again where it is asked for
-            rescalings(own["rewrites"])[0].make()
+    with suppress(ValueError):  # raised again where it is asked for
+        rescalings(own["rewrites"])[0].make()
     return own
 
 
@@ -147,12 +135,9 @@ def _repaired(job: tuple[ByValue, Split, list[Fallen]], **options: Any) -> list[
     own, validation, fallen = job
     found = []
     for spec, prepared in fallen:
+        how = {"prepared": prepared, "rounds": 0, **options}
         try:
-            found.append(
-                recover_candidate(
-                    spec, own["rewrites"], validation, prepared=prepared, rounds=0, **options
-                )
-            )
+            found.append(recover_candidate(spec, own["rewrites"], validation, **how))
         except FAILURES as error:
             logger.warning("%s, seed %d, could not be repaired: %s", spec.name, spec.seed, error)
     return found

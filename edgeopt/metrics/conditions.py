@@ -10,6 +10,20 @@ BUSY_CORES = 0.25  # cores that other processes used, on average
 BUSY_STEAL = 0.02  # share of the machine's time that the hypervisor gave to others
 
 
+CLOCK_FELL = 0.95  # of the highest clock of the measurement
+
+
+def with_clock_falls(conditions: pd.DataFrame) -> pd.DataFrame:
+    """Mark the rounds in which the clock was below 95 % of its highest, in ``clock_fell``.
+
+    Where the machine does not tell its clock, none is marked.
+    """
+    if "clock_mhz" not in conditions:
+        return conditions.assign(clock_fell=False)
+    clock = conditions["clock_mhz"]
+    return conditions.assign(clock_fell=clock < CLOCK_FELL * clock.max())
+
+
 def disturbance(conditions: pd.DataFrame) -> str:
     """Say in one sentence that the machine was busy and by how much; empty when it was quiet."""
     slowdown = conditions["reference_ms"] / conditions["reference_ms"].quantile(0.25)
@@ -21,6 +35,8 @@ def disturbance(conditions: pd.DataFrame) -> str:
             f"in {len(slow)} of {len(conditions)} rounds the reference kernel took "
             f"{slow.min() - 1:.0%} to {slow.max() - 1:.0%} longer than in a quiet one"
         )
+    if fell := int(with_clock_falls(conditions)["clock_fell"].sum()):
+        said.append(f"in {fell} of {len(conditions)} rounds the clock fell by more than 5%")
     if other > BUSY_CORES:
         said.append(f"other processes used {other:.1f} cores")
     if steal > BUSY_STEAL:

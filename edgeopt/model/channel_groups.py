@@ -2,9 +2,10 @@
 
 Multiplying output channel k of a layer by s > 0 and dividing what reads it by s keeps the function
 where only positively homogeneous operations lie between them. Additions tie the channels of their
-summands, concatenations and shuffles move them, and a depthwise layer ends one group and begins
-another. Every element of every tensor carries the number of its group: moving the numbers as the
-network moves its activations finds all of this, whatever the network looks like.
+summands, concatenations and shuffles move them, a depthwise layer ends one group and begins
+another, and a LayerNorm begins one by its affine weights. Every element of every tensor carries the
+number of its group: moving the numbers as the network moves its activations finds all of this,
+whatever the network looks like.
 """
 
 from collections import Counter
@@ -14,7 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from edgeopt.model.tracing import LAYERS, operation_of, submodule_of, trace
+from edgeopt.model.tracing import (
+    LAYERS,
+    NORMALIZATIONS,
+    channel_axis,
+    operation_of,
+    submodule_of,
+    trace,
+)
 
 FIXED = 0  # the group of all channels that no factor may touch
 
@@ -34,8 +42,8 @@ class ChannelGroups:
     Attributes
     ----------
     layers : dict
-        Convolutions, linear layers and free BatchNorms by module name; ``inputs`` [C_in] and
-        ``outputs`` [C_out] hold group numbers, 0 where no factor may pass.
+        Convolutions, linear layers, LayerNorms and free BatchNorms by module name; ``inputs``
+        [C_in] and ``outputs`` [C_out] hold group numbers, 0 where no factor may pass.
     barriers : dict
         Activations through which no factor passes, and the network's input, by node; the group
         numbers are shaped to be broadcast over the tensor.
@@ -117,7 +125,7 @@ class _Numbering(fx.Interpreter):
             self._fix(node)
             return None
         module = submodule_of(self.module, node)
-        if isinstance(module, LAYERS) and isinstance(value, Tensor):
+        if isinstance(module, LAYERS + NORMALIZATIONS) and isinstance(value, Tensor):
             return self._layer(node, module, value)
         if isinstance(value, Tensor) and not value.is_floating_point():
             return torch.zeros(value.shape, dtype=torch.long)
@@ -216,12 +224,14 @@ class _Numbering(fx.Interpreter):
 
     def _layer(self, node: fx.Node, layer: nn.Module, value: Tensor) -> Tensor:
         numbers = self._numbers[node.all_input_nodes[0]]
-        axis = numbers.dim() - 1 if isinstance(layer, nn.Linear) else 1
+        axis = channel_axis(layer, numbers.dim())
         inputs = numbers.movedim(axis, 0).flatten(1)  # [C_in, elements of the channel]
         fresh = self._fresh(value.shape[axis])
-        alone = node.target not in self._shared
-        if not alone or (inputs != inputs[:, :1]).any() or not _statistics_kept(layer):
+        alone = node.target not in self._shared and _by_channel(layer)
+        free = alone and bool((inputs == inputs[:, :1]).all())
+        if not free or isinstance(layer, NORMALIZATIONS):
             self._fix(node)
+        if not free:
             self._tie(fresh, torch.zeros(1, dtype=torch.long))
         self._layers[node.target] = Ports(inputs[:, 0], fresh)
         shape = [-1 if place == axis else 1 for place in range(value.dim())]
@@ -271,11 +281,12 @@ def _broadcastable(numbers: Tensor) -> Tensor:
     return numbers
 
 
-def _statistics_kept(layer: nn.Module) -> bool:
-    """Whether a BatchNorm has what makes it a fixed linear map; other layers have."""
-    return not isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) or (
-        layer.track_running_stats and layer.affine
-    )
+def _by_channel(layer: nn.Module) -> bool:
+    """Whether a normalization has weights a channel, and a BatchNorm its statistics too."""
+    if isinstance(layer, NORMALIZATIONS):
+        return layer.elementwise_affine and len(layer.normalized_shape) == 1
+    kept = not isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) or layer.track_running_stats
+    return kept and getattr(layer, "affine", True)
 
 
 def _shared_layers(graph: fx.GraphModule) -> set[str]:

@@ -10,11 +10,15 @@ from torch import fx, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from edgeopt.system.torchvision import models
+
 LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
+NORMALIZATIONS = (nn.LayerNorm, models.convnext.LayerNorm2d)  # by each input's own statistics
 # What a node does, by the modules, functions and tensor methods that do it. A gate is a barrier
 # whose result multiplies another tensor.
 OPERATIONS: dict[str, tuple[Any, ...]] = {
     "layer": LAYERS,
+    "normalization": NORMALIZATIONS,
     "rectifier": (nn.ReLU, nn.LeakyReLU, "relu", "relu_", functional.leaky_relu),
     "identity": (
         *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, functional.dropout),
@@ -46,7 +50,8 @@ class _Tracer(fx.Tracer):
     """Leaves modules that say so, as torch's own, in one piece."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return getattr(module, "traced_as_one", False) or super().is_leaf_module(module, name)
+        whole = getattr(module, "traced_as_one", False) or type(module) in NORMALIZATIONS
+        return whole or super().is_leaf_module(module, name)
 
 
 def trace(model: nn.Module) -> fx.Graph:
@@ -55,6 +60,12 @@ def trace(model: nn.Module) -> fx.Graph:
         return _Tracer().trace(model)
     except Exception as error:  # tracing runs a user's code on stand-ins
         raise ValueError(f"torch.fx cannot trace {type(model).__name__}: {error}") from error
+
+
+def channel_axis(layer: nn.Module, dims: int) -> int:
+    """Axis of the channels in what a layer reads and writes, a tensor of so many axes."""
+    last = type(layer) in (nn.Linear, nn.LayerNorm)
+    return dims - 1 if last else 1
 
 
 def submodule_of(model: nn.Module, node: object) -> nn.Module | None:

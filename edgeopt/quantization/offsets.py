@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, fx, nn
 
-from edgeopt.model import operation_of, submodule_of, trace
+from edgeopt.model import channel_axis, operation_of, submodule_of, trace
 
 ABSORBED = 10.0  # absorbed is what is so many times wider than its tensor's median channel
 OBSERVED = 128  # images
@@ -81,7 +81,8 @@ class _Observer(fx.Interpreter):
 def _candidates(model: nn.Module, spans: Spans) -> Iterator[tuple[str, int]]:
     """Layer and channel of every constant that is far above what changes in its tensor."""
     for node in trace(model).nodes:
-        if operation_of(model, node) == "layer" and spans[node.name][0].dim() in (2, 4):
+        dims = spans[node.name][0].dim() if operation_of(model, node) == "layer" else 0
+        if dims in (2, 4) and channel_axis(submodule_of(model, node), dims) == 1:
             low, high = _by_channel(*spans[node.name])
             wide = torch.maximum(high.abs(), low.abs())
             constant = torch.maximum(low, -high)

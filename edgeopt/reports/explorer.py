@@ -26,8 +26,8 @@ NUMBERS = (*COSTS, *QUALITIES)
 FIRST = ("candidate", "latency_p50_ms", "accuracy", "memory_mb", "standing", "decided_by")
 LAST = ("int8_mac_share", "pruning_level", "recipe", "error")
 ORDER = (*FIRST, *(name for name in (*QUALITIES, *COSTS) if name not in FIRST), *LAST)
-MARKS = {"o": "\u25cf", "s": "\u25a0", "^": "\u25b2", "D": "\u25c6"}
-SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond"}
+MARKS = {"o": "\u25cf", "s": "\u25a0", "^": "\u25b2", "D": "\u25c6", "v": "\u25bc"}
+SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down"}
 
 
 def explorer(results: Results) -> HTML:

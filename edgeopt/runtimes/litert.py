@@ -103,9 +103,13 @@ class _ChannelsLast(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        scaled = [self.network.get_submodule(name) for name in float_modules(self.network)]
         divided: list[Tensor] = []
-        hooks = [m.register_forward_pre_hook(lambda _, given: divided.extend(given)) for m in scaled]
+
+        def keep(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+            divided.extend(given)
+
+        scaled = [self.network.get_submodule(name) for name in float_modules(self.network)]
+        hooks = [module.register_forward_pre_hook(keep) for module in scaled]
         logits = self.network(images.permute(0, 3, 1, 2))
         for hook in hooks:
             hook.remove()
@@ -156,9 +160,7 @@ def _keys(graph: Graph) -> list[int]:
     return keys
 
 
-def _sized(
-    graph: Graph, places: Sequence[int], keys: Sequence[int]
-) -> tuple[tuple[int, int], ...]:
+def _sized(graph: Graph, places: Sequence[int], keys: Sequence[int]) -> tuple[tuple[int, int], ...]:
     return tuple((keys[place], graph.tensors[place].nbytes) for place in places)
 
 

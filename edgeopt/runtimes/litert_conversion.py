@@ -112,7 +112,7 @@ def name_tensors(model: ModelT, *, left: Collection[int]) -> None:
 
 
 def quantized(path: str, batches: np.ndarray) -> bytes:
-    """Static int8 with weights per channel and float borders; batches are [N, B, H, W, C]."""
+    """Quantize to static int8, per channel, between floats; batches are [N, B, H, W, C]."""
     quantizer = Quantizer(path)
     quantizer.add_static_config(".*", TFLOperationName.ALL_SUPPORTED, 8, 8)
     for regex, operator in (

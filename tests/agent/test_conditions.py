@@ -72,7 +72,7 @@ def test_watch_says_nan_where_the_system_does_not_tell(machine, tmp_path, monkey
 
 
 def test_reference_kernel_is_the_median_of_30_products_of_96_by_96(monkeypatch):
-    ticks = iter([tick for n in range(1, 31) for tick in (0, n * 1_000_000)])  # ns
+    ticks = iter([tick for n in range(1, 31) for tick in (7, 7 + n * 1_000_000)])  # ns
     clock, shapes = SimpleNamespace(perf_counter_ns=lambda: next(ticks)), []
     monkeypatch.setattr(conditions, "time", clock)
     monkeypatch.setattr(

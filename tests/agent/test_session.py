@@ -72,7 +72,8 @@ def test_images_of_another_shape_or_type_are_refused(artifact):
 
 def test_threads_are_one_to_the_cores(artifact):
     cores = usable_cores()
-    assert open_session(artifact, place=PLACE, threads=cores)
+    assert open_session(artifact, place=PLACE).threads == 1
+    assert open_session(artifact, place=PLACE, threads=cores).threads == cores
     for threads in (0, cores + 1):
         said = rf"threads is {threads}; allowed: 1 to {cores} \(cores\)"
         with pytest.raises(ValueError, match=said):

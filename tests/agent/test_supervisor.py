@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import threading
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -92,6 +93,15 @@ def test_a_worker_that_ends_outside_of_any_artifact_ends_the_run(tmp_path, monke
     said = "the agent's worker ended outside of any artifact: ImportError: numpy is broken"
     with pytest.raises(AgentError, match=said):
         ran(folder)
+
+
+def test_workers_are_started_from_the_archive_that_holds_the_agent(tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "agent.pyz", "w") as archive:
+        archive.writestr("__main__.py", "raise SystemExit('this is the archive')")
+    started = tmp_path / "agent.pyz" / "__main__.py"
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(started))
+    with pytest.raises(AgentError, match="this is the archive"):
+        ran(write_plan(tmp_path, [entry(tmp_path, "a")]))
 
 
 def test_a_process_whose_memory_cannot_be_read_says_why(tmp_path, monkeypatch):

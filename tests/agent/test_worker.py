@@ -133,6 +133,7 @@ def test_a_second_worker_does_what_is_missing_and_nothing_twice(tmp_path):
     assert [record["round"] for record in journal.of_kind("lap")] == [0, 1, 2]
     assert visits(journal, 0) == []
     assert [record["times"] for record in journal.of_kind("visit")].count([1, 2]) == 1
+    assert {r["name"] for r in journal.of_kind("visit") if r["round"] == 1} == {"a", "b"}
     # Who failed in a round keeps its place there, so that all others keep theirs.
     [a] = [r for r in journal.of_kind("visit") if (r["name"], r["round"]) == ("a", 1)]
     assert a["position"] == round_order("abc", number=1, seed=0).index("a")

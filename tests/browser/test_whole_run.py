@@ -1,4 +1,8 @@
-"""All six notebooks on a user's own network: what they find, and their pages in a browser."""
+"""All seven notebooks on a user's own network: what they find, and their pages in a browser."""
+
+import os
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -6,8 +10,10 @@ import yaml
 
 from edgeopt.__main__ import main
 from edgeopt.config import load_config
+from edgeopt.devices import ResultsError
 from edgeopt.experiments.recipes import pruned_recipes
 from edgeopt.experiments.sweep import run_sweep
+from edgeopt.reports.offline import take_results, write_run_bundle
 from edgeopt.study.folder import RunFolder
 from edgeopt.study.study import Study, open_study
 from tests.browser.visits import faults
@@ -16,7 +22,7 @@ from tests.own_network import COLOUR
 
 @pytest.fixture(scope="module")
 def whole_run(pictures, weights, tmp_path_factory) -> Study:
-    """All six notebooks on a user's network with weights trained elsewhere, taken as they are."""
+    """All seven notebooks on a user's network with weights trained elsewhere, taken as they are."""
     root = tmp_path_factory.mktemp("report")
     values = {
         "dataset": f"folder:{pictures}",
@@ -117,7 +123,30 @@ def test_run_sweep_gives_the_numbers_of_the_notebooks(whole_run, tmp_path):
 
 def test_every_page_of_a_whole_run_is_sound(visit, whole_run, screenshots):
     pages = sorted(whole_run.folder.root.glob("*.html"))
-    assert len(pages) == 9  # front page, six chapters, search and index of words
+    assert len(pages) == 10  # front page, seven chapters, search and index of words
     for path in pages:
         opened = visit(path, size="phone", scheme="dark")
         assert faults(opened, screenshots / f"whole-{path.stem}.png") == []
+
+
+def test_a_bundle_measured_elsewhere_is_taken_in(whole_run, tmp_path):
+    folder, board = whole_run.folder, tmp_path / "board"
+    board.mkdir()
+    archive = write_run_bundle(folder).rename(board / "bundle.pyz")
+    command = [sys.executable, archive.name]
+    environment = {**os.environ, "PYTHONPATH": ""}
+    subprocess.run(command, cwd=board, env=environment, check=True, stdout=subprocess.DEVNULL)
+    assert sorted(path.name for path in board.iterdir()) == ["bundle.pyz", "results.json"]
+    device = take_results(folder, board / "results.json")
+    [name] = folder.taken_in
+    rows = pd.read_csv(folder.path(f"devices/{name}/rows.csv"))
+    assert set(rows["device"]) == {device}
+    assert rows["device_differs"].eq(0).all()
+    assert rows["device_logits"].eq("equal bit for bit").all()
+    assert rows["latency_p50_ms"].gt(0).all()
+    compared = pd.read_csv(folder.path(f"devices/{name}/comparison.csv"))
+    assert compared["pick"].isin(rows["candidate"]).all()
+    text = (board / "results.json").read_text()
+    (board / "results.json").write_text(text.replace('"round": 1', '"round": 2', 1))
+    with pytest.raises(ResultsError, match="was changed"):
+        take_results(folder, board / "results.json")

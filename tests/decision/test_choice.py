@@ -108,6 +108,7 @@ class TestGates:
             ["accuracy_drop", "size_reduction", "latency_reduction"]
         ]
         assert (drop, size, latency) == pytest.approx((0.03, 0.8, 0.75))
+        assert table.columns[: data.shape[1]].tolist() == data.columns.tolist()
 
     def test_a_class_that_falls_makes_it_bad_and_is_named(self):
         table = gate_table(
@@ -186,6 +187,10 @@ class TestDecide:
             "from 0.5 ms to below 0.4 ms (\N{MINUS SIGN}20.0%)."
         )
         assert not decision.recall_checked
+
+    def test_a_gain_over_the_baseline_has_a_plus(self):
+        decision = decide(sweep(row("fast", 0.91, 0.4, 0.05)), gates=Gates())
+        assert "accuracy 91.0% (+1.00 points), against base" in decision.reason
 
     def test_within_noise_the_smaller_then_the_more_accurate_wins(self):
         frame = sweep(

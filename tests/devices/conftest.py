@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ import torch
 from edgeopt.data import Split
 from edgeopt.devices import Task
 from edgeopt.runtimes.export import export_artifact
-from tests.devices.sshd import running_server, use_key
+from tests.devices.servers import SSHD, AsyncSsh, OpenSsh, Server
 
 SHAPE = (1, 1, 8, 8)
 
@@ -43,10 +45,26 @@ def tasks(tmp_path_factory, network):
     ]
 
 
+@contextmanager
+def started(kind: type[Server], tmp_path_factory) -> Iterator[Server]:
+    one = kind(tmp_path_factory.mktemp("ssh") / "server")
+    with one.running():
+        yield one
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory):
+    """Another server, asyncssh's."""
+    with started(AsyncSsh, tmp_path_factory) as one:
+        yield one
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    with running_server(tmp_path_factory.mktemp("sshd") / "server") as started:
-        yield started
+    """OpenSSH's where it is installed, else asyncssh's."""
+    kind = OpenSsh if Path(SSHD).exists() else AsyncSsh
+    with started(kind, tmp_path_factory) as one:
+        yield one
 
 
 @pytest.fixture
@@ -59,6 +77,6 @@ def home(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def trusted(server, home):
     """The server, with its key known and one's own accepted."""
-    use_key(server, home)
-    server.trust()
+    server.accept(home)
+    server.trust(home)
     return server

@@ -1,4 +1,5 @@
 import hashlib
+import json
 import os
 import random
 import signal
@@ -6,16 +7,19 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 
 from edgeopt.devices import DeviceError, device_named, measure_on, write_bundle
-from tests.devices.sshd import SSHD, free_port, use_key
+from tests.devices.servers import free_port
 
-pytestmark = pytest.mark.skipif(not Path(SSHD).exists(), reason="openssh-server is not installed")
+PROBED = {
+    **{"home": "/", "executable": "", "version": [3, 11, 1], "machine": "z80", "libc": ""},
+    "free": 9,
+}
 
 
 def device_of(server, **options):
@@ -85,13 +89,11 @@ def test_kills_and_cut_connections_lose_nothing(trusted, tasks, images, tmp_path
         while len(done) < kills:
             time.sleep(chance.uniform(1, 3))
             if chance.random() < 0.5:
-                found = subprocess.run(["pgrep", "-f", "pyz run"], capture_output=True, text=True)
-                pids = [int(word) for word in found.stdout.split()]
-            else:
-                pids = trusted.sessions()
-            for pid in pids:
-                done.append(pid)
-                os.kill(pid, signal.SIGKILL)
+                done.extend([None] * trusted.cut())
+                continue
+            found = subprocess.run(["pgrep", "-f", "pyz run"], capture_output=True, text=True)
+            for word in found.stdout.split():
+                done.append(os.kill(int(word), signal.SIGKILL))
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
@@ -107,6 +109,19 @@ def test_kills_and_cut_connections_lose_nothing(trusted, tasks, images, tmp_path
     assert agents() == b""
 
 
+def test_two_devices_measure_at_once(trusted, second, tasks, images, home, tmp_path):
+    second.trust(home)
+    config = home / ".ssh/config"
+    config.write_text(config.read_text() + f"  IdentityFile {second.folder / 'user_key'}\n")
+    plan = bundle(tmp_path / "bundle", tasks[:1], images)
+    devices = [device_of(server) for server in (trusted, second)]
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda device: measure_on(device, plan), devices))
+    assert [results.device for results in found] == [trusted.name, second.name]
+    assert [len(results.measured.samples) for results in found] == [12, 12]
+    assert [*left_behind(trusted), *left_behind(second)] == []
+
+
 def test_no_such_host_and_nothing_that_listens_are_told(home):
     with pytest.raises(DeviceError, match=r"no such host: no-such-host\.invalid"):
         device_named("ssh://no-such-host.invalid").facts()
@@ -115,23 +130,21 @@ def test_no_such_host_and_nothing_that_listens_are_told(home):
 
 
 def test_an_unknown_host_key_is_refused_with_the_command_that_adds_it(server, home):
-    use_key(server, home)
+    server.accept(home)
     with pytest.raises(DeviceError, match=r"host key is not known.*SHA256:.*ssh-keyscan -p"):
         device_of(server).facts()
 
 
 def test_a_changed_host_key_is_refused(server, home):
-    use_key(server, home)
-    other = (server.folder / "user_key.pub").read_text().rsplit(" ", 1)[0]
-    hosts = home / ".ssh/known_hosts"
-    hosts.write_text(f"[localhost]:{server.port} {other}\n")
+    server.accept(home)
+    server.trust(home, key="user_key")
     with pytest.raises(DeviceError, match=r"has changed to SHA256:.*ssh-keygen -R"):
         device_of(server).facts()
 
 
 def test_a_key_that_is_not_accepted_is_told(server, home):
-    use_key(server, home)
-    server.trust()
+    server.accept(home)
+    server.trust(home)
     (home / ".ssh/config").unlink()
     with pytest.raises(DeviceError, match="no key was accepted; ssh-copy-id"):
         device_of(server).facts()
@@ -141,7 +154,7 @@ def test_a_device_without_python_and_one_that_is_too_old_are_told(trusted, tmp_p
     with pytest.raises(DeviceError, match="there is no no-such-python; install"):
         device_of(trusted, python="no-such-python").facts()
     old = tmp_path / "python2"
-    told = '{"home": "/", "version": [3, 8, 1], "machine": "z80", "libc": "", "free": 1}'
+    told = json.dumps(PROBED | {"version": [3, 8, 1]})
     old.write_text(f"#!/bin/sh\necho '{told}'\n")
     old.chmod(0o755)
     with pytest.raises(DeviceError, match=r"is Python 3\.8\.1; allowed: 3\.9 or newer"):
@@ -150,11 +163,8 @@ def test_a_device_without_python_and_one_that_is_too_old_are_told(trusted, tmp_p
 
 def test_a_full_disk_is_told_before_anything_is_copied(trusted, tasks, images, tmp_path):
     full = tmp_path / "python"
-    probe = 'json.dumps({"home": home, "version": [3, 11], "machine": "x", "libc": "", "free": 9})'
-    full.write_text(
-        f"#!/bin/sh\ncase $2 in *disk_usage*) exec {sys.executable} -c 'import json, os; "
-        f'home = os.path.expanduser("~"); print({probe})\';; *) exec {sys.executable} "$@";; esac\n'
-    )
+    told = json.dumps(PROBED | {"home": str(trusted.home), "executable": sys.executable})
+    full.write_text(f"#!/bin/sh\necho '{told}'\n")
     full.chmod(0o755)
     plan = bundle(tmp_path / "bundle", tasks, images)
     with pytest.raises(DeviceError, match=r"MiB are needed below .*, 0\.0 MiB are free"):

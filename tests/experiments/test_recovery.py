@@ -1,8 +1,11 @@
 """Recovery of int8: specimens are repaired, failures are rows, budgets out of reach say so."""
 
 import copy
+import pickle
+from concurrent.futures import Executor
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -16,7 +19,7 @@ from edgeopt.experiments.candidates import (
     prepare_candidates,
 )
 from edgeopt.experiments.recovery import PARENT, Recovery, recover_int8
-from edgeopt.experiments.remedies import AS_IT_IS
+from edgeopt.experiments.remedies import AS_IT_IS, Rewrites
 from edgeopt.experiments.repairs import (
     collapsed,
     recover_candidate,
@@ -122,7 +125,7 @@ def test_mobilenet_specimens_collapse_and_are_repaired(tmp_path, layer, channels
     assert result.attempts["accuracy_drop"].iloc[-1] <= 0.01
 
 
-@pytest.mark.parametrize("runtime", ["torch", "executorch", "openvino"])
+@pytest.mark.parametrize("runtime", ["torch", "executorch", "openvino", "litert"])
 def test_every_runtime_is_repaired_by_the_same_rewrite(tmp_path, runtime) -> None:
     require_runtime(runtime)
     result = recovered(plant_collapse(trained_cnn(), "conv1", 3, 1e4), tmp_path, runtime=runtime)
@@ -131,7 +134,10 @@ def test_every_runtime_is_repaired_by_the_same_rewrite(tmp_path, runtime) -> Non
     assert (result.reached, result.attempts["int8_mac_share"].iloc[-1]) == (True, 1)
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", pytest.param("torch", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "runtime",
+    ["onnxruntime", *(pytest.param(name, marks=pytest.mark.slow) for name in ("torch", "litert"))],
+)
 @pytest.mark.parametrize(
     ("layer", "channels", "factor", "remedy"),
     [
@@ -140,6 +146,7 @@ def test_every_runtime_is_repaired_by_the_same_rewrite(tmp_path, runtime) -> Non
     ],
 )
 def test_what_is_no_chain_is_repaired_too(tmp_path, layer, channels, factor, remedy, runtime):
+    require_runtime(runtime)
     planted = plant_collapse(trained_mobilenet(), layer, channels, factor)
     result = recovered(planted, tmp_path, colour=True, runtime=runtime)
     assert result.attempts["accuracy"].iloc[1] < 0.9
@@ -147,7 +154,7 @@ def test_what_is_no_chain_is_repaired_too(tmp_path, layer, channels, factor, rem
     assert (result.reached, result.attempts["int8_mac_share"].iloc[-1]) == (True, 1)
 
 
-@pytest.mark.parametrize("runtime", ["torch", "onnxruntime", "executorch"])
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime", "executorch", "litert"])
 def test_a_runtime_leaves_layers_in_float_by_name_and_says_so(tmp_path, runtime) -> None:
     require_runtime(runtime)
     loader = splits()[0].loader(32)
@@ -337,8 +344,8 @@ def test_collapsed_is_found_and_its_repaired_candidate_is_a_row_of_its_own(candi
     assert (broken.spec.seed, broken.spec.precision) == (1, "int8")
     calibration, validation = splits()
     planted = plant_collapse(trained_cnn(), "conv1", 3, 1e4)
-    options = {"calibration": calibration.loader(32), **CHEAP}
-    found = recover_candidate(broken.spec, planted, validation, directory=tmp_path, **options)
+    rewrites = Rewrites(planted, calibration=calibration.loader(32))
+    found = recover_candidate(broken.spec, rewrites, validation, directory=tmp_path, **CHEAP)
     whole, tried = found.candidate, found.attempts
     assert whole.name == f"{broken.name}-repaired"
     assert whole.spec.remedy == tried.loc[tried["reached"], "remedy"].iloc[0]
@@ -361,9 +368,9 @@ def test_recover_candidate_names_the_best_remedy_where_none_reached(
     monkeypatch.setattr(remedies, "equalize", lambda model, **options: model)
     planted = plant_collapse(trained_cnn(), "conv1", 3, 1e4)
     calibration, validation = splits()
-    options = {"calibration": calibration.loader(32), "float_layers": (), **CHEAP}
-    spec = candidates[3].spec
-    found = recover_candidate(spec, planted, validation, directory=tmp_path, **options)
+    options = {"float_layers": (), "directory": tmp_path, **CHEAP}
+    spec, rewrites = candidates[3].spec, Rewrites(planted, calibration=calibration.loader(32))
+    found = recover_candidate(spec, rewrites, validation, **options)
     tried = found.attempts.iloc[1:]
     assert not tried["reached"].any()
     assert found.candidate.name.endswith("-closest")
@@ -435,6 +442,45 @@ def test_recover_collapsed_repairs_every_seed_of_a_network_of_which_one_fell(can
     assert lost == {candidates[3].name: "int8 collapsed and was not recovered"}
     assert recover_collapsed(candidates, models, **options, batch_size=4) == []
     assert recover_collapsed(candidates[:2], models, **options) == []
+
+
+class Elsewhere(Executor):
+    """Hands over what it is given, and hands it back, as another process would."""
+
+    def map(self, task, jobs):
+        return (_carried(_carried(task)(_carried(job))) for job in jobs)
+
+
+def _carried(thing):
+    return pickle.loads(pickle.dumps(thing))
+
+
+def test_recover_collapsed_gives_the_same_elsewhere_and_makes_nothing_twice(
+    candidates, tmp_path, monkeypatch
+):
+    exported = []
+
+    def noted(model, path, **options):
+        exported.append((options["runtime"], options["precision"]))
+        return export_artifact(model, path, **options)
+
+    monkeypatch.setattr(recovery, "export_artifact", noted)
+    calibration, validation = splits()
+    planted = plant_collapse(trained_cnn(), "conv1", 3, 1e4)
+    models = {("small_cnn", 0, 0.0): trained_cnn(), ("small_cnn", 1, 0.0): planted}
+    options = {
+        "validation": {"small_cnn": validation},
+        "calibration": {"small_cnn": calibration.loader(32)},
+        "max_accuracy_drop": 0.01,
+        "directory": tmp_path,
+    }
+    here = recover_collapsed(candidates, models, **options)
+    assert exported == [("onnxruntime", "int8")]
+    there = recover_collapsed(candidates, models, **options, executor=Elsewhere())
+    assert [r.candidate.spec for r in there] == [r.candidate.spec for r in here]
+    for one, other in zip(here, there, strict=True):
+        assert one.candidate.facts == other.candidate.facts
+        pd.testing.assert_frame_equal(one.attempts, other.attempts)
 
 
 def test_runtimes_that_share_a_file_have_one_each_once_it_is_named(tmp_path, monkeypatch):

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from edgeopt.metrics.conditions import disturbance
+from edgeopt.metrics.conditions import disturbance, with_clock_falls
 
 
 def conditions(reference, **others):
@@ -39,3 +39,14 @@ def test_disturbance_goes_by_the_kernel_alone_where_counters_are_missing():
     assert disturbance(unknown) == ""
     unknown["reference_ms"] = [1.0] * 5 + [2.0] * 5
     assert "in 5 of 10 rounds" in disturbance(unknown)
+
+
+def test_rounds_in_which_the_clock_fell_are_marked_and_told():
+    clock = [2400.0, 2281.0, 2279.0, 1200.0]  # 95 % of the highest is 2280
+    quiet = {"reference_ms": 1.0, "other_cores": 0.0, "steal_share": 0.0}
+    conditions = pd.DataFrame({"clock_mhz": clock}).assign(**quiet)
+    assert with_clock_falls(conditions)["clock_fell"].tolist() == [False, False, True, True]
+    assert "in 2 of 4 rounds the clock fell" in disturbance(conditions)
+    untold = conditions.assign(clock_mhz=float("nan"))
+    assert not with_clock_falls(untold)["clock_fell"].any()
+    assert disturbance(untold) == ""

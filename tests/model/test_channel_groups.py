@@ -11,7 +11,7 @@ from edgeopt.model.networks import SmallCNN
 from edgeopt.model.tracing import fold_batch_norm
 from edgeopt.quantization.rescaling import barrier_groups, rescale
 from edgeopt.system.torchvision import models
-from tests.networks import Block, assert_same_function, lived_in
+from tests.networks import Block, assert_same_function, lived_in, small_convnext
 
 COLOUR = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -50,6 +50,16 @@ def test_a_depthwise_layer_ends_one_group_and_begins_another():
     _, groups = groups_of(models.mobilenet_v2().eval())
     depthwise = groups.layers["features.3.conv.1.0"]
     assert not set(depthwise.inputs.tolist()) & set(depthwise.outputs.tolist())
+
+
+def test_a_layer_norm_begins_a_group_and_reads_none():
+    _, groups = groups_of(small_convnext())
+    norm, linear = (groups.layers[f"features.1.0.block.{place}"] for place in (2, 3))
+    assert (norm.inputs == FIXED).all()
+    assert torch.equal(norm.outputs, linear.inputs)
+    assert len(set(norm.outputs.tolist())) == 8
+    between = groups.layers["features.2.0"].outputs  # its channels are the second axis
+    assert torch.equal(between, groups.layers["features.2.1"].inputs)
 
 
 def test_squeeze_and_excitation_reads_what_it_gates():

@@ -1,6 +1,7 @@
 """Rescaling, inserted scales and absorbed offsets: fp32 stays, the ranges move."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from edgeopt.quantization.rescaling import (
     require_same_function,
 )
 from edgeopt.system.torchvision import models
-from tests.networks import Block, assert_same_function, lived_in
+from tests.networks import Block, assert_same_function, lived_in, small_convnext
 
 GREY = torch.rand(16, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 COLOUR = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -88,6 +89,17 @@ def test_equalizing_takes_a_planted_channel_back(layer, channels, exponent) -> N
     assert worst_ratio(changed, COLOUR) == pytest.approx(sound, rel=0.05)
 
 
+@pytest.mark.parametrize("layer", ["features.1.0.block.2", "features.2.0"])
+def test_a_channel_behind_a_layer_norm_is_rescaled_by_its_weights(layer) -> None:
+    model = small_convnext()
+    planted = plant_collapse(model, layer, 3, 1e3, example=COLOUR[:1])
+    assert_same_function(planted, model, COLOUR)
+    changed = equalize(planted, images=COLOUR)
+    assert_same_function(changed, model, COLOUR)
+    sound = worst_ratio(equalize(model, images=COLOUR), COLOUR)
+    assert worst_ratio(changed, COLOUR) == pytest.approx(sound, rel=0.05)
+
+
 def test_a_channel_behind_hardswish_gets_an_inserted_scale(block) -> None:
     with torch.no_grad():
         block.late.bias += 1  # every channel has something behind Hardswish
@@ -95,6 +107,7 @@ def test_a_channel_behind_hardswish_gets_an_inserted_scale(block) -> None:
     without = equalize(planted, images=COLOUR)
     changed = equalize(planted, images=COLOUR, inserted=True)
     assert_same_function(changed, planted, COLOUR)
+    assert_same_function(pickle.loads(pickle.dumps(changed)), planted, COLOUR)
     assert not any(isinstance(m, ScaledActivation) for m in without.modules())
     [scaled] = [m for m in changed.modules() if isinstance(m, ScaledActivation)]
     # only the outlier is scaled, before and behind
