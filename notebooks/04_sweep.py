@@ -85,13 +85,11 @@ from edgeopt.experiments import (
     Target,
     answers_of,
     candidate_table,
-    compare_devices,
     compare_on_test,
-    device_sweep,
-    floor_images,
+    decide_elsewhere,
+    device_tables,
     grid,
     host_answers,
-    measure_candidates,
     measured_energy_table,
     prepare_candidates,
     prepare_floors,
@@ -100,7 +98,6 @@ from edgeopt.experiments import (
     recover_collapsed,
     recovery_notes,
     score,
-    sweep_table,
     with_test,
 )
 from edgeopt.hardware import precision_tradeoff_table
@@ -139,8 +136,7 @@ options = study.preparation("artifacts/sweep")
 with process_pool() as pool:
     kept = {"executor": pool, "store": study.prepared}
     prepared = prepare_candidates(specs, models=models, **kept, **options)
-    classes = {"num_classes": len(study.class_names)}
-    floors = prepare_floors(study.role("validation"), config.runtimes, **classes, **kept, **options)
+    floors = prepare_floors(config.runtimes, len(study.class_names), **kept, **options)
 
 # %% [markdown]
 # An int8 that falls further below its runtime's fp32 than allowed is repaired, not only reported: it
@@ -157,29 +153,19 @@ print("int8 that fell, and its recovery:", ", ".join(r.candidate.name for r in r
 # ## Measure
 #
 # The candidates of the first seed are the ones that would ship, and the ones that are timed, on every
-# device of the run by the same program. Timing has the device to itself. Every round visits all candidates in a new random order, so that a machine that
-# slows down slows all of them alike, and loads each of them anew, because where its memory falls moves a
-# latency by a per cent or two. The clock runs around the runtime's own call and nothing else. Each
-# single call is kept on disk. A network that does next to nothing runs along, one a runtime: what it takes
+# device of the run by the same program. Timing has the device to itself. Every round visits all
+# candidates in a new random order, so that a machine that slows down slows all of them alike, and loads
+# each of them anew, because where its memory falls moves a latency by a per cent or two. The clock runs
+# around the runtime's own call and nothing else. Each single call is kept on disk. A network that does next to nothing runs along, one a runtime: what it takes
 # is the floor, the call itself.
 
 # %%
 prepared += [repair.candidate for repair in repairs]
 candidates = [c for c in prepared if c.spec.seed == config.seeds[0]]
-images = study.role("validation")
-own = {
-    "rounds": config.rounds,
-    "calls_per_round": config.calls_per_round,
-    "threads": config.threads,
-}
-timed = (candidates + floors, images | floor_images(images))
-results = {n: measure_candidates(*timed, device=d, **own) for n, d in study.devices.items()}
-print("devices:", ", ".join(f"{n} ({r.facts['cpu']})" for n, r in results.items()))
-
-# %% tags=["nbval-ignore-output"]
+results = study.measure(candidates, floors=floors)
 measured = results[config.decides].measured
-samples = measured.samples[~measured.samples["candidate"].isin([f.name for f in floors])]
-folder.write_table("latency_samples.csv", samples)
+own = measured.samples["candidate"].isin([c.name for c in candidates])
+samples = folder.write_table("latency_samples.csv", measured.samples[own])
 conditions = folder.write_table("conditions.csv", measured.conditions)
 print(f"{len(samples):,} timed calls of {len(candidates)} candidates on {config.decides}")
 
@@ -205,15 +191,11 @@ folder.save_figure("drift", plots.drift(samples), alt=alt)
 # library included.
 
 # %%
-labels = study.validation_labels
-own = {"target": config.part(Target), "batch_size": config.benchmark_batch_size}
-answered = folder.write_table("host_answers.csv", host_answers(prepared))
-smallest = folder.write_table("call_floors.csv", candidate_table(floors))
-tables = {}
-for name, result in results.items():
-    table = sweep_table(prepared, result.measured, labels=labels, **own)
-    known = {"answers": answered, "floors": smallest, "images": images}
-    tables[name] = device_sweep(result, table, **known, **own)
+images, options = study.role("validation"), {"target": config.part(Target)}
+options |= {"images": images, "batch_size": config.benchmark_batch_size}
+folder.write_table("host_answers.csv", host_answers(prepared))
+folder.write_table("call_floors.csv", candidate_table(floors))
+tables = device_tables(results, prepared, floors=floors, **options)
 sweep = tables.pop(config.decides)
 fallen = recovery_notes(prepared, repairs, max_accuracy_drop=config.max_int8_drop)
 sweep["int8_recovery"] = [fallen.get(name, "") for name in sweep["candidate"]]
@@ -333,19 +315,15 @@ refused = folder.write_table("rejected.csv", decision.rejected)
 refused.head(10)
 
 # %% [markdown]
-# Each other device has its own decision, by the same rules from its own numbers. Chapter 7 sets them side
+# Each other device has its own decision, by the same rules from its own numbers; chapter 7 sets them side
 # by side. In the figure a dotted line is the least that a call takes of the runtime whose marker is at its
 # foot.
 
 # %% tags=["nbval-ignore-output"]
 rules |= {"recalls": recalls, "answers": answers}
-calls = {name: result.measured.samples for name, result in results.items()}
-decisions = {n: decide(own, samples=calls[n], **rules) for n, own in tables.items()}
-elsewhere = compare_devices({config.decides: decision} | decisions, calls)
+elsewhere = decide_elsewhere(decision, tables, results, **rules)
 folder.write_table("device_comparison.csv", elsewhere)
 folder.write_json("devices.json", {name: result.facts_around for name, result in results.items()})
-
-# %% tags=["nbval-ignore-output"]
 sweep = sweep.merge(decision.standings, "left", "candidate")
 ax = plots.frontier(sweep, pick=pick, baseline=parent, refused=refused["candidate"])
 alt = f"Validation accuracy against median latency of all candidates. {decision.reason}"
@@ -372,13 +350,13 @@ brief = ["images", "p_value", "detectable_difference", "method"]
 tests = {"paired_comparison.csv": comparison, "pick_comparison.csv": against_pick}
 for name, rows in tests.items():
     display(folder.write_table(name, rows).drop(columns=brief))
+tests = {"test": comparison.to_dict("records"), "against_pick": against_pick.to_dict("records")}
+folder.write_json("summary.json", decision.to_dict() | tests | {"busy": disturbance(conditions)})
 
 # %% tags=["nbval-ignore-output"]
 sweep = with_test(sweep, predicted, labels=labels, class_names=study.class_names)
-tests = {"test": comparison.to_dict("records"), "against_pick": against_pick.to_dict("records")}
-folder.write_json("summary.json", decision.to_dict() | tests | {"busy": disturbance(conditions)})
-folder.write_table("sweep_results.csv", pd.concat([sweep, *tables.values()]))
-sweep[["candidate", "accuracy", "test_accuracy"]].round(4)
+everywhere = folder.write_table("sweep_results.csv", pd.concat([sweep, *tables.values()]))
+everywhere[["candidate", "device", "accuracy", "test_accuracy"]].round(4)
 
 # %% [markdown]
 # ## Class by class
@@ -396,6 +374,8 @@ folder.save_figure("per_class_change", plots.per_class_change(change), alt=alt, 
 # %% tags=["nbval-ignore-output"]
 pair = {"before": predicted[parent][0], "after": predicted[chosen][0]}
 names = study.class_names
+hits = [np.where(own == labels, "right", "wrong") for own in pair.values()]
+display(pd.crosstab(*hits, rownames=["before"], colnames=["after"]))
 tables = [confusion_table(labels, own, class_names=names) for own in pair.values()]
 _, axes = plt.subplots(1, 3, figsize=(18, 5.6), layout="constrained")
 for table, name, ax in zip(tables, (parent, chosen), axes, strict=False):
@@ -410,11 +390,9 @@ folder.save_figure("confusion", ax, alt=alt, numbers=numbers)
 # each its true class, then the pick's answer.
 
 # %% tags=["nbval-ignore-output"]
-model = sweep.set_index("candidate").loc[chosen, "model"]
-ax = plots.lost_images(study.role("test")[model], **pair, names=names)
-hits = [np.where(own == labels, "right", "wrong") for own in pair.values()]
+split = study.role("test")[sweep.set_index("candidate").loc[chosen, "model"]]
+ax = plots.lost_images(split, **pair, names=names)
 alt = f"Test images that {parent} gets right and {chosen} gets wrong, with the class of each."
-display(pd.crosstab(*hits, rownames=["before"], colnames=["after"]))
 folder.save_figure("gallery", ax, alt=alt)
 
 # %% [markdown]

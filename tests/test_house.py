@@ -111,7 +111,9 @@ def test_every_parameter_file_is_valid(path):
 
 def parameters_read(source: str) -> set[str]:
     """Names of the parameters that code reads of a ``config``, alone or as a part."""
-    source = source.replace("config.data_folder", "config.data_dir")  # a property made from it
+    # properties that are made from parameters
+    source = source.replace("config.data_folder", "config.data_dir")
+    source = source.replace("config.decides", "config.decide_on, config.devices")
     parts = [PARTS[name] for name in re.findall(r"config\.part\((\w+)\)", source)]
     return set(re.findall(r"\bconfig\.(\w+)", source)) | {f.name for p in parts for f in fields(p)}
 
@@ -133,6 +135,8 @@ def test_notebook_parameters_are_the_quick_run(path):
     )
     if "study.preparation(" not in source:
         of_study -= {"benchmark_batch_size"}
+    if "study.measure(" not in source:
+        of_study -= {"rounds", "calls_per_round", "threads"}
     needed = used | of_study if "open_study(" in source else used
     assert set(names) == needed & set(quick)
 

@@ -34,7 +34,7 @@ def test_the_library_block_prints_a_frontier(capsys):
 
 
 def test_the_parameter_file_opens_a_study(tmp_path, monkeypatch, pictures):
-    [text] = blocks("yaml")
+    text, _ = blocks("yaml")
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "path/to").mkdir(parents=True)
     (tmp_path / "path/to/pictures").symlink_to(pictures)
@@ -68,3 +68,11 @@ def test_the_papermill_block_runs_quietly(tmp_path, monkeypatch):
         [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert "unknown parameter" not in done.stderr
+
+
+def test_the_parameters_of_a_device_are_accepted(tmp_path):
+    _, text = blocks("yaml")
+    (tmp_path / "board.yaml").write_text(text)
+    config = load_config(tmp_path / "board.yaml")
+    assert config.devices == ("host", config.decides)
+    assert config.decides.startswith("ssh://")

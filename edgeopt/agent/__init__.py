@@ -3,3 +3,5 @@
 The device has none of edgeopt's other packages, so that nothing here imports them, and the names of
 this room are imported from their modules.
 """
+
+__all__: list[str] = []

@@ -16,6 +16,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "device_named",
             "measure_on",
         ],
-        "results": ["DeviceResults", "ResultsError", "read_results", "results_of"],
+        "results": ["EMULATED", "DeviceResults", "ResultsError", "read_results", "results_of"],
     },
 )

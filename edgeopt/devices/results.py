@@ -16,6 +16,7 @@ from edgeopt.metrics import Measurement
 from edgeopt.metrics.conditions import with_clock_falls
 from edgeopt.metrics.rounds import visit_samples
 
+EMULATED = "unavailable: emulated"
 MEMORY_COLUMNS = ["peak_rss_bytes", "idle_rss_bytes", "added_rss_bytes", "rss_unavailable"]
 FIELDS = {
     "begin": {"plan": str, "facts": dict, "state": dict},
@@ -39,7 +40,8 @@ class DeviceResults:
     Attributes
     ----------
     facts : dict
-        What the device is; ``emulated`` says that its latencies mean nothing.
+        What the device is. Where it is ``emulated``, its clock and memory are the emulator's:
+        there are no times, and ``EMULATED`` stands for the error of its samples.
     before, after : dict
         Clock, temperature and throttling around the measurement.
     measured : Measurement
@@ -90,12 +92,16 @@ def results_of(records: Iterable[Mapping[str, Any]], *, plan: Plan, device: str)
         raise ResultsError(f"results of {device} are not complete: the measurement did not end")
     [begin], [done] = kinds["begin"], kinds["done"]
     errors = {record["name"]: record["error"] for record in kinds["failed"]}
+    untold = {job.name: EMULATED for job in plan.jobs if begin["facts"].get("emulated")}
+    if untold:
+        kinds["visit"] = []
+        kinds["memory"] = [{"name": name, "unavailable": why} for name, why in untold.items()]
     return DeviceResults(
         device=device,
         facts=begin["facts"],
         before=begin["state"],
         after=done["state"],
-        measured=Measurement(_samples(kinds["visit"], errors), _laps(kinds["lap"])),
+        measured=Measurement(_samples(kinds["visit"], untold | errors), _laps(kinds["lap"])),
         starts=_starts(kinds["visit"]),
         memory=_memory(kinds["memory"]),
         classes={r["name"]: np.array(r["classes"], np.int64) for r in kinds["scored"]},

@@ -5,12 +5,18 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "candidates": ["artifact_of", "grid", "prepare_candidates"],
+        "candidates": ["Candidate", "artifact_of", "grid", "prepare_candidates"],
         "comparison": ["answer_sections", "compare_on_test", "int8_cost"],
         "diagnosis": ["diagnose"],
         "floor": ["floor_images", "prepare_floors"],
         "measuring": ["measure_candidates", "measured_energy_table"],
-        "on_device": ["compare_devices", "device_sweep", "host_answers"],
+        "on_device": [
+            "compare_devices",
+            "decide_elsewhere",
+            "device_sweep",
+            "device_tables",
+            "host_answers",
+        ],
         "pruning_results": ["accuracy_table", "filter_norms", "size_table"],
         "recipes": ["Recipe", "pruned_recipes"],
         "recovery": ["recover_int8"],

@@ -33,14 +33,18 @@ def floor_network(channels: int, *, num_classes: int) -> nn.Module:
 
 
 def prepare_floors(
-    images: Mapping[str, Split], runtimes: Iterable[str], *, num_classes: int, **options: Any
+    runtimes: Iterable[str],
+    num_classes: int,
+    *,
+    validation: Mapping[str, Split],
+    **options: Any,
 ) -> list[Candidate]:
     """Prepare the smallest fp32 network of every runtime, for each shape of images.
 
-    ``images`` are those of the networks whose floor is asked for; ``options`` those of
-    :func:`edgeopt.experiments.prepare_candidates`.
+    ``validation`` and ``options`` are those of :func:`edgeopt.experiments.prepare_candidates` for
+    the networks whose floor is asked for.
     """
-    shown = floor_images(images)
+    shown = floor_images(validation)
     specs = [
         CandidateSpec(0.0, "fp32", runtime, "pretrained", model)
         for model in shown

@@ -9,14 +9,13 @@ import pandas as pd
 from scipy.stats import kendalltau
 
 from edgeopt.data import Split
-from edgeopt.decision import Decision
-from edgeopt.devices import DeviceResults
+from edgeopt.decision import Decision, decide
+from edgeopt.devices import EMULATED, DeviceResults
 from edgeopt.experiments.candidates import Candidate
 from edgeopt.experiments.floor import FLOOR, with_call_floor
-from edgeopt.experiments.sweep import Target, with_energy
+from edgeopt.experiments.sweep import Target, candidate_table, sweep_table, with_energy
 from edgeopt.metrics import latency_ratios, latency_statistics, resampled_medians
 
-EMULATED = "unavailable: emulated"
 COMPARISON = [
     *("device", "pick", "first_pick", "regret", "regret_low", "regret_high"),
     *("tau", "tau_low", "tau_high"),
@@ -40,6 +39,26 @@ def host_answers(candidates: Sequence[Candidate]) -> pd.DataFrame:
         if own.logits is not None and own.spec.seed == candidates[0].spec.seed
     ]
     return pd.DataFrame(rows, columns=["candidate", "digest", "classes"])
+
+
+def device_tables(
+    results: Mapping[str, DeviceResults],
+    candidates: Sequence[Candidate],
+    *,
+    floors: Sequence[Candidate],
+    images: Mapping[str, Split],
+    target: Target,
+    batch_size: int,
+) -> dict[str, pd.DataFrame]:
+    """Make the sweep's table of every device, as :func:`device_sweep` does, by its name."""
+    labels = next(iter(images.values())).labels.numpy()
+    own = {"target": target, "batch_size": batch_size}
+    known = {"answers": host_answers(candidates), "floors": candidate_table(floors)}
+    tables = {}
+    for name, result in results.items():
+        table = sweep_table(candidates, result.measured, labels=labels, **own)
+        tables[name] = device_sweep(result, table, images=images, **known, **own)
+    return tables
 
 
 def device_sweep(
@@ -159,6 +178,22 @@ def compare_devices(
         for name, decision in others
     ]
     return pd.DataFrame(rows, columns=COMPARISON)
+
+
+def decide_elsewhere(
+    decision: Decision,
+    tables: Mapping[str, pd.DataFrame],
+    results: Mapping[str, DeviceResults],
+    **rules: Any,
+) -> pd.DataFrame:
+    """Decide on every other device too, by the same ``rules``, and compare: a row each.
+
+    ``decision`` is that of the first of ``results``, ``tables`` are those of the others. What
+    comes back is :func:`compare_devices`.
+    """
+    samples = {name: result.measured.samples for name, result in results.items()}
+    own = {name: decide(table, samples=samples[name], **rules) for name, table in tables.items()}
+    return compare_devices({next(iter(results)): decision} | own, samples)
 
 
 def _name(decision: Decision) -> str:

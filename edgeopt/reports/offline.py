@@ -52,7 +52,8 @@ def take_results(run: RunFolder, path: Path) -> str:
         facts = next((r["facts"] for r in records if r.get("kind") == "begin"), {})
         name = re.sub(r"[^A-Za-z0-9_-]+", "-", str(facts.get("node") or "device"))
         results = results_of(records, plan=plan, device=f"offline:{name}")
-    config, sweep = study.config, run.read_sweep().fillna({"int8_recovery": ""})
+    config = study.config
+    sweep = run.read_sweep().drop(columns=["int8_recovery", "standing", "decided_by"])
     table = device_sweep(
         results,
         sweep,

@@ -169,6 +169,8 @@ def read_sweep(run: RunFolder) -> tuple[pd.DataFrame | None, str]:
         return None, f"No candidates: {path.name} is empty."
     if sweep.empty or "candidate" not in sweep:
         return None, f"No candidates: {path.name} has no rows, or no column candidate."
+    if "device" in sweep:  # the first is the one that decides
+        sweep = sweep[sweep["device"] == sweep["device"].iloc[0]].reset_index(drop=True)
     return sweep, ""
 
 

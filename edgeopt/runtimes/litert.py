@@ -77,7 +77,7 @@ class LiteRTRuntime(Runtime):
 
     def operations(self, artifact: Artifact) -> Iterator[Operation]:
         """Operators of the file, each of which LiteRT computes in the types of its tensors."""
-        graph = read_graph(artifact.path)
+        graph = read_graph(artifact.path.read_bytes())
         keys = _keys(graph)
         yield Operation("input", writes=_sized(graph, graph.inputs, keys))
         for node in graph.nodes:
@@ -89,7 +89,7 @@ class LiteRTRuntime(Runtime):
 
     def weight_bytes(self, artifact: Artifact) -> int:
         """Bytes of the constant tensors, without the scales that stand beside them."""
-        return read_graph(artifact.path).constant_bytes
+        return read_graph(artifact.path.read_bytes()).constant_bytes
 
 
 class _ChannelsLast(nn.Module):

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,11 +41,11 @@ class Graph:
     constant_bytes: int
 
 
-def read_graph(path: Path) -> Graph:
-    """Read a file that holds one subgraph."""
+def read_graph(content: bytes) -> Graph:
+    """Read the bytes of a file that holds one subgraph."""
     from ai_edge_litert.tools import flatbuffer_utils as flatbuffer
 
-    model = flatbuffer.read_model(str(path))
+    model = flatbuffer.read_model_from_bytearray(bytearray(content))
     [graph] = model.subgraphs
     tensors = (
         Tensor(tuple(tensor.shape or ()), flatbuffer.type_to_name(tensor.type).lower())

@@ -1,5 +1,6 @@
 """A .tflite file for microcontrollers: as a C header, with the memory that its tensors need."""
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,36 +43,61 @@ class Lifetime:
         return self.first <= other.last and other.first <= self.last
 
 
-def write_header(artifact: Artifact, path: str | Path) -> Path:
+def write_header(artifact: Artifact, path: str | Path, *, integer_borders: bool = False) -> Path:
     """Write a .tflite artifact as a C or C++ header: its bytes, their number, and the arena's.
 
-    Raises ``ValueError`` when the artifact is of another kind.
+    ``integer_borders`` writes :func:`with_integer_borders` of it. Raises ``ValueError`` when the
+    artifact is of another kind, or has no integers at its borders.
     """
     if artifact.path.suffix != ".tflite":
         raise ValueError(f"{artifact.title} is no .tflite file")
     content = artifact.path.read_bytes()
+    if integer_borders:
+        content = with_integer_borders(content)
     text = HEADER.format(
         title=artifact.title,
-        sha256=artifact.sha256,
+        sha256=hashlib.sha256(content).hexdigest(),
         size=len(content),
-        arena=arena_bytes(artifact.path),
+        arena=arena_bytes(content),
         alignment=ALIGNMENT,
         rows="\n".join(_rows(content)),
     )
     return write_atomically(Path(path), text.encode())
 
 
-def arena_bytes(path: Path) -> int:
-    """Estimate the bytes of LiteRT for Microcontrollers' arena that a file's tensors take.
+def with_integer_borders(content: bytes) -> bytes:
+    """Take the conversions from and to float out of an int8 file: it takes and returns int8.
+
+    What they did is the caller's: ``round(value / scale) + zero_point`` of the input tensor, and
+    ``scale * (value - zero_point)`` of the output. Raises ``ValueError`` where there are none.
+    """
+    from ai_edge_litert.tools import flatbuffer_utils as flatbuffer
+
+    model = flatbuffer.read_model_from_bytearray(bytearray(content))
+    [graph], [signature] = model.subgraphs, model.signatureDefs
+    first, *inner, last = graph.operators
+    names = [flatbuffer.opcode_to_name(model, node.opcodeIndex) for node in (first, last)]
+    if names != ["QUANTIZE", "DEQUANTIZE"]:
+        raise ValueError(f"the file's borders are {names}; allowed: QUANTIZE and DEQUANTIZE")
+    graph.operators, graph.inputs, graph.outputs = inner, first.outputs, last.inputs
+    [signature.inputs[0].tensorIndex], [signature.outputs[0].tensorIndex] = (
+        graph.inputs,
+        graph.outputs,
+    )
+    return bytes(flatbuffer.convert_object_to_bytearray(model))
+
+
+def arena_bytes(content: bytes) -> int:
+    """Estimate the bytes that a file's tensors take of LiteRT for Microcontrollers' arena.
 
     Planned as its greedy memory planner does; weights stay in flash. Left out is what the file does
     not tell: the interpreter's structures, the parameters that kernels prepare, their scratch
-    buffers (as CMSIS-NN's) and variables, commonly some KiB in sum. The interpreter itself says the
-    whole as ``arena_used_bytes()``.
+    buffers (as CMSIS-NN's) and variables. The interpreter itself says the whole once it has
+    allocated: ``arena_used_bytes()``.
 
     Source: https://ai.google.dev/edge/litert/microcontrollers/get_started
     """
-    return planned_bytes(_lifetimes(read_graph(path)))
+    return planned_bytes(_lifetimes(read_graph(content)))
 
 
 def planned_bytes(lifetimes: Iterable[Lifetime]) -> int:

@@ -15,7 +15,7 @@ OWN = {
     "openvino": "edgeopt.runtimes.openvino:OpenVINORuntime",
     "litert": "edgeopt.runtimes.litert:LiteRTRuntime",
 }
-RUNTIMES = tuple(OWN)[:4]  # the default of a run, in the order of tables
+RUNTIMES = tuple(OWN)[:4]  # the default of a run, in the order of tables; LiteRT is asked for
 
 
 @cache

@@ -1,7 +1,7 @@
 """A run that is open: its parameters, its folder, its networks and the images of each."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -26,8 +26,17 @@ from edgeopt.data import (
     class_count,
     load_splits,
 )
-from edgeopt.devices import Device, DeviceError, device_named
-from edgeopt.experiments import Recipe, Schedule, Training, TrainingPlan, train_networks
+from edgeopt.devices import Device, DeviceError, DeviceResults, device_named
+from edgeopt.experiments import (
+    Candidate,
+    Recipe,
+    Schedule,
+    Training,
+    TrainingPlan,
+    floor_images,
+    measure_candidates,
+    train_networks,
+)
 from edgeopt.model import build_model, check_network, dump_weights, input_channels, load_weights
 from edgeopt.study.folder import RunFolder, open_run
 from edgeopt.system import Int8Scheme, Store, int8_scheme
@@ -120,6 +129,18 @@ class Study:
                 f"device's; allowed: one of {[n for n in facts if not facts[n]['emulated']]}"
             )
         return facts
+
+    def measure(
+        self, candidates: Sequence[Candidate], *, floors: Sequence[Candidate] = ()
+    ) -> dict[str, DeviceResults]:
+        """Measure candidates, and the smallest networks with them, on every device of the run."""
+        config, images = self.config, self.role("validation")
+        counts = {"rounds": config.rounds, "calls_per_round": config.calls_per_round}
+        timed = ([*candidates, *floors], images | floor_images(images))
+        return {
+            name: measure_candidates(*timed, device=device, threads=config.threads, **counts)
+            for name, device in self.devices.items()
+        }
 
     @property
     def int8_scheme(self) -> Int8Scheme:

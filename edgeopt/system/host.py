@@ -48,6 +48,7 @@ PACKAGES = (
     "onnxruntime",
     "executorch",
     "openvino",
+    "ai-edge-litert",
     "numpy",
     "pandas",
     "scipy",

@@ -99,7 +99,7 @@ def unpack_emulator(package: Path) -> None:
 def write_kernel_files(cores: int) -> None:
     """Write what the kernel of an ARM machine would tell of its cores."""
     cpus = ROOT / "sys/devices/system/cpu"
-    cpus.mkdir(parents=True)
+    (cpus / "cpu0/cache").mkdir(parents=True)  # empty, else this machine's would be read
     for name in ("possible", "present"):
         (cpus / name).write_text(f"0-{cores - 1}\n")
     (ROOT / "proc").mkdir()

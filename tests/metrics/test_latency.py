@@ -307,11 +307,11 @@ def test_latency_statistics_relate_latency_to_the_reference_kernel_round_by_roun
     slow = [1, 1, 2, 2, 2]
     rows = [(name, n, ms * s) for n, s in enumerate(slow) for name, ms in (("a", 3.0), ("b", 5.0))]
     samples = pd.DataFrame(rows, columns=["candidate", "round", "latency_ms"])
-    conditions = pd.DataFrame({"round": range(5), "reference_ms": [0.5 * s for s in slow]})
+    conditions = pd.DataFrame({"round": range(5), "reference_ms": [0.25 * s for s in slow]})
     assert latency_statistics(samples)["latency_relative"].isna().all()
     assert latency_statistics(samples, conditions=conditions)["latency_relative"].tolist() == [
-        6,
-        10,
+        12,
+        20,
     ]
     samples.loc[9, "latency_ms"] = np.nan
     failed = latency_statistics(samples, conditions=conditions)["latency_relative"].isna()

@@ -5,7 +5,13 @@ import subprocess
 
 import pytest
 
-from edgeopt.runtimes.litert_micro import Lifetime, arena_bytes, planned_bytes, write_header
+from edgeopt.runtimes.litert_micro import (
+    Lifetime,
+    arena_bytes,
+    planned_bytes,
+    with_integer_borders,
+    write_header,
+)
 from tests.artifacts import artifact_of
 
 MAIN = """
@@ -42,7 +48,7 @@ def test_arena_bytes_of_the_small_network_by_hand():
     # Int8 tensors in order: image 784, conv1 4704, pool1 1176, conv2 1568, pool2 392, its
     # transposition and its flattening 392 each, logits 4; the float image has 3136 and lies where
     # conv1 comes. conv1 and pool1 live at once; everything else fits where these are.
-    assert arena_bytes(artifact_of("litert", "int8").path) == 4704 + 1184
+    assert arena_bytes(artifact_of("litert", "int8").path.read_bytes()) == 4704 + 1184
 
 
 @pytest.mark.parametrize("compiler", [("gcc", "c"), ("g++", "c++")])
@@ -57,8 +63,19 @@ def test_write_header_compiles_to_the_file(tmp_path, compiler):
     flags = ["-Wall", "-Wextra", "-Werror", "-x", language]
     subprocess.run([command, *flags, str(source), "-o", str(program)], check=True)
     done = subprocess.run([program], capture_output=True, check=True)
-    assert done.stdout == artifact.path.read_bytes()
-    assert done.stderr.split() == [str(arena_bytes(artifact.path)).encode(), b"0"]
+    content = artifact.path.read_bytes()
+    assert done.stdout == content
+    assert done.stderr.split() == [str(arena_bytes(content)).encode(), b"0"]
+
+
+def test_write_header_leaves_the_conversions_at_the_borders_out(tmp_path):
+    artifact = artifact_of("litert", "int8")
+    text = write_header(artifact, tmp_path / "model.h", integer_borders=True).read_text()
+    content = with_integer_borders(artifact.path.read_bytes())
+    assert len(content) < artifact.size_bytes
+    assert f"#define MODEL_BYTES {len(content)}\n" in text
+    with pytest.raises(ValueError, match=r"borders are \['DEPTHWISE_CONV_2D', 'FULLY_CONNECTED'\]"):
+        write_header(artifact_of("litert", "fp32"), tmp_path / "fp32.h", integer_borders=True)
 
 
 def test_write_header_refuses_other_files(tmp_path):
