@@ -7,6 +7,7 @@ RUN ?= default
 WITH ?= quick
 SCRATCH := build/test-reports
 LITERT := build/litert
+ARM := build/arm
 PY := $(VENV)/bin/python
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
@@ -52,6 +53,13 @@ mutants: setup  ## change the core in one place at a time: which changes do test
 test-slow: setup  ## run the simulations and long trainings too
 	$(PY) -m pytest -m slow
 
+test-arm: setup $(ARM)/.edgeopt  ## run the agent on an emulated ARM machine; needs Debian
+	$(PY) -m pytest -m arm tests/arm
+
+$(ARM)/.edgeopt: pyproject.toml tests/arm/emulator.py
+	$(PY) -m tests.arm.emulator
+	touch $@
+
 bench: setup  ## measure speed, memory and quality, as ratios
 	$(PY) -m benchmarks
 
@@ -87,4 +95,4 @@ readme: setup  ## write the results of reports/$(RUN) into README.md
 clean:  ## remove the reports
 	git clean -fdXq reports
 
-.PHONY: help docs setup litert report test test-code test-notebooks mutants test-slow bench lab lint notebooks verify bundle results compare readme clean
+.PHONY: help docs setup litert report test test-code test-notebooks mutants test-slow test-arm bench lab lint notebooks verify bundle results compare readme clean

@@ -127,6 +127,10 @@ print(f"{len(models)} networks, {len(config.pruning_levels)} levels of {len(conf
 # A candidate is a network, a runtime and a precision. Preparing one makes its file and the logits it
 # gives on the validation images; many are prepared at once. One that fails stays in the table, with
 # its error.
+#
+# An int8 that falls further below its runtime's fp32 than allowed is repaired, not only reported: it
+# gets the remedies of notebook 3 in turn, on every runtime, and what comes out joins the others, called
+# *repaired*, or *closest* where no remedy sufficed.
 
 # %% tags=["nbval-ignore-output"]
 axes = (config.pruning_levels, config.precisions, config.runtimes)
@@ -137,14 +141,10 @@ with process_pool() as pool:
     kept = {"executor": pool, "store": study.prepared}
     prepared = prepare_candidates(specs, models=models, **kept, **options)
     floors = prepare_floors(config.runtimes, len(study.class_names), **kept, **options)
-
-# %% [markdown]
-# An int8 that falls further below its runtime's fp32 than allowed is repaired, not only reported: it
-# gets the remedies of notebook 3 in turn, on every runtime, and what comes out joins the others, called
-# *repaired*, or *closest* where no remedy sufficed.
+    limit = {"executor": pool, "max_accuracy_drop": config.max_int8_drop}
+    repairs = recover_collapsed(prepared, models, **limit, **options)
 
 # %%
-repairs = recover_collapsed(prepared, models, max_accuracy_drop=config.max_int8_drop, **options)
 for repair in repairs:
     folder.write_table(f"recovery-{repair.file_stem}.csv", repair.attempts)
 print("int8 that fell, and its recovery:", ", ".join(r.candidate.name for r in repairs) or "none")

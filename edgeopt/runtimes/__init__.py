@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "export": ["export_artifact"],
         "integer_share": ["executed_graph", "labelled", "verify_label"],
+        "litert_micro": ["write_header"],
         "onnxruntime": ["session_options"],
         "registry": ["RUNTIMES", "load_session", "registered", "runtime_named"],
         "torch": ["eager_operations"],

@@ -170,8 +170,10 @@ def _macs(node: Node, graph: Graph) -> tuple[int, str]:
     first, second = (graph.tensors[place] for place in node.inputs[:2])
     if node.name == "BATCH_MATMUL":
         depth = first.shape[-2 if node.options.adjX else -1]
+    elif node.name == "DEPTHWISE_CONV_2D":
+        depth = math.prod(second.shape[1:3])
     else:
-        depth = math.prod(second.shape[1:3] if node.name.startswith("DEPTH") else second.shape[1:])
+        depth = math.prod(second.shape[1:])
     integer = first.kind == second.kind == INTEGER
     outputs = math.prod(graph.tensors[node.outputs[0]].shape)
     return outputs * depth, INTEGER if integer else FLOATS.get(first.kind, first.kind)

@@ -75,21 +75,24 @@ def float_operators(
     """Places of the operators of ``layers`` and inside ``modules``, which stay in float.
 
     With a layer stays what reads its result, directly or through other operators, up to and with
-    the next layers.
+    the next layers. Raises ``ValueError`` when the file has no operator of a layer.
     """
     [graph] = model.subgraphs
     codes = [flatbuffer_utils.get_builtin_code_from_operator_code(c) for c in model.operatorCodes]
     left: set[int] = set()
     opened: set[int] = set()
+    missing = set(layers)
     for place, operator in enumerate(graph.operators):
         scopes = scopes_of(operator, graph)
-        is_layer = codes[operator.opcodeIndex] in LAYERS
-        named = is_layer and not scopes.isdisjoint(layers)
+        missing -= scopes
+        named = not scopes.isdisjoint(layers)
         reads = not opened.isdisjoint(operator.inputs)
-        if named or (reads and not is_layer):
+        if named or (reads and codes[operator.opcodeIndex] not in LAYERS):
             opened.update(operator.outputs)
         if named or reads or not scopes.isdisjoint(modules):
             left.add(place)
+    if missing:
+        raise ValueError(f"the file has no operator of {sorted(missing)}")
     return left
 
 
@@ -132,4 +135,8 @@ def quantized(path: str, batches: np.ndarray) -> bytes:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    try:
+        main(Path(sys.argv[1]))
+    except Exception as error:  # the converter and the quantizer raise whatever they like
+        said, _, _ = str(error).strip().partition("\n")
+        sys.exit(f"{type(error).__name__}: {said}")

@@ -26,21 +26,21 @@ STARTER = f"""\
 #!/bin/sh
 here=${{0%/*}}
 ulimit -c 0
-export PYTHONHOME="$here/root/usr"
+export PYTHONHOME="$here/root/usr" PYTHONDONTWRITEBYTECODE=
 exec "$here/{QEMU}" -cpu cortex-a76 -0 "$0" -L "$here/root" "$here/root/usr/bin/python3" "$@"
 """
 # Of a Raspberry Pi 5; without it and the two lists of cores ONNX Runtime reads this machine's.
 CPUINFO = """\
 processor\t: {number}
 BogoMIPS\t: 108.00
-Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp
+Features\t: fp asimd aes pmull sha1 sha2 crc32 atomics fphp asimdhp asimdrdm lrcpc dcpop asimddp
 CPU implementer\t: 0x41
 CPU architecture: 8
 CPU variant\t: 0x4
 CPU part\t: 0xd0b
 CPU revision\t: 1
 
-"""  # noqa: E501
+"""
 NO_APT = "an emulated ARM machine is made of Debian packages, and there is no {} here"
 
 

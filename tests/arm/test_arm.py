@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from edgeopt.agent.journal import JOURNAL, read_records
 from edgeopt.devices import Task, measure_on, write_archive, write_bundle
 from edgeopt.devices.device import Device, check_ending
 from edgeopt.experiments import device_sweep
@@ -93,16 +94,18 @@ def artifacts(board, tmp_path_factory):
     }
 
 
+def bundle(folder, tasks, *, memory):
+    counts = {"rounds": 2, "calls_per_round": 2, "warmup_calls": 0, "memory": memory}
+    return write_bundle(folder, tasks, images={"net": IMAGES}, **counts)
+
+
 @pytest.fixture(scope="module")
 def measured(board, artifacts, tmp_path_factory):
     """What the board sent back, the first logits that it kept, and the logits of this machine."""
     tasks = [Task(name, own, "net", score=True) for name, own in artifacts.items()]
-    tasks += [Task("crashing", artifacts["onnxruntime-fp32"], "net", score=True)]
-    counts = {"rounds": 2, "calls_per_round": 2, "warmup_calls": 0}
     folder = tmp_path_factory.mktemp("bundle")
-    plan = write_bundle(folder, tasks, images={"net": IMAGES}, **counts)
     return SimpleNamespace(
-        results=measure_on(board, with_place(plan, "crashing", CRASHING)),
+        results=measure_on(board, bundle(folder, tasks, memory=False)),
         kept={name: np.load(folder / "scored" / f"{name}.npy") for name in artifacts},
         here={
             name: load_session(own).score(IMAGES.take(len(IMAGES)).numpy())
@@ -142,8 +145,15 @@ def test_the_board_is_known_for_an_emulated_arm_machine(measured):
     assert facts["l2_bytes"].startswith("unavailable:")
 
 
-def test_nothing_fails_there_but_what_ends_its_process(measured):
-    assert measured.results.errors == {"crashing": "it ended its process: killed by SIGSEGV"}
+def test_nothing_fails_there_but_what_ends_its_process(measured, artifacts, board, tmp_path):
+    assert measured.results.errors == {}
+    tasks = [Task(name, artifacts["onnxruntime-fp32"], "net") for name in ("sound", "crashing")]
+    plan = with_place(bundle(tmp_path, tasks, memory=True), "crashing", CRASHING)
+    errors = measure_on(board, plan).errors
+    assert errors == {"crashing": "it ended its process: killed by SIGSEGV"}
+    [used] = [r for r in read_records(tmp_path / JOURNAL).values() if r["kind"] == "memory"]
+    assert used["name"] == "sound"
+    assert used["peak_rss_bytes"] > used["idle_rss_bytes"] > 0
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -51,6 +51,22 @@ def test_records_become_tables(plan, records):
     assert found.classes["onnxruntime"].tolist() == [2, 0, 1]
 
 
+def test_times_and_memory_of_an_emulated_device_are_not_told(plan, records):
+    facts = {"cpu": "Z80", "emulated": True}
+    found = results_of(changed(records, 0, facts=facts), plan=plan, device="board")
+    errors = found.measured.samples.set_index("candidate")["error"].to_dict()
+    assert errors == {
+        "onnxruntime": "unavailable: emulated",
+        "torch": "RuntimeUnavailable: torch is not installed",
+    }
+    assert found.measured.samples["latency_ms"].isna().all()
+    assert found.starts.empty
+    assert found.memory["peak_rss_bytes"].isna().all()
+    assert found.memory["rss_unavailable"].eq("unavailable: emulated").all()
+    assert found.classes["onnxruntime"].tolist() == [2, 0, 1]
+    assert [*found.errors] == ["torch"]
+
+
 def test_a_record_that_came_twice_counts_once(plan, records):
     twice = results_of([*records, *records], plan=plan, device="board")
     assert len(twice.measured.samples) == 5

@@ -162,8 +162,16 @@ class Odd(nn.Module):
 
 
 def test_what_the_converter_says_is_in_the_error(tmp_path):
-    with pytest.raises(ExportError, match=r"cannot export Odd .*: the converter ended with 1: "):
+    said = r"cannot export Odd .*: the converter ended with 1: .*eig"
+    with pytest.raises(ExportError, match=said):
         int8_of(Odd().eval(), tmp_path / "odd")
+
+
+def test_a_layer_in_float_that_is_not_in_the_file_is_named(tmp_path):
+    model = nn.Sequential(nn.Identity(), nn.Flatten(), nn.Linear(28 * 28, CLASSES)).eval()
+    options = Int8Options(float_layers=frozenset({"0"}))
+    with pytest.raises(ExportError, match=r"the file has no operator of \['network.0'\]"):
+        int8_of(model, tmp_path / "identity", options=options)
 
 
 def test_without_the_converter_it_says_what_to_run(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """A run of any networks: what it refuses, how it sees images, and all six notebooks of one."""
 
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,9 +9,10 @@ import torch
 from PIL import Image
 
 from edgeopt.config import ExperimentConfig
+from edgeopt.devices import DeviceError
 from edgeopt.experiments.recipes import pruned_recipes
 from edgeopt.study import study
-from edgeopt.study.study import open_study
+from edgeopt.study.study import Study, open_study
 from tests.own_network import CLASSES, COLOUR, GREY, SIDE, write_pictures
 
 
@@ -154,3 +156,17 @@ def test_networks_are_trained_once_kept_and_found_again(config_of, monkeypatch):
         "edgeopt.experiments.trainings.fit", lambda *_, **__: pytest.fail("trained again")
     )
     assert [*opened.train(recipes)] == recipes
+
+
+def test_an_emulated_device_is_measured_but_does_not_decide(monkeypatch):
+    def made(name, **_):
+        return SimpleNamespace(facts=lambda: {"emulated": name != "host"})
+
+    monkeypatch.setattr(study, "device_named", made)
+    opened, refused = (
+        Study(ExperimentConfig(devices=["host", "ssh://board"], decide_on=name), None, {})
+        for name in ("host", "ssh://board")
+    )
+    assert opened.device_facts["ssh://board"]["emulated"]
+    with pytest.raises(DeviceError, match=r"ssh://board, which is emulated: .* of \['host'\]$"):
+        _ = refused.device_facts
