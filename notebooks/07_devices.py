@@ -45,6 +45,7 @@ from IPython.display import display
 from edgeopt import plots
 from edgeopt.config import ExperimentConfig
 from edgeopt.decision import pareto_frontier
+from edgeopt.devices import facts_table
 from edgeopt.experiments import artifact_of, measure_scaling, runtime_ms
 from edgeopt.plots import readings
 from edgeopt.schema import quantity
@@ -65,7 +66,7 @@ print(study.heading)
 # %% tags=["nbval-ignore-output"]
 states = [folder.read_json("devices.json")]
 states += [folder.read_json(f"devices/{name}/facts.json") for name in folder.taken_in]
-pd.DataFrame({device: facts for state in states for device, facts in state.items()})
+facts_table({device: facts for state in states for device, facts in state.items()})
 
 # %% [markdown]
 # ## What one's pick costs on another

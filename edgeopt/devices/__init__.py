@@ -16,6 +16,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "device_named",
             "measure_on",
         ],
-        "results": ["EMULATED", "DeviceResults", "ResultsError", "read_results", "results_of"],
+        "results": [
+            "EMULATED",
+            "DeviceResults",
+            "ResultsError",
+            "facts_table",
+            "read_results",
+            "results_of",
+        ],
     },
 )

@@ -15,8 +15,13 @@ from edgeopt.agent.plan import Plan
 from edgeopt.metrics import Measurement
 from edgeopt.metrics.conditions import with_clock_falls
 from edgeopt.metrics.rounds import visit_samples
+from edgeopt.schema import DASH, quantity
 
 EMULATED = "unavailable: emulated"
+SHOWN_FACTS = (
+    *("cpu", "architecture", "emulated", "isa", "usable_cores"),
+    *("governor", "system", "python"),
+)
 MEMORY_COLUMNS = ["peak_rss_bytes", "idle_rss_bytes", "added_rss_bytes", "rss_unavailable"]
 FIELDS = {
     "begin": {"plan": str, "facts": dict, "state": dict},
@@ -176,3 +181,32 @@ def _memory(records: list[Mapping[str, Any]]) -> pd.DataFrame:
         for record in records
     ]
     return pd.DataFrame(rows, columns=["candidate", *MEMORY_COLUMNS])
+
+
+def facts_table(devices: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Set devices side by side: a row a fact, a column a device; states before and after.
+
+    ``devices`` are :attr:`DeviceResults.facts_around` by name.
+    """
+    return pd.DataFrame({name: _shown(facts) for name, facts in devices.items()})
+
+
+def _shown(facts: Mapping[str, Any]) -> dict[str, str]:
+    states = {
+        name: " -> ".join(_told(facts[when][name]) for when in ("before", "after"))
+        for name in facts["before"]
+    }
+    packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
+    shown = {name: _told(facts[name]) for name in SHOWN_FACTS}
+    return {
+        **shown,
+        "memory": quantity("peak_rss_bytes", facts["memory_bytes"]),
+        **states,
+        "packages": packages,
+    }
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return DASH if value is None else str(value)

@@ -4,7 +4,8 @@ import math
 import pytest
 
 from edgeopt.agent.offline import sealed
-from edgeopt.devices import ResultsError, read_results, results_of, write_bundle
+from edgeopt.devices import ResultsError, facts_table, read_results, results_of, write_bundle
+from edgeopt.devices.results import SHOWN_FACTS
 
 
 @pytest.fixture
@@ -107,3 +108,13 @@ def test_read_results_gives_the_records_and_refuses_what_was_changed_or_cut(
         path.write_text(broken)
         with pytest.raises(ResultsError, match="is not a results file"):
             read_results(path)
+
+
+def test_facts_table_shows_the_state_before_and_after():
+    facts = dict.fromkeys(SHOWN_FACTS, "x") | {"isa": ["neon", "i8mm"], "memory_bytes": 2**30}
+    around = {"before": {"clock_mhz": 1500.0}, "after": {"clock_mhz": None}}
+    table = facts_table({"board": {**facts, **around, "packages": {"numpy": "2.4.6"}}})["board"]
+    assert table["isa"] == "neon, i8mm"
+    assert table["memory"] == "1,024 MiB"
+    assert table["clock_mhz"] == "1500.0 -> \N{EN DASH}"
+    assert table["packages"] == "numpy 2.4.6"
