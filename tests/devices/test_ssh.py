@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import json
 import os
@@ -31,8 +32,10 @@ def bundle(folder, tasks, images, **counts):
     return write_bundle(folder, tasks, images={"net": images}, **counts)
 
 
-def agents() -> str:
-    return subprocess.run(["pgrep", "-f", "agent-[0-9a-f]*.pyz"], capture_output=True).stdout
+def agents(server) -> list[int]:
+    """Processes that run on the device's own files."""
+    found = subprocess.run(["pgrep", "-f", f"{server.home}/"], capture_output=True, text=True)
+    return [int(word) for word in found.stdout.split()]
 
 
 def left_behind(server) -> list[str]:
@@ -57,7 +60,7 @@ def test_a_device_measures_what_the_plan_says_and_keeps_nothing(
     assert results.memory.set_index("candidate")["peak_rss_bytes"].gt(2**20).all()
     assert results.facts["packages"]["numpy"] == np.__version__
     assert left_behind(trusted) == []
-    assert agents() == b""
+    assert agents(trusted) == []
 
 
 def test_a_device_is_given_a_file_once(trusted, tasks, images, tmp_path, monkeypatch):
@@ -91,9 +94,9 @@ def test_kills_and_cut_connections_lose_nothing(trusted, tasks, images, tmp_path
             if chance.random() < 0.5:
                 done.extend([None] * trusted.cut())
                 continue
-            found = subprocess.run(["pgrep", "-f", "pyz run"], capture_output=True, text=True)
-            for word in found.stdout.split():
-                done.append(os.kill(int(word), signal.SIGKILL))
+            for pid in agents(trusted):
+                with contextlib.suppress(ProcessLookupError):
+                    done.append(os.kill(pid, signal.SIGKILL))
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
@@ -106,7 +109,7 @@ def test_kills_and_cut_connections_lose_nothing(trusted, tasks, images, tmp_path
     assert results.errors == {}
     assert left_behind(trusted) == []
     time.sleep(0.5)
-    assert agents() == b""
+    assert agents(trusted) == []
 
 
 def test_two_devices_measure_at_once(trusted, second, tasks, images, home, tmp_path):

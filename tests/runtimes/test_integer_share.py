@@ -8,7 +8,6 @@ from onnxruntime import quantization as ort
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import nn
 
-from edgeopt.runtimes import openvino
 from edgeopt.runtimes.contract import Artifact, Operation
 from edgeopt.runtimes.export import export_artifact
 from edgeopt.runtimes.integer_share import (
@@ -108,6 +107,9 @@ def test_verify_label_refuses_a_torch_file_of_another_precision(found, label):
 
 @pytest.mark.parametrize("found", ["fp32", "int8"])
 def test_verify_label_refuses_bf16_that_the_runtime_does_not_execute(found, monkeypatch):
+    pytest.importorskip("openvino")
+    from edgeopt.runtimes.sessions import openvino
+
     def ignoring_the_hint(artifact, **options):
         return compile_artifact(dataclasses.replace(artifact, precision=found), **options)
 

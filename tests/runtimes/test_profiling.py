@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from edgeopt.hardware.profiles import MULTIPLYING, join_profile
-from edgeopt.runtimes import openvino, profiling
+from edgeopt.runtimes import profiling
 from edgeopt.runtimes.contract import Artifact
 from edgeopt.runtimes.executorch import CONTAINERS
 from edgeopt.runtimes.onnxruntime import kernel_times
@@ -104,7 +104,9 @@ def test_openvinos_running_mean_loses_its_warm_up(onnx_path, monkeypatch):
         Convolution=[600, 20, 4, 6, 4, 6, 4, 6, 4, 6], Relu=[9] + [0] * 9, Reshape=[0] * 10
     )
     compiled = SimpleNamespace(create_infer_request=lambda: request)
-    monkeypatch.setattr(openvino, "compile_artifact", lambda *_, **__: compiled)
+    monkeypatch.setattr(
+        "edgeopt.runtimes.sessions.openvino.compile_artifact", lambda *_, **__: compiled
+    )
     monkeypatch.setattr(profiling, "RUNS", 8)
     monkeypatch.setattr(profiling, "WARMUP", 2)
     table = times(onnx_path, "openvino").set_index("layer")

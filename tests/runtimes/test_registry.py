@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from edgeopt.runtimes import registry
-from edgeopt.runtimes.contract import Artifact
-from edgeopt.runtimes.registry import RUNTIMES, ArtifactError, load_session
+from edgeopt.runtimes.contract import Artifact, ArtifactError
+from edgeopt.runtimes.registry import RUNTIMES, load_session
 from edgeopt.system.upstream import RuntimeUnavailable
 from tests.artifacts import CLASSES, TARGETS, artifact_of, require_runtime
 from tests.conftest import striped_split
@@ -278,6 +278,7 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_runtime_that_is_not_installed_says_so(runtime, module, monkeypatch):
     artifact = artifact_of(runtime, "fp32")
     monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, f"edgeopt.runtimes.sessions.{runtime}", raising=False)
     message = rf"{runtime} is not installed: pip install edgeopt\[{runtime}\]"
     with pytest.raises(RuntimeUnavailable, match=message):
         load_session(artifact)
