@@ -269,7 +269,8 @@ by_proxy = folder.write_table(
 by_latency = pareto_frontier(sweep, "latency_ms")
 print("proxy and mean latency give the same frontier:", by_proxy.index.equals(by_latency.index))
 batches = study.batches(config.benchmark_batch_size)
-joules = measured_energy_table(candidates, batches, threads=config.threads)
+own = {"threads": config.threads, "device": config.decides}
+joules = measured_energy_table(candidates, batches, **own)
 sweep = sweep.merge(joules, "left", "candidate")
 print("measured energy:", measured_energy_unavailable() or "by RAPL, in energy_measured_j")
 

@@ -79,8 +79,9 @@ networks = study.kept(first)
 networks = {recipe.model: network for recipe, network in networks.items()}
 shapes = {model: batch.shape for model, batch in study.batches(config.benchmark_batch_size).items()}
 
-# %%
-sweep = folder.read_sweep()
+# %% tags=["nbval-ignore-output"]
+sweep = folder.read_sweep("host")
+print("latencies of", sweep["device"].iloc[0], "- layers, ceilings and counters of this machine")
 ran, store = sweep[sweep["status"] == "ok"], folder.path("artifacts/sweep")
 unpruned = ran[ran["pruning_level"] == 0]
 

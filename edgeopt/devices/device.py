@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -140,16 +141,26 @@ def device_named(name: str, **options: str) -> Device:
 def measure_on(device: Device, plan: Plan) -> DeviceResults:
     """Measure a bundle on a device; lost agents and connections are started again.
 
-    Nothing that came is measured twice. Raises ``DeviceError`` after five starts in a row that
-    brought nothing, and what the device was given is removed.
+    Nothing that came is measured twice. What the device was given is removed, but after Ctrl-C,
+    from where the same measurement goes on. Raises ``DeviceError`` after five starts in a row that
+    brought nothing.
     """
     records: Records = {}
     with tqdm(total=plan.values["rounds"], desc=f"rounds on {device.name}", disable=None) as bar:
         try:
             _until_done(device, plan, records, bar)
         finally:
-            device.clean(plan)
+            if not isinstance(sys.exc_info()[1], KeyboardInterrupt):
+                _clean(device, plan)
     return results_of(records.values(), plan=plan, device=device.name)
+
+
+def _clean(device: Device, plan: Plan) -> None:
+    """Remove what a device was given; where it is out of reach, say what is left there."""
+    try:
+        device.clean(plan)
+    except DeviceError as error:
+        logger.warning("%s; what was put there stays until the next measurement", error)
 
 
 def _until_done(device: Device, plan: Plan, records: Records, bar: tqdm) -> None:
@@ -169,3 +180,4 @@ def _until_done(device: Device, plan: Plan, records: Records, bar: tqdm) -> None
             idle = 0 if len(records) > before else idle + 1
             if idle >= ATTEMPTS:
                 raise DeviceError(f"{error}, {ATTEMPTS} times in a row") from error
+            time.sleep(2**idle - 1)

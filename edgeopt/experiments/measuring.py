@@ -78,17 +78,19 @@ def measured_energy_table(
     candidates: Sequence[Candidate],
     batches: Mapping[str, np.ndarray],
     *,
+    device: str = HOST,
     threads: int = 1,
     seconds: float = 0.5,
 ) -> pd.DataFrame:
     """Joules per call of every prepared candidate, by RAPL: candidate, energy_measured_j.
 
     Each is called for about ``seconds``, alone on the machine, whose idle power is in the number.
-    NaN for all where RAPL cannot be read.
+    NaN for all where RAPL cannot be read, and for a ``device`` that is not this machine.
     """
     prepared = [candidate for candidate in candidates if candidate.artifact]
     measure = partial(_joules_per_call, threads=threads, seconds=seconds)
-    joules = [measure(c.artifact, batches[c.spec.model]) for c in prepared]
+    here = device == HOST
+    joules = [measure(c.artifact, batches[c.spec.model]) if here else math.nan for c in prepared]
     names = [candidate.name for candidate in prepared]
     return pd.DataFrame({"candidate": names, "energy_measured_j": joules})
 

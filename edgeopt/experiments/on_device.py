@@ -97,7 +97,7 @@ def device_sweep(
     errors = sweep["candidate"].map(lambda name: results.errors.get(name, ""))
     table = sweep.assign(
         device=results.device,
-        error=sweep["error"].fillna("").mask(errors != "", errors),
+        error=sweep["error"].astype(object).fillna("").mask(errors != "", errors),
         status=sweep["status"].mask(errors != "", "failed"),
     )
     for found in (latency.drop(columns="error"), results.memory, here):

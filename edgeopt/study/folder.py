@@ -131,10 +131,11 @@ class RunFolder:
         """Read every table whose name matches a pattern, in the order of the names."""
         return [pd.read_csv(path) for path in sorted(self.root.glob(pattern))]
 
-    def read_sweep(self) -> pd.DataFrame:
-        """Read the candidates as they were measured on the device that decides."""
+    def read_sweep(self, device: str = "") -> pd.DataFrame:
+        """Read the candidates as they were measured on a device that was measured, or decides."""
         table = self.read_table(SWEEP)
-        return table[table["device"] == table["device"].iloc[0]].reset_index(drop=True)
+        known = device if device in {*table["device"]} else table["device"].iloc[0]
+        return table[table["device"] == known].reset_index(drop=True)
 
     def save_figure(
         self, name: str, ax: "Axes", *, alt: str, numbers: pd.DataFrame | None = None
