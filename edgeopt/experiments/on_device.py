@@ -136,7 +136,8 @@ def order_agreement(
     ``first`` and ``second`` are latency samples; floors and what only one has are left out. Rounds
     are resampled, each device's by themselves. NaN with fewer than two candidates in both.
     """
-    medians = [s.dropna().groupby("candidate")["latency_ms"].median() for s in (first, second)]
+    measured = [own.dropna(subset=["latency_ms"]) for own in (first, second)]
+    medians = [own.groupby("candidate")["latency_ms"].median() for own in measured]
     both = set(medians[0].index) & set(medians[1].index)
     names = [name for name in medians[0].index if name in both and not name.startswith(FLOOR)]
     if len(names) < 2:
@@ -202,7 +203,7 @@ def _name(decision: Decision) -> str:
 
 def _regret(samples: pd.DataFrame, *, best: str, taken: str) -> dict[str, Any]:
     nothing = {"regret": np.nan, "regret_low": np.nan, "regret_high": np.nan}
-    if not {best, taken} <= {*samples.dropna()["candidate"]}:
+    if not {best, taken} <= {*samples.dropna(subset=["latency_ms"])["candidate"]}:
         return nothing
     ratios = latency_ratios(samples, to=best).set_index("candidate")
     if taken not in ratios.index:

@@ -136,6 +136,8 @@ def test_compare_devices_tells_the_regret_and_the_agreement_of_the_orders():
     floors = {"call-floor-1x2x2-p0-torch-fp32": 0.1}
     host = samples(a=1.0, b=2.0, c=3.0, **floors)
     board = samples(a=6.0, b=4.0, c=9.0, **floors)
+    # Read back from a file, an empty error is missing.
+    host = host.assign(error=math.nan)
     decisions = {"host": pick("a"), "board": pick("b")}
     [row] = compare_devices(decisions, {"host": host, "board": board}).to_dict("records")
     assert (row["device"], row["pick"], row["first_pick"]) == ("board", "b", "a")
