@@ -20,6 +20,10 @@ logger = logging.getLogger(__name__)
 
 CACHE = ".cache/edgeopt"
 OLDEST = (3, 9)
+PIP_OPTIONS = (
+    *("--quiet", "--only-binary=:all:"),
+    *("--no-cache-dir", "--disable-pip-version-check"),  # nothing more is left in the user's cache
+)
 MARGIN_BYTES = 2**20
 OLDEST_GLIBC = 17
 # For Python 3.2 and newer, so that one that is too old can be told.
@@ -60,7 +64,9 @@ class Remote:
         cls, connection: asyncssh.SSHClientConnection, *, name: str, python: str
     ) -> "Remote":
         """Ask a device what it is; ``DeviceError`` without a Python that is new enough."""
-        asked = await connection.run(shlex.join([python, "-c", PROBE]))
+        # The device's own shell knows where its home folder is.
+        program = f"~/{shlex.quote(python[2:])}" if python.startswith("~/") else shlex.quote(python)
+        asked = await connection.run(f"{program} -c {shlex.quote(PROBE)}")
         if asked.exit_status == 127:
             raise DeviceError(f"{name}: there is no {python}; install Python 3.9 or newer")
         if asked.exit_status != 0:
@@ -76,8 +82,8 @@ class Remote:
         """Run a command and return what it wrote; ``DeviceError`` when it fails."""
         done = await self.connection.run(shlex.join(command), input=input)
         if done.exit_status != 0:
-            last = (done.stderr or "").strip().rpartition("\n")[2]
-            raise DeviceError(f"{self.name}: {command[0]} failed: {last or done.exit_status}")
+            said = " ".join((done.stderr or done.stdout or "").split())[-300:]
+            raise DeviceError(f"{self.name}: {command[0]} failed: {said or done.exit_status}")
         return done.stdout
 
     def require_free(self, size: int) -> None:
@@ -112,7 +118,7 @@ async def python_for(remote: Remote, packages: Sequence[str], *, wheels: str) ->
 
 
 async def _install(remote: Remote, python: str, wanted: Mapping[str, str], *, source: str) -> None:
-    pip = [python, "-m", "pip", "install", "--quiet", "--only-binary=:all:"]
+    pip = [python, "-m", "pip", "install", *PIP_OPTIONS]
     for name, version in wanted.items():
         try:
             await _install_one(remote, pip, f"{name}=={version}", source=source)
@@ -122,7 +128,8 @@ async def _install(remote: Remote, python: str, wanted: Mapping[str, str], *, so
                 await _install_one(remote, pip, name, source=source)
             except DeviceError as error:
                 if name == "numpy":
-                    raise
+                    hint = "device_wheels: push fetches what is missing here"
+                    raise DeviceError(f"{error}; {hint}") from error
                 logger.warning("%s: %s is unavailable there: %s", remote.name, name, error)
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -17,6 +18,7 @@ from edgeopt.reports.offline import take_results, write_run_bundle
 from edgeopt.study.folder import RunFolder
 from edgeopt.study.study import Study, open_study
 from tests.browser.visits import faults
+from tests.devices.servers import SSHD, AsyncSsh, OpenSsh
 from tests.own_network import COLOUR
 
 
@@ -24,7 +26,12 @@ from tests.own_network import COLOUR
 def whole_run(pictures, weights, tmp_path_factory) -> Study:
     """All seven notebooks on a user's network with weights trained elsewhere, taken as they are."""
     root = tmp_path_factory.mktemp("report")
+    kind = OpenSsh if Path(SSHD).exists() else AsyncSsh
+    server = kind(tmp_path_factory.mktemp("ssh") / "server")
     values = {
+        "devices": ["host", server.name],
+        "decide_on": server.name,
+        "device_python": sys.executable,
         "dataset": f"folder:{pictures}",
         "data_dir": str(root / "data"),
         "models": [COLOUR],
@@ -47,15 +54,18 @@ def whole_run(pictures, weights, tmp_path_factory) -> Study:
         "active_memory_budget_mb": 1.0,
     }
     (root / "mine.yaml").write_text(yaml.safe_dump(values))
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, server.running():
         patch.setenv("EDGEOPT_REPORTS", str(root / "reports"))
+        patch.setenv("HOME", str(root))
+        server.accept(root)
+        server.trust(root)
         assert main(["report", "--params", str(root / "mine.yaml")]) == 0
         yield open_study(load_config(root / "mine.yaml"))
 
 
 def test_a_users_network_gets_the_whole_study(whole_run):
     folder: RunFolder = whole_run.folder
-    sweep = folder.read_table("sweep_results.csv")
+    sweep = folder.read_sweep()
     grid = {
         (level, runtime, precision)
         for level in (0.0, 0.25)
@@ -113,8 +123,7 @@ def test_run_sweep_gives_the_numbers_of_the_notebooks(whole_run, tmp_path):
         scheme=whole_run.int8_scheme,
         directory=tmp_path,
     ).set_index("candidate")
-    notebooks = whole_run.folder.read_table("sweep_results.csv")
-    notebooks = notebooks.set_index("candidate").loc[table.index]
+    notebooks = whole_run.folder.read_sweep().set_index("candidate").loc[table.index]
     exact = ["accuracy", "macro_f1", "agreement", "macs", "parameters", "int8_mac_share"]
     exact += ["weight_bytes", "memory_mb", "peak_activation_bytes", "accepted", "recipe"]
     exact += [name for name in table if name.startswith("violates_")]
@@ -127,6 +136,21 @@ def test_every_page_of_a_whole_run_is_sound(visit, whole_run, screenshots):
     for path in pages:
         opened = visit(path, size="phone", scheme="dark")
         assert faults(opened, screenshots / f"whole-{path.stem}.png") == []
+
+
+def test_a_device_reached_by_ssh_decides_and_answers_as_the_host(whole_run):
+    folder, device = whole_run.folder, whole_run.config.decides
+    everywhere = folder.read_table("sweep_results.csv")
+    assert [*dict.fromkeys(everywhere["device"])] == [device, "host"]
+    there = everywhere[everywhere["device"] == device]
+    assert there["device_differs"].eq(0).all()
+    assert there["device_logits"].eq("equal bit for bit").all()
+    assert everywhere["latency_p50_ms"].gt(everywhere["call_floor_ms"]).mean() > 0.8
+    [row] = folder.read_table("device_comparison.csv").to_dict("records")
+    assert row["device"] == "host"
+    assert row["pick"] in {*everywhere["candidate"]}
+    assert folder.read_json("summary.json")["pick"]["device"] == device
+    assert f"Speed was measured on {device}" in folder.path("index.html").read_text()
 
 
 def test_a_bundle_measured_elsewhere_is_taken_in(whole_run, tmp_path):
