@@ -163,7 +163,7 @@ def _with_failures(table: pd.DataFrame) -> pd.DataFrame:
     failed = table["status"].eq("failed") if "status" in table else False
     unmeasured = failed | table[list(NEEDED)].isna().any(axis=1)
     errors = table["error"] if "error" in table else pd.Series("", index=table.index)
-    reasons = "failed or not measured: " + errors.fillna("").astype(str)
+    reasons = "failed or not measured: " + errors.astype(object).fillna("").astype(str)
     return table.assign(
         _refused=table["_refused"].mask(unmeasured, reasons.str.removesuffix(": ")),
         _shortfall=table["_shortfall"].mask(unmeasured, math.inf),
