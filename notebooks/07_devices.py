@@ -75,9 +75,9 @@ facts_table({device: facts for state in states for device, facts in state.items(
 # same rounds. Kendall's tau compares the two orders of all candidates: 1 is the same order, 0 none.
 
 # %% tags=["nbval-ignore-output"]
-offline = folder.read_tables("devices/*/rows.csv")
+offline = folder.read_taken_in("rows.csv")
 everywhere = pd.concat([folder.read_table("sweep_results.csv"), *offline])
-compared = folder.read_tables("devices/*/comparison.csv")
+compared = folder.read_taken_in("comparison.csv")
 elsewhere = pd.concat([folder.read_table("device_comparison.csv"), *compared])
 shown = ["candidate", "device", "latency_p50_ms", "device_accuracy", "device_differs"]
 others = everywhere[everywhere["device"] != config.decides]

@@ -80,7 +80,7 @@ def _latency_rows(results: Results) -> Iterator[dict[str, str]]:
     facts = run.read_json(DEVICES)
     for folder in run.taken_in:
         facts |= run.read_json(f"devices/{folder}/{FACTS}")
-    tables = [run.read_table(SWEEP), *run.read_tables(f"devices/*/{ROWS}")]
+    tables = [run.read_table(SWEEP), *run.read_taken_in(ROWS)]
     for row in chain.from_iterable(t[t["candidate"] == name].to_dict("records") for t in tables):
         yield {
             "Device": row["device"],

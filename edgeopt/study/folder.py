@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from edgeopt.study.layout import FACTS, SWEEP, maker
+from edgeopt.study.layout import ROWS, SWEEP, maker
 from edgeopt.system import REPORTS_VARIABLE, project_root, write_atomically
 
 if TYPE_CHECKING:
@@ -124,12 +124,16 @@ class RunFolder:
 
     @property
     def taken_in(self) -> list[str]:
-        """Devices without a network whose results were taken in."""
-        return sorted(path.parent.name for path in self.root.glob(f"devices/*/{FACTS}"))
+        """Devices whose results were taken in, of the very files that the run has now."""
+        if not (rows := {path.parent.name: path for path in self.root.glob(f"devices/*/{ROWS}")}):
+            return []
+        known = {*self.read_table(SWEEP)["artifact_sha256"].dropna()}
+        measured = {name: {*pd.read_csv(rows[name])["artifact_sha256"]} for name in sorted(rows)}
+        return [name for name, digests in measured.items() if digests & known == known]
 
-    def read_tables(self, pattern: str) -> list[pd.DataFrame]:
-        """Read every table whose name matches a pattern, in the order of the names."""
-        return [pd.read_csv(path) for path in sorted(self.root.glob(pattern))]
+    def read_taken_in(self, name: str) -> list[pd.DataFrame]:
+        """Read a table of every device whose results were taken in."""
+        return [pd.read_csv(self.path(f"devices/{device}/{name}")) for device in self.taken_in]
 
     def read_sweep(self, device: str = "") -> pd.DataFrame:
         """Read the candidates as they were measured on a device that was measured, or decides."""

@@ -151,3 +151,14 @@ def test_a_figure_without_words_is_refused(run):
 
 def test_a_run_is_named_after_its_folder(tmp_path):
     assert RunFolder(tmp_path / "mnist").name == "mnist"
+
+
+def test_results_taken_in_count_as_long_as_the_run_has_their_files(tmp_path):
+    run = RunFolder(tmp_path)
+    assert run.taken_in == []
+    run.write_table("sweep_results.csv", pd.DataFrame({"artifact_sha256": ["a", "b", None]}))
+    run.write_table("devices/board/rows.csv", pd.DataFrame({"artifact_sha256": ["a", "b", None]}))
+    run.write_table("devices/old/rows.csv", pd.DataFrame({"artifact_sha256": ["a", "c"]}))
+    assert run.taken_in == ["board"]
+    [rows] = run.read_taken_in("rows.csv")
+    assert rows["artifact_sha256"].tolist()[:2] == ["a", "b"]
