@@ -43,8 +43,13 @@ def calibration_loader():
     return striped_split(128, seed=2).loader(32)
 
 
-@functools.cache
 def artifact_of(runtime: str, precision: str, batch_size: int = 1) -> Artifact:
+    """Export once, however it is asked for: a second export would replace the file of the first."""
+    return _artifact_of(runtime, precision, batch_size)
+
+
+@functools.cache
+def _artifact_of(runtime: str, precision: str, batch_size: int) -> Artifact:
     require_runtime(runtime, precision)
     suited = runtime in ("onnxruntime", "openvino") and precision == "int8"
     scheme = int8_scheme(host_facts()["isa"])

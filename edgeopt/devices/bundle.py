@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from edgeopt.agent.rounds import WARMUP_CALLS
 from edgeopt.data import Split, per_channel
 from edgeopt.runtimes import Artifact, runtime_named
 from edgeopt.schema import require_at_least
-from edgeopt.system import replacing
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +96,7 @@ def _write_task(files: Path, task: Task) -> dict[str, Any]:
     artifact = task.artifact
     name = artifact.sha256 + artifact.path.suffix
     if not (files / name).exists():
-        _link(artifact.path, files / name)
+        shutil.copyfile(artifact.path, files / name)
     logits = "" if task.logits is None else _write_array(files, task.logits.astype(np.float32))
     return {
         "name": task.name,
@@ -113,15 +111,6 @@ def _write_task(files: Path, task: Task) -> dict[str, Any]:
         "score": task.score,
         "logits": logits,
     }
-
-
-def _link(source: Path, target: Path) -> None:
-    """Link a file, or copy it to where the file system cannot."""
-    try:
-        os.link(source, target)
-    except OSError:
-        with replacing(target) as temporary:
-            shutil.copyfile(source, temporary)
 
 
 def _write_images(files: Path, split: Split) -> dict[str, Any]:
