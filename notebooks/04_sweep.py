@@ -193,9 +193,9 @@ folder.save_figure("drift", plots.drift(samples), alt=alt)
 # %%
 images, options = study.role("validation"), {"target": config.part(Target)}
 options |= {"images": images, "batch_size": config.benchmark_batch_size}
-folder.write_table("host_answers.csv", host_answers(prepared))
-folder.write_table("call_floors.csv", candidate_table(floors))
-tables = device_tables(results, prepared, floors=floors, **options)
+options["answers"] = folder.write_table("host_answers.csv", host_answers(prepared))
+options["floors"] = folder.write_table("call_floors.csv", candidate_table(floors))
+tables = device_tables(results, prepared, **options)
 sweep = tables.pop(config.decides)
 fallen = recovery_notes(prepared, repairs, max_accuracy_drop=config.max_int8_drop)
 sweep["int8_recovery"] = [fallen.get(name, "") for name in sweep["candidate"]]

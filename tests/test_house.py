@@ -131,7 +131,7 @@ def test_notebook_parameters_are_the_quick_run(path):
     assert names == {key: quick[key] for key in names}
     used, of_study = (
         parameters_read(source),
-        parameters_read((ROOT / "edgeopt/study/study.py").read_text()),
+        parameters_read("".join(p.read_text() for p in (ROOT / "edgeopt/study").glob("*.py"))),
     )
     if "study.preparation(" not in source:
         of_study -= {"benchmark_batch_size"}

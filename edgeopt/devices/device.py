@@ -24,6 +24,7 @@ ALLOWED = "allowed: host, ssh://[user@]name[:port]"
 WHEELS = ("fetch", "push")  # who fetches what the device lacks: it, or this machine
 ATTEMPTS = 5  # in a row that bring nothing new
 
+DONE = ("done", "", 0)  # key of the record that comes last
 Records = dict[tuple[str, str, int], dict[str, Any]]
 
 
@@ -141,16 +142,16 @@ def device_named(name: str, **options: str) -> Device:
 def measure_on(device: Device, plan: Plan) -> DeviceResults:
     """Measure a bundle on a device; lost agents and connections are started again.
 
-    Nothing that came is measured twice. What the device was given is removed, but after Ctrl-C,
-    from where the same measurement goes on. Raises ``DeviceError`` after five starts in a row that
-    brought nothing.
+    Nothing that came is measured twice. What the device was given is removed; where the measurement
+    ended in its middle, it stays, and the same measurement goes on from there. Raises
+    ``DeviceError`` after five starts in a row that brought nothing.
     """
     records: Records = {}
     with tqdm(total=plan.values["rounds"], desc=f"rounds on {device.name}", disable=None) as bar:
         try:
             _until_done(device, plan, records, bar)
         finally:
-            if not isinstance(sys.exc_info()[1], KeyboardInterrupt):
+            if not records or DONE in records:
                 _clean(device, plan)
     return results_of(records.values(), plan=plan, device=device.name)
 
@@ -171,7 +172,7 @@ def _until_done(device: Device, plan: Plan, records: Records, bar: tqdm) -> None
             bar.update(record["kind"] == "lap")
 
     idle = 0
-    while ("done", "", 0) not in records:
+    while DONE not in records:
         before = len(records)
         try:
             device.run(plan, on_line=take)

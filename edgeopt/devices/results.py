@@ -131,13 +131,15 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 def _checked(record: Any) -> Mapping[str, Any]:
     """Refuse a record without the fields that its kind has."""
     fields = FIELDS.get(record.get("kind")) if isinstance(record, dict) else None
-    if fields is None or not isinstance(record.get("name"), str):
+    known = fields is not None and isinstance(record.get("name"), str)
+    if not known or not isinstance(record.get("round"), int):
         raise ResultsError(f"a result is {json.dumps(record)[:100]}; allowed: {', '.join(FIELDS)}")
     for name, kind in fields.items():
         if not isinstance(record.get(name), kind):
             raise ResultsError(f"a result of kind {record['kind']} has {name} {record.get(name)!r}")
-    if not all(isinstance(t, int) and t >= 0 for t in record.get("times", [])):
-        raise ResultsError(f"a visit of {record['name']} has times that are no nanoseconds")
+    for name in ("times", "classes"):
+        if not all(isinstance(n, int) and n >= 0 for n in record.get(name, [])):
+            raise ResultsError(f"a result of {record['name']} has {name} that are no whole numbers")
     return record
 
 

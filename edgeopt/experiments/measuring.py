@@ -36,7 +36,6 @@ def measure_candidates(
     calls_per_round: int,
     device: Device | None = None,
     threads: int = 1,
-    folder: Path | None = None,
 ) -> DeviceResults:
     """Time all candidates that were prepared in interleaved rounds, alone on a device.
 
@@ -47,8 +46,6 @@ def measure_candidates(
         that were scored, with as many threads as were asked for, else the candidate fails.
     device : Device, optional
         This machine when omitted. On any other each candidate is scored on all images first.
-    folder : Path, optional
-        Where the bundle for the device is made, and removed; a temporary one when omitted.
 
     Raises ``ValueError`` with every candidate's error when none could be prepared.
     """
@@ -65,7 +62,7 @@ def measure_candidates(
     counts = {"rounds": rounds, "calls_per_round": calls_per_round}
     batch = max(map(_batch, prepared))
     shown = {model: split.first(batch) if here else split for model, split in images.items()}
-    with tempfile.TemporaryDirectory(dir=folder, prefix="bundle-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="edgeopt-") as scratch:
         plan = write_bundle(Path(scratch), tasks, images=shown, **counts)
         return measure_on(device, plan)
 

@@ -13,13 +13,11 @@ from edgeopt.decision import Decision, decide
 from edgeopt.devices import EMULATED, DeviceResults
 from edgeopt.experiments.candidates import Candidate
 from edgeopt.experiments.floor import FLOOR, with_call_floor
-from edgeopt.experiments.sweep import Target, candidate_table, sweep_table, with_energy
+from edgeopt.experiments.sweep import Target, quality_table, with_energy
 from edgeopt.metrics import latency_ratios, latency_statistics, resampled_medians
 
-COMPARISON = [
-    *("device", "pick", "first_pick", "regret", "regret_low", "regret_high"),
-    *("tau", "tau_low", "tau_high"),
-]
+TAU = ("tau", "tau_low", "tau_high")
+COMPARISON = ["device", "pick", "first_pick", "regret", "regret_low", "regret_high", *TAU]
 ALIKE, APART = "equal bit for bit", "not equal"
 
 
@@ -42,23 +40,12 @@ def host_answers(candidates: Sequence[Candidate]) -> pd.DataFrame:
 
 
 def device_tables(
-    results: Mapping[str, DeviceResults],
-    candidates: Sequence[Candidate],
-    *,
-    floors: Sequence[Candidate],
-    images: Mapping[str, Split],
-    target: Target,
-    batch_size: int,
+    results: Mapping[str, DeviceResults], candidates: Sequence[Candidate], **options: Any
 ) -> dict[str, pd.DataFrame]:
-    """Make the sweep's table of every device, as :func:`device_sweep` does, by its name."""
-    labels = next(iter(images.values())).labels.numpy()
-    own = {"target": target, "batch_size": batch_size}
-    known = {"answers": host_answers(candidates), "floors": candidate_table(floors)}
-    tables = {}
-    for name, result in results.items():
-        table = sweep_table(candidates, result.measured, labels=labels, **own)
-        tables[name] = device_sweep(result, table, images=images, **known, **own)
-    return tables
+    """Make the sweep's table of every device by its name; ``options`` as :func:`device_sweep`'s."""
+    labels = next(iter(options["images"].values())).labels.numpy()
+    quality = quality_table(candidates, labels=labels, target=options["target"])
+    return {name: device_sweep(own, quality, **options) for name, own in results.items()}
 
 
 def device_sweep(
@@ -76,7 +63,7 @@ def device_sweep(
     Parameters
     ----------
     sweep : DataFrame
-        Of :func:`edgeopt.experiments.sweep_table`.
+        Of :func:`edgeopt.experiments.sweep.quality_table`, or of another device.
     answers : DataFrame
         Of :func:`host_answers`.
     floors : DataFrame
@@ -168,13 +155,7 @@ def compare_devices(
             "pick": _name(decision),
             "first_pick": _name(chosen),
             **_regret(samples[name], best=_name(decision), taken=_name(chosen)),
-            **dict(
-                zip(
-                    ("tau", "tau_low", "tau_high"),
-                    order_agreement(samples[first], samples[name]),
-                    strict=True,
-                )
-            ),
+            **dict(zip(TAU, order_agreement(samples[first], samples[name]), strict=True)),
         }
         for name, decision in others
     ]

@@ -181,20 +181,29 @@ def sweep_table(
 ) -> pd.DataFrame:
     """One row per candidate: what it is, its quality, latency, energy, and the budgets it fits.
 
-    ``candidates`` are those of all seeds, prepared on the images of ``labels`` [N]: quality is
-    that of :func:`with_seeds`, all else is of the seed that comes first, which was measured.
+    The columns of :func:`quality_table`, and what the candidates of the first seed cost.
     ``latency_relative`` is that of :func:`edgeopt.metrics.latency_statistics`, which compares
     better between machines, and between hours of one, than milliseconds do.
     """
     latency = latency_statistics(
         measured.samples, conditions=measured.conditions, batch_size=batch_size
     )
-    first = [c for c in candidates if c.spec.seed == candidates[0].spec.seed]
-    table = candidate_table(with_failures(first, latency))
+    table = quality_table(with_failures(candidates, latency), labels=labels, target=target)
     table = table.merge(latency.drop(columns="error"), "left", "candidate")
-    table = with_seeds(table, candidates, labels=labels)
+    return with_energy(table, target=target, batch_size=batch_size)
+
+
+def quality_table(
+    candidates: Sequence[Candidate], *, labels: np.ndarray, target: Target
+) -> pd.DataFrame:
+    """One row per candidate: what it is, its quality, and the budgets it fits.
+
+    ``candidates`` are those of all seeds, prepared on the images of ``labels`` [N]: quality is
+    that of :func:`with_seeds`, all else is of the seed that comes first, which is measured.
+    """
+    first = [c for c in candidates if c.spec.seed == candidates[0].spec.seed]
     return apply_budgets(
-        with_energy(table, target=target, batch_size=batch_size),
+        with_seeds(candidate_table(first), candidates, labels=labels),
         memory_budgets_mb=target.memory_budgets_mb,
         active_memory_budget_mb=target.active_memory_budget_mb,
     )

@@ -16,15 +16,11 @@ from torch import nn
 
 from edgeopt.config import ExperimentConfig
 from edgeopt.data import (
-    FOLDER_PREFIX,
     ROLE_NAMES,
-    SPLIT_BY_SEED,
-    PixelFile,
     Preprocessing,
     Split,
     Splits,
     class_count,
-    load_splits,
 )
 from edgeopt.devices import Device, DeviceError, DeviceResults, device_named
 from edgeopt.experiments import (
@@ -39,12 +35,12 @@ from edgeopt.experiments import (
 )
 from edgeopt.model import build_model, check_network, dump_weights, input_channels, load_weights
 from edgeopt.study.folder import RunFolder, open_run
+from edgeopt.study.images import image_shape, load_images, test_warning, with_pictures_of
 from edgeopt.system import Int8Scheme, Store, int8_scheme
 
 logger = logging.getLogger(__name__)
 
 SMALL_CNN_SIDE = 28
-ARRAY_SIDE = 28  # of MNIST and Fashion-MNIST
 CHANCE_LEVEL = 0.01  # of the test that a network is better than chance
 
 
@@ -74,13 +70,13 @@ class Study:
         for model, spec in self.preprocessing.items():
             if spec not in loaded:
                 first = next(iter(loaded.values()), None)
-                loaded[spec] = _same_images(_load(self.config, spec), first)
-            if _shape(self.config, spec) is None:  # not known before the images were read
+                loaded[spec] = with_pictures_of(load_images(self.config, spec), first)
+            if image_shape(self.config, spec) is None:  # not known before the images were read
                 classes = len(loaded[spec].class_names)
                 network = _network(self.config, model, classes)
                 shape = (1, *loaded[spec].train.shape)
                 check_network(network, name=model, input_shape=shape, num_classes=classes)
-        if warning := _test_warning(self.config, next(iter(loaded.values()))):
+        if warning := test_warning(self.config, next(iter(loaded.values()))):
             logger.warning("test images: %s", warning)
         return {model: loaded[spec] for model, spec in self.preprocessing.items()}
 
@@ -278,7 +274,7 @@ class Study:
     @property
     def test_warning(self) -> str:
         """Say that test images may be ones the given weights were trained on; empty otherwise."""
-        return _test_warning(self.config, self._first)
+        return test_warning(self.config, self._first)
 
     def require_better_than_chance(self, hits: Mapping[str, int], *, images: int) -> None:
         """Stop a run whose given weights answer no better than chance on validation images.
@@ -315,7 +311,7 @@ def open_study(config: ExperimentConfig) -> Study:
         if model == "small_cnn":
             spec = replace(spec, image_size=SMALL_CNN_SIDE, channels=channels)
         preprocessing[model] = replace(spec, channels=spec.channels or channels)
-        if shape := _shape(config, preprocessing[model]):
+        if shape := image_shape(config, preprocessing[model]):
             check_network(network, name=model, input_shape=(1, *shape), num_classes=classes)
     return Study(config, open_run(config.run), preprocessing)
 
@@ -327,50 +323,4 @@ def _network(config: ExperimentConfig, model: str, classes: int) -> nn.Module:
         conv1_channels=config.conv1_channels,
         conv2_channels=config.conv2_channels,
         weights=config.weights,
-    )
-
-
-def _shape(config: ExperimentConfig, spec: Preprocessing) -> tuple[int, int, int] | None:
-    """Channels, height and width of images; None where a folder's pictures decide one of them."""
-    from_folder = config.dataset.startswith(FOLDER_PREFIX)
-    channels = spec.channels or (None if from_folder else 1)
-    side = spec.image_size or (None if from_folder else ARRAY_SIDE)
-    return (channels, side, side) if channels and side else None
-
-
-def _load(config: ExperimentConfig, preprocessing: Preprocessing) -> Splits:
-    return load_splits(
-        config.dataset,
-        train_subset=config.train_subset,
-        calibration_images=config.calibration_images,
-        val_subset=config.val_subset,
-        test_subset=config.test_subset,
-        data_dir=config.data_folder,
-        preprocessing=preprocessing,
-        class_names=config.class_names,
-    )
-
-
-def _same_images(splits: Splits, first: Splits | None) -> Splits:
-    """Give every role the pictures that it has in ``first``.
-
-    Pictures that are copies of each other at one size may differ at another, so that a folder that
-    was scaled otherwise could be split otherwise.
-    """
-    if first is None or not all(isinstance(s.train.pixels, PixelFile) for s in (splits, first)):
-        return splits  # arrays are split before they are scaled
-    roles = {}
-    for name in ROLE_NAMES:
-        like = getattr(first, name)
-        roles[name] = replace(getattr(splits, name), labels=like.labels, positions=like.positions)
-    return replace(splits, **roles)
-
-
-def _test_warning(config: ExperimentConfig, splits: Splits) -> str:
-    if config.epochs or splits.origin != SPLIT_BY_SEED:
-        return ""
-    return (
-        "the weights were taken as they are (epochs is 0) and the images were split by seed: the "
-        "network may have been trained on some of the test images, and then they say nothing about "
-        "new ones; a folder with train/, val/ and test/ keeps its own roles"
     )

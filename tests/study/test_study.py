@@ -11,7 +11,7 @@ from PIL import Image
 from edgeopt.config import ExperimentConfig
 from edgeopt.devices import DeviceError
 from edgeopt.experiments.recipes import pruned_recipes
-from edgeopt.study import study
+from edgeopt.study import images, study
 from edgeopt.study.study import Study, open_study
 from tests.own_network import CLASSES, COLOUR, GREY, SIDE, write_pictures
 
@@ -71,7 +71,7 @@ def test_mean_and_std_are_applied_and_told(config_of):
 def test_what_does_not_fit_is_refused_before_any_image_is_read(
     config_of, monkeypatch, values, message
 ):
-    monkeypatch.setattr(study, "load_splits", lambda *_, **__: pytest.fail("images were loaded"))
+    monkeypatch.setattr(images, "load_splits", lambda *_, **__: pytest.fail("images were loaded"))
     with pytest.raises(ValueError, match=message):
         open_study(config_of(image_size=SIDE, **values))
 

@@ -47,7 +47,7 @@ def main() -> None:
         lines = model.self_test() if options.self_test else model.answer(options.picture)
     except (OSError, RuntimeError, ValueError) as error:
         sys.exit(" ".join(str(error).split()))
-    print(*lines, sep="\n")
+    sys.stdout.write("\n".join([*lines, ""]))
 
 
 def check_files() -> None:
