@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 import asyncssh
 
-from edgeopt.devices.device import DeviceError
+from edgeopt.devices.device import DeviceError, DeviceLost
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Remote:
         """Ask a device what it is; ``DeviceError`` without a Python that is new enough."""
         # The device's own shell knows where its home folder is.
         program = f"~/{shlex.quote(python[2:])}" if python.startswith("~/") else shlex.quote(python)
-        asked = await connection.run(f"{program} -c {shlex.quote(PROBE)}")
+        asked = await ended(connection, f"{program} -c {shlex.quote(PROBE)}", name=name)
         if asked.exit_status == 127:
             raise DeviceError(f"{name}: there is no {python}; install Python 3.9 or newer")
         if asked.exit_status != 0:
@@ -80,7 +80,7 @@ class Remote:
 
     async def run(self, command: Sequence[str], *, input: str = "") -> str:
         """Run a command and return what it wrote; ``DeviceError`` when it fails."""
-        done = await self.connection.run(shlex.join(command), input=input)
+        done = await ended(self.connection, shlex.join(command), name=self.name, input=input)
         if done.exit_status != 0:
             said = " ".join((done.stderr or done.stdout or "").split())[-300:]
             raise DeviceError(f"{self.name}: {command[0]} failed: {said or done.exit_status}")
@@ -93,6 +93,16 @@ class Remote:
                 f"{self.name}: {size / 2**20:.1f} MiB are needed below {self.home}, "
                 f"{self.free / 2**20:.1f} MiB are free"
             )
+
+
+async def ended(
+    connection: asyncssh.SSHClientConnection, command: str, *, name: str, input: str = ""
+) -> asyncssh.SSHCompletedProcess:
+    """Run a command to its end, good or bad; ``DeviceLost`` when the connection ends before."""
+    done = await connection.run(command, input=input)
+    if done.exit_status is None and done.exit_signal is None:
+        raise DeviceLost(f"{name}: the connection was lost")
+    return done
 
 
 async def python_for(remote: Remote, packages: Sequence[str], *, wheels: str) -> str:
@@ -109,7 +119,8 @@ async def python_for(remote: Remote, packages: Sequence[str], *, wheels: str) ->
     named = hashlib.sha256(repr((wanted, remote.version)).encode()).hexdigest()[:16]
     folder = f"{remote.home}/{CACHE}/python-{named}"
     python, ready = f"{folder}/bin/python", f"{folder}/ready"
-    if (await remote.connection.run(shlex.join(["test", "-e", ready]))).exit_status == 0:
+    asked = await ended(remote.connection, shlex.join(["test", "-e", ready]), name=remote.name)
+    if asked.exit_status == 0:
         return python
     await remote.run([remote.python, "-m", "venv", "--clear", folder])
     await _install(remote, python, wanted, source=wheels)

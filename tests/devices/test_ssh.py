@@ -86,11 +86,10 @@ def test_a_device_is_given_a_file_once(trusted, tasks, images, tmp_path, monkeyp
 def test_kills_and_cut_connections_lose_nothing(trusted, tasks, images, tmp_path, kills):
     plan = bundle(tmp_path / "bundle", tasks, images, rounds=100 * kills, calls_per_round=50)
     chance = random.Random(kills)
-    done = []
+    done, over = [], threading.Event()
 
     def kill():
-        while len(done) < kills:
-            time.sleep(chance.uniform(1, 3))
+        while len(done) < kills and not over.wait(chance.uniform(1, 3)):
             if chance.random() < 0.5:
                 done.extend([None] * trusted.cut())
                 continue
@@ -100,7 +99,11 @@ def test_kills_and_cut_connections_lose_nothing(trusted, tasks, images, tmp_path
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    results = measure_on(device_of(trusted), plan)
+    try:
+        results = measure_on(device_of(trusted), plan)
+    finally:
+        over.set()
+        killer.join()
     calls = results.measured.samples.groupby(["candidate", "round"]).size()
     assert len(done) >= kills
     assert len(calls) == 2 * 100 * kills
@@ -110,6 +113,25 @@ def test_kills_and_cut_connections_lose_nothing(trusted, tasks, images, tmp_path
     assert left_behind(trusted) == []
     time.sleep(0.5)
     assert agents(trusted) == []
+
+
+def test_a_connection_that_ends_while_a_device_is_asked_what_it_is_is_made_again(
+    trusted, tasks, images, tmp_path
+):
+    asked, python = tmp_path / "asked", tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nmkdir {asked} && sleep 60\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+
+    def cut():
+        while not asked.exists():
+            time.sleep(0.05)
+        trusted.cut()
+
+    cutter = threading.Thread(target=cut, daemon=True)
+    cutter.start()
+    plan = bundle(tmp_path / "bundle", tasks[:1], images)
+    results = measure_on(device_of(trusted, python=str(python)), plan)
+    assert len(results.measured.samples) == 12
 
 
 def test_two_devices_measure_at_once(trusted, second, tasks, images, home, tmp_path):
