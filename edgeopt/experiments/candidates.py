@@ -222,8 +222,13 @@ def _made(
         for key, (own, split) in sources.items()
     }
     prepare = partial(_prepare, **options)
-    for candidate in run_in_order(prepare, jobs.items(), executor=executor):
+    for candidate in run_in_order(prepare, jobs.items(), executor=executor, died=_died):
         yield with_agreement(candidate, parents[candidate.spec.network])
+
+
+def _died(job: tuple[CandidateSpec, Job]) -> Candidate:
+    logger.error("candidate %s ended the process that prepared it", job[0].name)
+    return Candidate(job[0], error="WorkerDied: its exporter or runtime ended the process")
 
 
 def _prepare(

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +101,12 @@ def recover_collapsed(
     }
     fell = list(dict.fromkeys(c.spec.network for c in fallen))
     sources = [(networks[key], validation[key[0]]) for key in fell]
-    networks |= zip(fell, run_in_order(_begun, sources, executor=executor), strict=True)
+    begun = run_in_order(_begun, sources, executor=executor, died=itemgetter(0))
+    networks |= zip(fell, begun, strict=True)
     groups = _by_writer(own, _parents(candidates))
     jobs = [(networks[key], validation[key[0]], group) for (key, _), group in groups.items()]
     limit = {"max_accuracy_drop": max_accuracy_drop, "directory": directory, "scheme": scheme}
-    repaired = run_in_order(partial(_repaired, **limit), jobs, executor=executor)
+    repaired = run_in_order(partial(_repaired, **limit), jobs, executor=executor, died=_died)
     return _alike([*chain.from_iterable(repaired)])
 
 
@@ -128,6 +130,12 @@ def _begun(job: tuple[ByValue, Split]) -> ByValue:
     with suppress(ValueError):  # raised again where it is asked for
         rescalings(own["rewrites"])[0].make()
     return own
+
+
+def _died(job: tuple[ByValue, Split, list[Fallen]]) -> list[Recovered]:
+    names = ", ".join(spec.name for spec, _ in job[2])
+    logger.error("the repair of %s ended its process", names)
+    return []
 
 
 def _repaired(job: tuple[ByValue, Split, list[Fallen]], **options: Any) -> list[Recovered]:

@@ -3,7 +3,7 @@
 import multiprocessing
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
 from typing import Any
 
 import torch
@@ -32,15 +32,42 @@ def _from_bytes(content: bytes) -> dict[Any, Any]:
     return pickle.loads(content)
 
 
-def process_pool(workers: int | None = None) -> ProcessPoolExecutor:
+class Workers(Executor):
+    """Processes that are made anew after one of them has died.
+
+    The jobs that were under way then end in ``BrokenExecutor``.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._pool = _started(count)
+
+    def submit(self, task: Callable[..., Any], /, *args: Any, **options: Any) -> Future:
+        """Hand over a call, as the standard library's executors do."""
+        try:
+            return self._pool.submit(task, *args, **options)
+        except BrokenExecutor:
+            self._pool = _started(self._count)
+            return self._pool.submit(task, *args, **options)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the processes."""
+        self._pool.shutdown(wait, cancel_futures=cancel_futures)
+
+
+def process_pool(workers: int | None = None) -> Workers:
     """Workers with one torch thread each, as many as there are usable cores unless told.
 
     They are forked from a server that has imported the package once, and has no threads.
     """
+    return Workers(workers or usable_cores())
+
+
+def _started(count: int) -> ProcessPoolExecutor:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*PRELOADED])
     return ProcessPoolExecutor(
-        workers or usable_cores(),
+        count,
         mp_context=context,
         initializer=torch.set_num_threads,
         initargs=(1,),
@@ -48,10 +75,41 @@ def process_pool(workers: int | None = None) -> ProcessPoolExecutor:
 
 
 def run_in_order(
-    task: Callable[[Any], Any], jobs: Iterable[Any], *, executor: Executor | None
+    task: Callable[[Any], Any],
+    jobs: Iterable[Any],
+    *,
+    executor: Executor | None,
+    died: Callable[[Any], Any] | None = None,
 ) -> Iterator[Any]:
-    """Yield the result of every job in the order of the jobs."""
-    return (executor.map if executor else map)(task, jobs)
+    """Yield the result of every job in the order of the jobs.
+
+    When a worker dies, what was under way runs again, each job in a process of its own; the result
+    of one whose process dies then too is ``died(job)``, without which ``BrokenExecutor`` is raised.
+    """
+    if executor is None:
+        yield from map(task, jobs)
+        return
+    jobs = list(jobs)
+    futures = [executor.submit(task, job) for job in jobs]
+    try:
+        for job, future in zip(jobs, futures, strict=True):
+            yield _result(future, task, job, died)
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _result(
+    future: Future, task: Callable[[Any], Any], job: Any, died: Callable[[Any], Any] | None
+) -> Any:
+    try:
+        return future.result()
+    except BrokenExecutor:
+        with process_pool(1) as own:
+            again = own.submit(task, job)
+        if died and isinstance(again.exception(), BrokenExecutor):
+            return died(job)
+        return again.result()
 
 
 def run_as_completed(

@@ -1,4 +1,6 @@
 import copy
+import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +27,7 @@ from edgeopt.model.training import predict_logits
 from edgeopt.runtimes.contract import Artifact
 from edgeopt.runtimes.export import export_artifact
 from edgeopt.runtimes.registry import load_session
+from edgeopt.system import process_pool
 from tests.artifacts import PRECISIONS_OF_RUNTIME, require_runtime
 
 
@@ -76,6 +79,29 @@ def test_a_failed_candidate_is_a_row_with_its_error_and_the_others_finish(option
     assert fp32.error == ""
     assert int8.artifact is None
     assert "the calibration set holds no images" in int8.error
+
+
+class Deadly(SmallCNN):
+    """Ends any process but the one that it was made in."""
+
+    def __init__(self) -> None:
+        super().__init__(6, 8, 4)
+        self.home = os.getpid()
+
+    def forward(self, images):
+        if os.getpid() != self.home:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().forward(images)
+
+
+def test_a_candidate_that_ends_its_process_is_a_row_and_the_others_finish(options):
+    sound = grid([0.0], ["fp32"], ["torch"])
+    deadly = grid([0.0], ["fp32"], ["torch"], seed=1)
+    options["models"] = {**options["models"], deadly[0].network: Deadly().eval()}
+    with process_pool(2) as pool:
+        first, second = prepare_candidates([*deadly, *sound], executor=pool, **options)
+    assert first.error == "WorkerDied: its exporter or runtime ended the process"
+    assert second.facts["agreement"] == 1
 
 
 def test_an_executor_gives_the_same_candidates(options):

@@ -1,0 +1,40 @@
+"""Workers: results in order, and a process that dies takes down its own job alone."""
+
+import os
+import signal
+from concurrent.futures import BrokenExecutor
+
+import pytest
+
+from edgeopt.system import process_pool, run_in_order
+
+
+def halved(number: int) -> float:
+    """End the process on 13, as a runtime does that reads where it must not."""
+    if number == 13:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return number / 2
+
+
+def named(number: int) -> str:
+    return f"{number} died"
+
+
+def test_results_come_in_the_order_of_the_jobs_with_and_without_workers() -> None:
+    jobs = [4, 2, 6]
+    with process_pool(2) as pool:
+        assert [*run_in_order(halved, jobs, executor=pool)] == [2, 1, 3]
+    assert [*run_in_order(halved, jobs, executor=None)] == [2, 1, 3]
+
+
+def test_a_job_that_ends_its_process_is_told_and_the_others_run() -> None:
+    jobs = [2, 13, 4, 13, 6, 8]
+    with process_pool(2) as pool:
+        found = [*run_in_order(halved, jobs, executor=pool, died=named)]
+        assert found == [1, "13 died", 2, "13 died", 3, 4]
+        assert [*run_in_order(halved, [10], executor=pool)] == [5]
+
+
+def test_a_job_that_ends_its_process_is_an_error_where_nothing_takes_its_place() -> None:
+    with process_pool(1) as pool, pytest.raises(BrokenExecutor):
+        [*run_in_order(halved, [13], executor=pool)]
