@@ -72,7 +72,8 @@ facts_table({device: facts for state in states for device, facts in state.items(
 # ## What one's pick costs on another
 #
 # The regret is how much longer the deciding device's pick takes on another than that one's own pick, in the
-# same rounds. Kendall's tau compares the two orders of all candidates: 1 is the same order, 0 none.
+# same rounds. Kendall's tau compares the two orders of all candidates: 1 is the same order, 0 none. The
+# orders are those of the tenth percentiles, because what else runs on a machine only ever adds time.
 
 # %% tags=["nbval-ignore-output"]
 offline = folder.read_taken_in("rows.csv")

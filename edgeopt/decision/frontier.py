@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from edgeopt.decision.budgets import accepted_mask
 from edgeopt.decision.paired import Correct, accuracy_ties, correctness
-from edgeopt.metrics import resampled_medians
+from edgeopt.metrics import resampled_quantiles
 from edgeopt.schema import require_at_least, require_columns
 
 
@@ -69,7 +69,7 @@ def frontier_probability(
     shares = np.column_stack([values.mean(axis=0) for values in table.values()])
     own_samples = _samples_of(list(table), samples)
     latencies = [
-        resampled_medians(own, replicates=replicates, seed=seed) for own in own_samples.values()
+        resampled_quantiles(own, replicates=replicates, seed=seed) for own in own_samples.values()
     ]
     right = _resampled_counts(shares, replicates=replicates, seed=seed)
     on_frontier = _frontier_masks(np.column_stack(latencies), right)

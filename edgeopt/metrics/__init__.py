@@ -17,7 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "latency": [
             "latency_ratios",
             "latency_statistics",
-            "resampled_medians",
+            "resampled_quantiles",
         ],
         "quality": [
             "confusion_table",

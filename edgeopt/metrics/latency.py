@@ -59,7 +59,7 @@ def median_interval(
     count, centre = len(rounds), samples["latency_ms"].median()
     if count < MIN_ROUNDS_INTERVAL or np.isnan(rounds).any():
         return np.nan, np.nan
-    medians = resampled_medians(samples, replicates=replicates, seed=seed)
+    medians = resampled_quantiles(samples, replicates=replicates, seed=seed)
     widened = norm.cdf(np.sqrt(count / (count - 1)) * t.ppf(TAIL, count - 1))
     ends = np.quantile(np.log(medians / centre), [widened, 1 - widened])
     low, high = centre * np.exp(autocorrelation_stretch(np.log(rounds)) * ends)
@@ -113,10 +113,10 @@ def autocorrelation_stretch(series: NDArray[np.float64]) -> float:
     return max(1.0, (high - low) / independent)
 
 
-def resampled_medians(
-    samples: pd.DataFrame, *, replicates: int = REPLICATES, seed: int = 0
+def resampled_quantiles(
+    samples: pd.DataFrame, *, quantile: float = 0.5, replicates: int = REPLICATES, seed: int = 0
 ) -> NDArray[np.float64]:
-    """Median latency [replicates] of one candidate over rounds drawn anew.
+    """Median latency, or another quantile, [replicates] of one candidate over rounds drawn anew.
 
     Candidates with as many rounds get the same draws from the same ``seed``.
     """
@@ -125,7 +125,7 @@ def resampled_medians(
     share, rng = np.full(len(rounds), 1 / len(rounds)), np.random.default_rng(seed)
     drawn = rng.multinomial(len(rounds), share, size=replicates)
     below = drawn[:, round_index].cumsum(axis=1)  # [replicates, samples]
-    return in_order["latency_ms"].to_numpy()[(2 * below >= below[:, -1:]).argmax(axis=1)]
+    return in_order["latency_ms"].to_numpy()[(below >= quantile * below[:, -1:]).argmax(axis=1)]
 
 
 def _of_failed(samples: pd.DataFrame) -> pd.Series:

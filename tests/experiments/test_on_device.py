@@ -148,6 +148,15 @@ def test_compare_devices_tells_the_regret_and_the_agreement_of_the_orders():
     assert row["tau_low"] == pytest.approx(1 / 3)
 
 
+def test_orders_agree_where_one_device_was_disturbed_most_of_the_time():
+    quiet = samples(a=1.0, b=1.3, c=1.6)
+    busy = quiet.copy()
+    busy.loc[(busy["candidate"] == "a") & (busy["round"] > 3), "latency_ms"] *= 2
+    decisions = {"host": pick("a"), "board": pick("a")}
+    [row] = compare_devices(decisions, {"host": quiet, "board": busy}).to_dict("records")
+    assert row["tau"] == 1
+
+
 def test_compare_devices_of_one_device_has_columns_and_no_row():
     table = compare_devices({"host": pick("a")}, {"host": samples(a=1.0)})
     assert table.empty

@@ -11,7 +11,7 @@ from edgeopt.metrics.latency import (
     latency_ratios,
     latency_statistics,
     median_interval,
-    resampled_medians,
+    resampled_quantiles,
 )
 
 RATIO = ["latency_ratio", "latency_ratio_low", "latency_ratio_high"]
@@ -67,12 +67,15 @@ def test_latency_statistics_names_missing_samples():
         latency_statistics(table.drop(columns="latency_ms"))
 
 
-def test_resampled_medians_equal_the_median_of_the_drawn_rounds():
+@pytest.mark.parametrize("quantile", [0.5, 0.1])
+def test_resampled_quantiles_are_those_of_the_drawn_rounds(quantile):
     rng = np.random.default_rng(0)
     latencies = rng.random((7, 3))
     draws = np.random.default_rng(4).multinomial(7, np.full(7, 1 / 7), size=50)
-    expected = [np.median(np.repeat(latencies, drawn, axis=0)) for drawn in draws]
-    found = resampled_medians(samples_of(latencies.ravel(), calls=3), replicates=50, seed=4)
+    drawn = [np.repeat(latencies, own, axis=0) for own in draws]
+    expected = [np.quantile(own, quantile, method="inverted_cdf") for own in drawn]
+    samples = samples_of(latencies.ravel(), calls=3)
+    found = resampled_quantiles(samples, quantile=quantile, replicates=50, seed=4)
     assert found == pytest.approx(expected)
 
 
