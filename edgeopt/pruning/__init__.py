@@ -5,7 +5,13 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "channels": ["count_macs", "prune_channels", "structured_channel_prune"],
+        "channels": [
+            "channel_widths",
+            "count_macs",
+            "prune_channels",
+            "prune_to_widths",
+            "structured_channel_prune",
+        ],
         "probing": ["last_layer"],
     },
 )

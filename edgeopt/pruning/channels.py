@@ -4,7 +4,8 @@ import copy
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -18,6 +19,7 @@ from edgeopt.schema import CRITERIA, require_at_least, require_known
 
 TAYLOR_BATCHES = 10
 _WRITERS = (nn.modules.conv._ConvNd, nn.Linear)
+Kept = Callable[[str, int, int], int]  # of a group's name, channels a part, and parts
 
 
 def structured_channel_prune(model: SmallCNN, pruning_level: float) -> SmallCNN:
@@ -83,25 +85,94 @@ def prune_channels(
     is_number = isinstance(pruning_level, int | float) and not isinstance(pruning_level, bool)
     if not is_number or not 0 <= pruning_level < 1:
         raise ValueError(f"pruning_level is {pruning_level!r}; allowed: a number in [0, 1)")
-    require_known(criterion, allowed=CRITERIA, what="criterion")
     require_at_least(1, round_to=round_to)
+    kept = partial(_kept_at_level, pruning_level=pruning_level, round_to=round_to)
+    options = {"criterion": criterion, "loader": loader, "seed": seed}
+    pruned, widths = _pruned(model, kept if pruning_level else None, example_input, **options)
+    if pruning_level:
+        _check_widths(widths, round_to=round_to)
+    return pruned
+
+
+def prune_to_widths(
+    model: nn.Module,
+    widths: Mapping[str, int],
+    *,
+    example_input: Tensor,
+    criterion: str = "l1",
+    loader: Iterable[tuple[Tensor, Tensor]] | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """Prune groups of layers to widths of their own, by the rules of :func:`prune_channels`.
+
+    Parameters
+    ----------
+    widths : mapping
+        Channels to keep, by the names of :func:`channel_widths`; groups left out stay whole.
+
+    Raises
+    ------
+    ValueError
+        For an unknown group, a width that it cannot have, or as :func:`prune_channels` does.
+    """
+    sizes = _group_sizes(model, example_input)
+    for name, width in widths.items():
+        require_known(name, allowed=sizes, what="channel group")
+        whole, parts = sizes[name]
+        if not 1 <= width <= whole or width % parts:
+            allowed = f"1 to {whole}" + (f", multiples of {parts}" if parts > 1 else "")
+            raise ValueError(f"{name} is to keep {width} channels; allowed: {allowed}")
+    kept = partial(_kept_of_widths, widths=widths)
+    options = {"criterion": criterion, "loader": loader, "seed": seed}
+    return _pruned(model, kept, example_input, **options)[0]
+
+
+def channel_widths(model: nn.Module, *, example_input: Tensor) -> dict[str, int]:
+    """Count the channels of every group of layers that can be pruned, in the network's order.
+
+    A group is named by the first layer that writes it. ``ValueError`` as :func:`prune_channels`.
+    """
+    sizes = _group_sizes(model, example_input)
+    return {name: width for name, (width, _) in sizes.items()}
+
+
+def _group_sizes(model: nn.Module, example_input: Tensor) -> dict[str, tuple[int, int]]:
+    """Channels and parts of every group, by name."""
+    probed = copy.deepcopy(model).eval().requires_grad_()
+    with _groups_of(probed, example_input) as (graph, groups):
+        found = {_name(probed, g): (len(g[0].idxs), _parts(graph, g)) for g in groups}
+    order = [name for name, _ in probed.named_modules()]
+    return dict(sorted(found.items(), key=lambda item: order.index(item[0])))
+
+
+def _pruned(
+    model: nn.Module,
+    kept: Kept | None,
+    example_input: Tensor,
+    *,
+    criterion: str,
+    loader: Iterable[tuple[Tensor, Tensor]] | None,
+    seed: int,
+) -> tuple[nn.Module, list[int]]:
+    """Return a pruned copy, and how many channels its groups had; a plain copy without a rule."""
+    require_known(criterion, allowed=CRITERIA, what="criterion")
     # A frozen network leaves no trace for the dependency graph.
     pruned = copy.deepcopy(model).eval().requires_grad_()
     classes = run_named(pruned, example_input)[0].shape[1]
-    if pruning_level == 0:
-        return pruned.train(model.training)
+    if kept is None:
+        return pruned.train(model.training), []
     if criterion == "taylor":
         _accumulate_gradients(pruned, loader)
-    weakest = partial(
-        _weakest,
-        score=partial(_score, criterion=criterion, generator=torch.Generator().manual_seed(seed)),
-        pruning_level=pruning_level,
-        round_to=round_to,
-    )
+    score = partial(_score, criterion=criterion, generator=torch.Generator().manual_seed(seed))
+    weakest = partial(_weakest, pruned, score=score, kept=kept)
     widths = _prune_in_place(pruned, example_input, weakest=weakest)
     pruned.zero_grad(set_to_none=True)
-    _check_pruned(pruned, example_input, classes=classes, widths=widths, round_to=round_to)
-    return pruned.train(model.training)
+    width = run_named(pruned, example_input)[0].shape[1]
+    if width != classes:
+        raise ValueError(
+            f"pruning cut the {classes} logits to {width}; allowed: one layer makes all"
+        )
+    return pruned.train(model.training), widths
 
 
 def count_macs(model: nn.Module, *, example_input: Tensor) -> int:
@@ -125,16 +196,28 @@ def _prune_in_place(
     model: nn.Module, example_input: Tensor, *, weakest: Callable[..., list[int]]
 ) -> list[int]:
     """Prune the network itself, and return how many channels each group of layers had."""
+    with _groups_of(model, example_input) as (graph, groups):
+        # All are ranked before the first is cut: a cut takes weights from filters that read.
+        for group, channels in [(group, weakest(graph, group)) for group in groups]:
+            if channels:
+                group.prune(channels)
+    return [len(group[0].idxs) for group in groups]
+
+
+@contextmanager
+def _groups_of(
+    model: nn.Module, example_input: Tensor
+) -> Iterator[tuple[tp.DependencyGraph, list[tp.Group]]]:
+    """Find the groups of layers that share channels; what cannot be taken is named."""
     whole = list(last_layer(model, example_input).modules())
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.filterwarnings("error", message="Unwrapped parameters detected")
         try:
             graph = tp.DependencyGraph().build_dependency(model, example_inputs=example_input)
-            groups = list(graph.get_all_groups(ignored_layers=whole, root_module_types=_WRITERS))
-            # All are ranked before the first is cut: a cut takes weights from filters that read.
-            for group, channels in [(group, weakest(graph, group)) for group in groups]:
-                if channels:
-                    group.prune(channels)
+            yield (
+                graph,
+                list(graph.get_all_groups(ignored_layers=whole, root_module_types=_WRITERS)),
+            )
         except UserWarning as warning:
             names = str(warning).splitlines()[0].partition(": ")[2]
             raise ValueError(
@@ -144,27 +227,47 @@ def _prune_in_place(
         except GRAPH_ERRORS as error:
             name = module_without_graph(model, example_input)
             raise ValueError(f"the dependency graph cannot take {name}: {error}") from error
-    return [len(group[0].idxs) for group in groups]
+
+
+def _name(model: nn.Module, group: tp.Group) -> str:
+    """First layer of the network that writes a group's channels."""
+    writing = tp.DependencyGraph().is_out_channel_pruning_fn
+    writers = {
+        id(item.dep.target.module)
+        for item in group
+        if isinstance(item.dep.target.module, _WRITERS) and writing(item.dep.handler)
+    }
+    return next(name for name, module in model.named_modules() if id(module) in writers)
 
 
 @torch.no_grad()
 def _weakest(
+    model: nn.Module,
     graph: tp.DependencyGraph,
     group: tp.Group,
     *,
     score: Callable[[nn.Module], Tensor],
-    pruning_level: float,
-    round_to: int,
+    kept: Kept,
 ) -> list[int]:
     """List the channels that a group of layers loses, the same ones in each of its parts."""
     parts = _parts(graph, group)
     importance = _importance(graph, group, score=score).unflatten(0, (parts, -1)).mean(dim=0)
     width = len(importance)
-    # The documents' rule in each part, then the nearest number on the grid.
-    step = math.lcm(round_to, parts) // parts
-    kept = step * max(1, math.floor(round(width * (1 - pruning_level)) / step + 0.5))
-    lost = importance.argsort(descending=True, stable=True)[kept:].tolist()
+    count = kept(_name(model, group), width, parts)
+    lost = importance.argsort(descending=True, stable=True)[count:].tolist()
     return [part * width + channel for part in range(parts) for channel in lost]
+
+
+def _kept_at_level(
+    name: str, width: int, parts: int, *, pruning_level: float, round_to: int
+) -> int:
+    """Apply the documents' rule in each part, then take the nearest number on the grid."""
+    step = math.lcm(round_to, parts) // parts
+    return step * max(1, math.floor(round(width * (1 - pruning_level)) / step + 0.5))
+
+
+def _kept_of_widths(name: str, width: int, parts: int, *, widths: Mapping[str, int]) -> int:
+    return widths.get(name, width * parts) // parts
 
 
 def _importance(
@@ -207,14 +310,7 @@ def _score(layer: nn.Module, *, criterion: str, generator: torch.Generator) -> T
     return filters.square().sum(dim=1).sqrt() if criterion == "l2" else filters.abs().sum(dim=1)
 
 
-def _check_pruned(
-    pruned: nn.Module, example_input: Tensor, *, classes: int, widths: list[int], round_to: int
-) -> None:
-    width = run_named(pruned, example_input)[0].shape[1]
-    if width != classes:
-        raise ValueError(
-            f"pruning cut the {classes} logits to {width}; allowed: one layer makes all"
-        )
+def _check_widths(widths: list[int], *, round_to: int) -> None:
     if not widths:
         raise ValueError("no channel can be removed: all layers make the logits")
     if round_to > 1 and max(widths) <= round_to:

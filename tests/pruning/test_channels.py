@@ -11,8 +11,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from edgeopt.model.networks import SmallCNN, build_model
-from edgeopt.pruning.channels import count_macs, prune_channels, structured_channel_prune
+from edgeopt.pruning.channels import (
+    channel_widths,
+    count_macs,
+    prune_channels,
+    prune_to_widths,
+    structured_channel_prune,
+)
 from edgeopt.schema import CRITERIA
+from tests.networks import Block
 
 IMAGES = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 LABELLED = [(IMAGES, torch.arange(4))]
@@ -466,3 +473,54 @@ def test_names_what_has_no_channels_to_lose() -> None:
         prune_channels(only_the_head, 0.5, example_input=IMAGES)
     with pytest.raises(ValueError, match="Flatten has no convolution or linear layer to prune"):
         prune_channels(nn.Flatten(), 0.5, example_input=IMAGES)
+
+
+def test_groups_are_named_by_their_first_writer_in_the_networks_order() -> None:
+    torch.manual_seed(0)
+    widths = channel_widths(Block().eval(), example_input=torch.zeros(1, 3, 8, 8))
+    assert widths == {"stem": 8, "first": 6, "left": 4, "right": 6, "after": 8, "late": 7}
+    assert [*widths] == ["stem", "first", "left", "right", "after", "late"]
+
+
+def test_widths_of_their_own_keep_the_filters_that_the_rule_keeps(small: SmallCNN) -> None:
+    image = torch.zeros(1, 1, 28, 28)
+    level = prune_channels(small, 0.5, example_input=image, round_to=1)
+    both = prune_to_widths(small, {"conv1": 4, "conv2": 6}, example_input=image)
+    torch.testing.assert_close(both.state_dict(), level.state_dict(), rtol=0, atol=0)
+    one = prune_to_widths(small, {"conv1": 4}, example_input=image)
+    assert (one.conv1.out_channels, one.conv2.out_channels) == (4, 12)
+    torch.testing.assert_close(one.conv1.weight, level.conv1.weight, rtol=0, atol=0)
+
+
+def test_a_group_keeps_the_same_channels_in_all_that_write_it() -> None:
+    torch.manual_seed(0)
+    image = torch.rand(2, 3, 8, 8)
+    pruned = prune_to_widths(Block().eval(), {"stem": 5, "right": 4}, example_input=image)
+    assert (pruned.stem.out_channels, pruned.second.out_channels) == (5, 5)
+    assert (pruned.first.in_channels, pruned.right.in_channels) == (5, 5)
+    assert pruned.after.in_channels == 4 + 4
+    assert pruned(image).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [
+        ({"conv9": 3}, "unknown channel group 'conv9'; allowed: conv1, conv2"),
+        ({"conv1": 0}, "conv1 is to keep 0 channels; allowed: 1 to 8"),
+        ({"conv1": 17}, "conv1 is to keep 17 channels; allowed: 1 to 8"),
+    ],
+)
+def test_refuses_widths_that_there_are_not(small: SmallCNN, widths: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        prune_to_widths(small, widths, example_input=torch.zeros(1, 1, 28, 28))
+
+
+def test_a_group_with_parts_keeps_as_many_in_each() -> None:
+    grouped = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.Conv2d(8, 12, 3, groups=2), nn.Flatten(), nn.Linear(12 * 16, 3)
+    )
+    image = torch.zeros(1, 1, 8, 8)
+    assert channel_widths(grouped, example_input=image) == {"0": 8, "1": 12}
+    assert prune_to_widths(grouped, {"1": 6}, example_input=image)[1].out_channels == 6
+    with pytest.raises(ValueError, match="1 is to keep 7 channels; allowed: 1 to 12, multiples"):
+        prune_to_widths(grouped, {"1": 7}, example_input=image)
