@@ -165,15 +165,29 @@ def _sized(graph: Graph, places: Sequence[int], keys: Sequence[int]) -> tuple[tu
 
 
 def _macs(node: Node, graph: Graph) -> tuple[int, str]:
-    if node.name not in LAYERS:
+    outputs = math.prod(graph.tensors[node.outputs[0]].shape)
+    outer = _is_outer_product(node, graph)
+    if node.name not in LAYERS and not outer:
         return 0, ""
     first, second = (graph.tensors[place] for place in node.inputs[:2])
-    if node.name == "BATCH_MATMUL":
+    if outer:
+        depth = 1
+    elif node.name == "BATCH_MATMUL":
         depth = first.shape[-2 if node.options.adjX else -1]
     elif node.name == "DEPTHWISE_CONV_2D":
         depth = math.prod(second.shape[1:3])
     else:
         depth = math.prod(second.shape[1:])
     integer = first.kind == second.kind == INTEGER
-    outputs = math.prod(graph.tensors[node.outputs[0]].shape)
     return outputs * depth, INTEGER if integer else FLOATS.get(first.kind, first.kind)
+
+
+def _is_outer_product(node: Node, graph: Graph) -> bool:
+    """Whether this is a linear layer of one input, which the converter writes as a multiplication.
+
+    One factor is computed, and is smaller than what comes of it; the other is the weights.
+    """
+    made = {*graph.inputs, *(place for other in graph.nodes for place in other.outputs)}
+    computed = [place for place in node.inputs if place in made]
+    sizes = [math.prod(graph.tensors[place].shape) for place in (*computed, *node.outputs)]
+    return node.name == "MUL" and len(computed) == 1 and sizes[0] < sizes[1]

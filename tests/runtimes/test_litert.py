@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import nn
 
+from edgeopt.experiments.floor import floor_network
 from edgeopt.metrics.activations import artifact_activation_bytes
 from edgeopt.quantization.inserted import ScaledActivation
 from edgeopt.runtimes import litert
 from edgeopt.runtimes.contract import Artifact, ExportError, Int8Options
 from edgeopt.runtimes.export import export_artifact
-from edgeopt.runtimes.integer_share import executed_graph, mac_shares
+from edgeopt.runtimes.integer_share import executed_graph, executed_macs, mac_shares
 from edgeopt.runtimes.litert_graph import Graph, Node, Tensor, read_graph
 from edgeopt.runtimes.litert_micro import with_integer_borders
 from edgeopt.runtimes.registry import load_session, runtime_named
@@ -92,6 +93,20 @@ def test_logits_are_torchs(precision, tolerance):
     logits = load_session(artifact).score(images.numpy())
     assert np.abs(logits - expected).max() <= tolerance * np.abs(expected).max()
     assert (artifact.parity_difference < 1e-5, artifact.parity_agreement) == (True, 1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_product_of_the_call_floor_is_found(channels, tmp_path):
+    require_runtime("litert")
+    artifact = export_artifact(
+        floor_network(channels, num_classes=CLASSES),
+        tmp_path / "floor",
+        runtime="litert",
+        precision="fp32",
+        input_shape=(1, channels, 8, 8),
+    )
+    [product] = executed_macs(artifact)
+    assert (product.macs, product.precision) == (channels * CLASSES, "fp32")
 
 
 def test_a_call_leaves_its_input_as_it_was():
