@@ -14,6 +14,7 @@ from torch import nn
 
 from edgeopt.data import Split
 from edgeopt.experiments.prepared import Prepared, batches_digest, preparation_digest
+from edgeopt.experiments.recipes import level_label
 from edgeopt.metrics import artifact_activation_bytes, quality_row
 from edgeopt.model import network_digest, predict_logits
 from edgeopt.pruning import count_macs
@@ -34,7 +35,7 @@ from edgeopt.system import U8S8, ByValue, Int8Scheme, RuntimeUnavailable, Store,
 
 logger = logging.getLogger(__name__)
 
-NetworkKey = tuple[str, int, float]  # model, seed, pruning level
+NetworkKey = tuple[str, int, float | str]  # model, seed, and pruning level or widths
 Job = tuple[ByValue, Split, Iterable]  # a network, what it is scored on, calibration batches
 
 
@@ -43,7 +44,9 @@ class CandidateSpec:
     """What a candidate is: its network, how that was made, its runtime and precision.
 
     ``remedy`` is what was done for its int8, and ``recovered`` whether that sufficed; empty where
-    it was made as it is. ``integer_percent`` is how much of ``int8-mixed`` is integer.
+    it was made as it is. ``integer_percent`` is how much of ``int8-mixed`` is integer. ``widths``
+    is :attr:`edgeopt.experiments.Recipe.network`'s, and ``float_layers`` are modules whose int8 is
+    not wanted.
     """
 
     pruning_level: float
@@ -55,6 +58,8 @@ class CandidateSpec:
     remedy: str = ""
     recovered: bool = True
     integer_percent: int | None = None
+    widths: str = ""
+    float_layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require_known(self.precision, allowed=PRECISIONS, what="precision")
@@ -65,15 +70,16 @@ class CandidateSpec:
 
     @property
     def network(self) -> NetworkKey:
-        """Model, seed and pruning level, by which the candidate's network is known."""
-        return self.model, self.seed, self.pruning_level
+        """Model, seed, and widths or pruning level, by which the candidate's network is known."""
+        return self.model, self.seed, self.widths or self.pruning_level
 
     @property
     def name(self) -> str:
         """Name in tables and of files, the same for every seed."""
-        level = f"p{100 * self.pruning_level:g}"
+        level = level_label(self.pruning_level, self.widths)
         share = "" if self.integer_percent is None else f"-{self.integer_percent}"
-        made = f"{file_stem(self.model)}-{level}-{self.runtime}-{self.precision}{share}"
+        floats = "".join(f"-float-{file_stem(name)}" for name in self.float_layers)
+        made = f"{file_stem(self.model)}-{level}-{self.runtime}-{self.precision}{share}{floats}"
         done = "repaired" if self.recovered else "closest"
         return f"{made}-{done}" if self.remedy else made
 
@@ -250,7 +256,9 @@ def _prepare(
             precision=spec.precision,
             input_shape=(batch_size, *validation.shape),
             calibration=calibration,
-            options=Int8Options(scheme=scheme if takes_scheme else U8S8),
+            options=Int8Options(
+                scheme=scheme if takes_scheme else U8S8, float_layers=frozenset(spec.float_layers)
+            ),
         )
         artifact = labelled(exported)
         logits = split_logits(load_session(artifact, threads=1), validation)

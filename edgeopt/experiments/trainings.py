@@ -22,8 +22,8 @@ from edgeopt.data import Split
 from edgeopt.experiments.recipes import Recipe
 from edgeopt.model import build_model, fit, network_digest, set_deterministic, training
 from edgeopt.pruning import channels as pruning
-from edgeopt.pruning import last_layer, prune_channels
-from edgeopt.schema import PRUNED_RECIPES, Positive, PositiveFloat, checked_spec
+from edgeopt.pruning import last_layer, prune_channels, prune_to_widths
+from edgeopt.schema import Positive, PositiveFloat, checked_spec
 from edgeopt.system import ByValue, Store, run_as_completed
 
 # torchvision's mobile networks average their BatchNorm statistics with a momentum of 0.01, which
@@ -112,19 +112,23 @@ class TrainingPlan:
             nn.init.normal_(last_layer(model.eval(), self.example).weight, std=HEAD_STD)
         return model
 
-    def architecture(self, pruning_level: float) -> nn.Module:
-        """Build the network with as many channels as a level leaves; its weights mean nothing."""
+    def architecture(self, recipe: Recipe) -> nn.Module:
+        """Build the network with the channels that a recipe keeps; its weights mean nothing."""
         model = self.first_network(0)
-        return self.pruned(model, pruning_level) if pruning_level else model
+        return self.pruned(model, recipe) if recipe.pruning_level else model
 
-    def pruned(self, model: nn.Module, pruning_level: float, **options: Any) -> nn.Module:
-        """Prune a network of this plan; ``options`` are those of :func:`prune_channels`."""
-        grid = {"round_to": self.channel_multiple, "example_input": self.example}
-        return prune_channels(model, pruning_level, **grid, **options)
+    def pruned(self, model: nn.Module, recipe: Recipe, **options: Any) -> nn.Module:
+        """Prune a network as a recipe says; ``options`` are those of :func:`prune_channels`."""
+        options["example_input"] = self.example
+        if recipe.widths:
+            return prune_to_widths(model, dict(recipe.widths), **options)
+        return prune_channels(
+            model, recipe.pruning_level, round_to=self.channel_multiple, **options
+        )
 
     def network(self, recipe: Recipe, state: Mapping[str, Tensor]) -> nn.Module:
         """Build the network of a recipe with the weights that its training left, in eval mode."""
-        model = self.architecture(recipe.pruning_level)
+        model = self.architecture(recipe)
         model.load_state_dict(state)
         return model.eval()
 
@@ -136,6 +140,7 @@ class TrainingPlan:
             "baseline": schedule.finetune_epochs if schedule.epochs else 0,
             "one-shot": 0,
             "fine-tuned": schedule.finetune_epochs,
+            "one-epoch": 1,
             "scratch": schedule.epochs + schedule.finetune_epochs,
         }[kind]
 
@@ -216,7 +221,7 @@ def train_recipe(
     for norm in _norms(model):
         norm.momentum = NORM_MOMENTUM
     set_deterministic(recipe.seed)
-    unpruned = recipe.kind not in PRUNED_RECIPES
+    unpruned = not recipe.pruning_level
     trained = fit(
         model,
         _loader(plan, recipe, model),
@@ -234,7 +239,7 @@ def _start(recipe: Recipe, plan: TrainingPlan, parent: Mapping[str, Tensor] | No
     if recipe.kind == "pretrained":
         return plan.first_network(recipe.seed, weights=plan.weights)
     if recipe.kind == "scratch":
-        fresh = reinitialized(plan.architecture(recipe.pruning_level), seed=recipe.seed)
+        fresh = reinitialized(plan.architecture(recipe), seed=recipe.seed)
         return plan.with_small_head(fresh)
     model = plan.first_network(recipe.seed)
     model.load_state_dict(parent)
@@ -242,7 +247,7 @@ def _start(recipe: Recipe, plan: TrainingPlan, parent: Mapping[str, Tensor] | No
         return model
     options = {"criterion": recipe.criterion, "seed": recipe.seed}
     loader = _loader(plan, recipe, model)
-    pruned = plan.pruned(model, recipe.pruning_level, loader=loader, **options)
+    pruned = plan.pruned(model, recipe, loader=loader, **options)
     # What is left of a layer has other statistics than the whole of it had.
     update_bn(itertools.islice(loader, STATISTICS_BATCHES), pruned)
     return pruned

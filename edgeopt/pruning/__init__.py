@@ -6,12 +6,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "channels": [
-            "channel_widths",
             "count_macs",
             "prune_channels",
             "prune_to_widths",
             "structured_channel_prune",
         ],
+        "groups": ["channel_widths", "layer_channels"],
         "probing": ["last_layer"],
     },
 )

@@ -3,9 +3,7 @@
 import copy
 import itertools
 import math
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 import torch
@@ -14,11 +12,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from edgeopt.model import SmallCNN
-from edgeopt.pruning.probing import GRAPH_ERRORS, last_layer, module_without_graph, run_named
+from edgeopt.pruning.groups import WRITERS, group_name, group_parts, group_sizes, pruning_groups
+from edgeopt.pruning.probing import run_named
 from edgeopt.schema import CRITERIA, require_at_least, require_known
 
 TAYLOR_BATCHES = 10
-_WRITERS = (nn.modules.conv._ConvNd, nn.Linear)
 Kept = Callable[[str, int, int], int]  # of a group's name, channels a part, and parts
 
 
@@ -115,7 +113,7 @@ def prune_to_widths(
     ValueError
         For an unknown group, a width that it cannot have, or as :func:`prune_channels` does.
     """
-    sizes = _group_sizes(model, example_input)
+    sizes = group_sizes(model, example_input)
     for name, width in widths.items():
         require_known(name, allowed=sizes, what="channel group")
         whole, parts = sizes[name]
@@ -125,24 +123,6 @@ def prune_to_widths(
     kept = partial(_kept_of_widths, widths=widths)
     options = {"criterion": criterion, "loader": loader, "seed": seed}
     return _pruned(model, kept, example_input, **options)[0]
-
-
-def channel_widths(model: nn.Module, *, example_input: Tensor) -> dict[str, int]:
-    """Count the channels of every group of layers that can be pruned, in the network's order.
-
-    A group is named by the first layer that writes it. ``ValueError`` as :func:`prune_channels`.
-    """
-    sizes = _group_sizes(model, example_input)
-    return {name: width for name, (width, _) in sizes.items()}
-
-
-def _group_sizes(model: nn.Module, example_input: Tensor) -> dict[str, tuple[int, int]]:
-    """Channels and parts of every group, by name."""
-    probed = copy.deepcopy(model).eval().requires_grad_()
-    with _groups_of(probed, example_input) as (graph, groups):
-        found = {_name(probed, g): (len(g[0].idxs), _parts(graph, g)) for g in groups}
-    order = [name for name, _ in probed.named_modules()]
-    return dict(sorted(found.items(), key=lambda item: order.index(item[0])))
 
 
 def _pruned(
@@ -196,48 +176,12 @@ def _prune_in_place(
     model: nn.Module, example_input: Tensor, *, weakest: Callable[..., list[int]]
 ) -> list[int]:
     """Prune the network itself, and return how many channels each group of layers had."""
-    with _groups_of(model, example_input) as (graph, groups):
+    with pruning_groups(model, example_input) as (graph, groups):
         # All are ranked before the first is cut: a cut takes weights from filters that read.
         for group, channels in [(group, weakest(graph, group)) for group in groups]:
             if channels:
                 group.prune(channels)
     return [len(group[0].idxs) for group in groups]
-
-
-@contextmanager
-def _groups_of(
-    model: nn.Module, example_input: Tensor
-) -> Iterator[tuple[tp.DependencyGraph, list[tp.Group]]]:
-    """Find the groups of layers that share channels; what cannot be taken is named."""
-    whole = list(last_layer(model, example_input).modules())
-    with warnings.catch_warnings(), torch.enable_grad():
-        warnings.filterwarnings("error", message="Unwrapped parameters detected")
-        try:
-            graph = tp.DependencyGraph().build_dependency(model, example_inputs=example_input)
-            yield (
-                graph,
-                list(graph.get_all_groups(ignored_layers=whole, root_module_types=_WRITERS)),
-            )
-        except UserWarning as warning:
-            names = str(warning).splitlines()[0].partition(": ")[2]
-            raise ValueError(
-                f"{type(model).__name__} holds parameters outside a known layer, which the "
-                f"dependency graph cannot prune: {names}"
-            ) from warning
-        except GRAPH_ERRORS as error:
-            name = module_without_graph(model, example_input)
-            raise ValueError(f"the dependency graph cannot take {name}: {error}") from error
-
-
-def _name(model: nn.Module, group: tp.Group) -> str:
-    """First layer of the network that writes a group's channels."""
-    writing = tp.DependencyGraph().is_out_channel_pruning_fn
-    writers = {
-        id(item.dep.target.module)
-        for item in group
-        if isinstance(item.dep.target.module, _WRITERS) and writing(item.dep.handler)
-    }
-    return next(name for name, module in model.named_modules() if id(module) in writers)
 
 
 @torch.no_grad()
@@ -250,10 +194,10 @@ def _weakest(
     kept: Kept,
 ) -> list[int]:
     """List the channels that a group of layers loses, the same ones in each of its parts."""
-    parts = _parts(graph, group)
+    parts = group_parts(graph, group)
     importance = _importance(graph, group, score=score).unflatten(0, (parts, -1)).mean(dim=0)
     width = len(importance)
-    count = kept(_name(model, group), width, parts)
+    count = kept(group_name(model, group), width, parts)
     lost = importance.argsort(descending=True, stable=True)[count:].tolist()
     return [part * width + channel for part in range(parts) for channel in lost]
 
@@ -277,26 +221,11 @@ def _importance(
     total, writers = torch.zeros(2, len(group[0].idxs), dtype=torch.float64)
     for item in group:
         layer = item.dep.target.module
-        if isinstance(layer, _WRITERS) and graph.is_out_channel_pruning_fn(item.dep.handler):
+        if isinstance(layer, WRITERS) and graph.is_out_channel_pruning_fn(item.dep.handler):
             channels = torch.tensor(item.root_idxs)
             total.index_add_(0, channels, score(layer)[item.idxs].double().cpu())
             writers.index_add_(0, channels, torch.ones(len(channels), dtype=torch.float64))
     return total / writers
-
-
-def _parts(graph: tp.DependencyGraph, group: tp.Group) -> int:
-    """Count the equal parts into which grouped convolutions and norms divide the channels."""
-    parts = [1]
-    for dependency, _ in group:
-        layer = dependency.target.module
-        pruner = graph.get_pruner_of_module(layer)
-        if isinstance(pruner, tp.function.DepthwiseConvPruner):
-            continue  # It loses a group with each channel.
-        if graph.is_out_channel_pruning_fn(dependency.handler):
-            parts.append(pruner.get_out_channel_groups(layer))
-        else:
-            parts.append(pruner.get_in_channel_groups(layer))
-    return math.lcm(*parts)
 
 
 def _score(layer: nn.Module, *, criterion: str, generator: torch.Generator) -> Tensor:

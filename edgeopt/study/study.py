@@ -210,7 +210,7 @@ class Study:
         """
         return {
             recipe: load_weights(
-                self.plans[recipe.model].architecture(recipe.pruning_level),
+                self.plans[recipe.model].architecture(recipe),
                 self.folder.require(recipe.file_name),
             ).eval()
             for recipe in recipes

@@ -12,12 +12,12 @@ from torch import nn
 
 from edgeopt.model.networks import SmallCNN, build_model
 from edgeopt.pruning.channels import (
-    channel_widths,
     count_macs,
     prune_channels,
     prune_to_widths,
     structured_channel_prune,
 )
+from edgeopt.pruning.groups import channel_widths
 from edgeopt.schema import CRITERIA
 from tests.networks import Block
 

@@ -1,0 +1,119 @@
+"""Groups of layers that share channels, by Torch-Pruning's dependency graph (arXiv:2301.12900)."""
+
+import copy
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from edgeopt.pruning.probing import GRAPH_ERRORS, last_layer, module_without_graph
+
+WRITERS = (nn.modules.conv._ConvNd, nn.Linear)
+
+
+@dataclass(frozen=True)
+class LayerChannels:
+    """Which groups a convolution or linear layer reads and writes, and how often each.
+
+    A linear layer behind 7x7 pixels reads every channel 49 times.
+    """
+
+    inputs: Mapping[str, float]
+    outputs: Mapping[str, float]
+
+
+@contextmanager
+def pruning_groups(
+    model: nn.Module, example_input: Tensor
+) -> Iterator[tuple[tp.DependencyGraph, list[tp.Group]]]:
+    """Find the groups of layers that share channels; what cannot be taken is named."""
+    whole = list(last_layer(model, example_input).modules())
+    with warnings.catch_warnings(), torch.enable_grad():
+        warnings.filterwarnings("error", message="Unwrapped parameters detected")
+        try:
+            graph = tp.DependencyGraph().build_dependency(model, example_inputs=example_input)
+            yield (
+                graph,
+                list(graph.get_all_groups(ignored_layers=whole, root_module_types=WRITERS)),
+            )
+        except UserWarning as warning:
+            names = str(warning).splitlines()[0].partition(": ")[2]
+            raise ValueError(
+                f"{type(model).__name__} holds parameters outside a known layer, which the "
+                f"dependency graph cannot prune: {names}"
+            ) from warning
+        except GRAPH_ERRORS as error:
+            name = module_without_graph(model, example_input)
+            raise ValueError(f"the dependency graph cannot take {name}: {error}") from error
+
+
+def group_name(model: nn.Module, group: tp.Group) -> str:
+    """First layer of the network that writes a group's channels."""
+    writing = tp.DependencyGraph().is_out_channel_pruning_fn
+    writers = {
+        id(item.dep.target.module)
+        for item in group
+        if isinstance(item.dep.target.module, WRITERS) and writing(item.dep.handler)
+    }
+    return next(name for name, module in model.named_modules() if id(module) in writers)
+
+
+def group_parts(graph: tp.DependencyGraph, group: tp.Group) -> int:
+    """Count the equal parts into which grouped convolutions and norms divide the channels."""
+    parts = [1]
+    for dependency, _ in group:
+        layer = dependency.target.module
+        pruner = graph.get_pruner_of_module(layer)
+        if isinstance(pruner, tp.function.DepthwiseConvPruner):
+            continue  # It loses a group with each channel.
+        if graph.is_out_channel_pruning_fn(dependency.handler):
+            parts.append(pruner.get_out_channel_groups(layer))
+        else:
+            parts.append(pruner.get_in_channel_groups(layer))
+    return math.lcm(*parts)
+
+
+def group_sizes(model: nn.Module, example_input: Tensor) -> dict[str, tuple[int, int]]:
+    """Channels and parts of every group, by name."""
+    probed = copy.deepcopy(model).eval().requires_grad_()
+    with pruning_groups(probed, example_input) as (graph, groups):
+        found = {group_name(probed, g): (len(g[0].idxs), group_parts(graph, g)) for g in groups}
+    order = [name for name, _ in probed.named_modules()]
+    return dict(sorted(found.items(), key=lambda item: order.index(item[0])))
+
+
+def channel_widths(model: nn.Module, *, example_input: Tensor) -> dict[str, int]:
+    """Count the channels of every group of layers that can be pruned, in the network's order.
+
+    A group is named by the first layer that writes it. ``ValueError`` as :func:`prune_channels`.
+    """
+    sizes = group_sizes(model, example_input)
+    return {name: width for name, (width, _) in sizes.items()}
+
+
+def layer_channels(model: nn.Module, *, example_input: Tensor) -> dict[str, LayerChannels]:
+    """Tell for every convolution and linear layer which groups its channels are of.
+
+    A layer whose channels are of no group is left out. ``ValueError`` as :func:`prune_channels`.
+    """
+    probed = copy.deepcopy(model).eval().requires_grad_()
+    names = {module: name for name, module in probed.named_modules() if isinstance(module, WRITERS)}
+    found = {name: LayerChannels(Counter(), Counter()) for name in names.values()}
+    with pruning_groups(probed, example_input) as (graph, groups):
+        for group in groups:
+            own, width = group_name(probed, group), len(group[0].idxs)
+            for item in group:
+                if (layer := item.dep.target.module) in names:
+                    writes = graph.is_out_channel_pruning_fn(item.dep.handler)
+                    side = found[names[layer]].outputs if writes else found[names[layer]].inputs
+                    side[own] += len(item.idxs) / width
+    for name, layer in ((n, m) for m, n in names.items()):
+        if getattr(layer, "groups", 1) == getattr(layer, "in_channels", 0) > 1:  # depthwise
+            found[name].inputs.update(found[name].outputs - found[name].inputs)
+    return {name: own for name, own in found.items() if own.inputs or own.outputs}

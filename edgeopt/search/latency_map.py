@@ -1,0 +1,153 @@
+"""The latency of a network by its widths, measured before any training."""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from edgeopt.data import Split
+from edgeopt.experiments import widths_label
+from edgeopt.pruning import channel_widths, prune_to_widths
+from edgeopt.search.timing import Bench, Timed, time_networks
+from edgeopt.system import ByValue, run_in_order
+
+STEP = 0.08  # of latency between neighbouring widths, above which the one between them is timed
+NETWORKS = 150  # at most in one map
+
+
+@dataclass(frozen=True, eq=False)
+class LatencyMap:
+    """Latency of every network of a grid of widths.
+
+    ``table`` has one row per network: a column per group of layers, then those of
+    :func:`edgeopt.search.time_networks`, all relative to the whole network.
+    """
+
+    table: pd.DataFrame
+    groups: tuple[str, ...]
+
+    @property
+    def choices(self) -> dict[str, list[int]]:
+        """Widths that every group of layers can have."""
+        return {name: sorted(map(int, self.table[name].unique())) for name in self.groups}
+
+    def ms(self, widths: Mapping[str, int]) -> float:
+        """Latency of the network with these widths; NaN where it could not be timed."""
+        return self._by_label.get(widths_label({n: widths[n] for n in self.groups}), math.nan)
+
+    @property
+    def _by_label(self) -> dict[str, float]:
+        return dict(zip(self.table["network"], self.table["latency_p10_ms"], strict=True))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a :class:`edgeopt.system.Store` keeps."""
+        return {"table": self.table.to_dict("list"), "groups": list(self.groups)}
+
+    @classmethod
+    def from_dict(cls, kept: Mapping[str, Any]) -> "LatencyMap":
+        """Build it from what was kept."""
+        return cls(pd.DataFrame(kept["table"]), tuple(kept["groups"]))
+
+
+def latency_map(
+    model: nn.Module,
+    choices: Mapping[str, Sequence[int]],
+    bench: Bench,
+    *,
+    images: Split,
+    calibration: Iterable = (),
+    grid: int = 1,
+    networks: int = NETWORKS,
+    executor: Executor | None = None,
+) -> LatencyMap:
+    """Time a network at every combination of widths, and at finer ones where latency steps.
+
+    Weights do not enter a latency, so that nothing is trained. Where the networks of two
+    neighbouring widths are further apart than 8 %, by the median over the other groups, the width
+    between them is timed too, down to multiples of ``grid`` and until there are ``networks``.
+
+    Parameters
+    ----------
+    choices : mapping
+        Widths by the names of :func:`edgeopt.pruning.channel_widths`; its own width is one of each.
+    calibration : iterable of (images, labels)
+        Sets the ranges of int8.
+    """
+    whole = check_choices(choices, channel_widths(model, example_input=images.take(1)))
+    own = partial(_narrowed, model=model, example=images.take(1))
+    known = pd.DataFrame()
+    finer = {name: sorted(choices[name]) for name in choices}
+    while finer:
+        choices = finer
+        seen = set(known.get("network", ()))
+        every = [
+            dict(zip(choices, some, strict=True)) for some in itertools.product(*choices.values())
+        ]
+        asked = [w for w in every if widths_label(w) not in seen or w == whole]
+        built = run_in_order(own, asked, executor=executor)
+        made = [Timed(one["network"], images, calibration) for one in built]
+        named = dict(zip(map(widths_label, asked), made, strict=True))
+        table = time_networks(named, bench, to=widths_label(whole), executor=executor)
+        known = _joined(known, pd.concat([pd.DataFrame(asked), table], axis=1))
+        finer = _finer(choices, known, grid=grid, networks=networks)
+    return LatencyMap(known, tuple(choices))
+
+
+def check_choices(choices: Mapping[str, Sequence[int]], whole: Mapping[str, int]) -> dict[str, int]:
+    """Return the whole network's widths; ``ValueError`` unless it is one of the choices."""
+    if {*choices} != {*whole}:
+        raise ValueError(f"widths are given for {[*choices]}; allowed: {', '.join(whole)}")
+    for name, own in choices.items():
+        if whole[name] not in own or min(own) < 1 or max(own) > whole[name]:
+            raise ValueError(
+                f"{name} is to have {list(own)} channels; allowed: 1 to {whole[name]}, with the "
+                f"unpruned network's {whole[name]} among them"
+            )
+    return dict(whole)
+
+
+def _narrowed(widths: Mapping[str, int], *, model: nn.Module, example: Any) -> ByValue:
+    return ByValue(network=prune_to_widths(model, widths, example_input=example))
+
+
+def _joined(known: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """Put later networks beside the first: ratios to the whole one are of the same rounds."""
+    if known.empty:
+        return table
+    base = known.loc[known["latency_ratio"] == 1, "latency_p10_ms"].iloc[0]
+    new = table[~table["network"].isin(known["network"])]
+    new = new.assign(latency_p10_ms=new["latency_ratio"] * base)
+    return pd.concat([known, new], ignore_index=True)
+
+
+def _finer(
+    choices: Mapping[str, Sequence[int]], table: pd.DataFrame, *, grid: int, networks: int
+) -> dict[str, list[int]]:
+    """Add the widths between neighbours that are far apart; empty when there are none."""
+    finer = {name: list(own) for name, own in choices.items()}
+    for _, name, between in sorted(_steps(choices, table, grid=grid), reverse=True):
+        wider = {**finer, name: sorted([*finer[name], between])}
+        if math.prod(map(len, wider.values())) <= networks:
+            finer = wider
+    return finer if finer != {name: list(own) for name, own in choices.items()} else {}
+
+
+def _steps(
+    choices: Mapping[str, Sequence[int]], table: pd.DataFrame, *, grid: int
+) -> Iterable[tuple[float, str, int]]:
+    """Yield the height of every step, its group, and the width in its middle."""
+    for name, own in choices.items():
+        others = [other for other in choices if other != name]
+        by_width = table.pivot_table("latency_p10_ms", others or "error", name, dropna=False)
+        for low, high in itertools.pairwise(own):
+            middle = grid * round((low + high) / 2 / grid)
+            step = float(np.nanmedian(np.abs(np.log(by_width[high] / by_width[low]))))
+            if low < middle < high and step > STEP:
+                yield step, name, middle

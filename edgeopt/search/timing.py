@@ -1,0 +1,162 @@
+"""Timing networks side by side whose answers do not matter, because nobody has trained them."""
+
+import tempfile
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from edgeopt.data import Split
+from edgeopt.devices import Device, Task, measure_on, write_bundle
+from edgeopt.metrics import resampled_quantiles
+from edgeopt.runtimes import Artifact, Int8Options, export_artifact, labelled, runtime_named
+from edgeopt.schema import STATIC_INT8
+from edgeopt.system import U8S8, ByValue, Int8Scheme, run_in_order
+
+UNDISTURBED = 0.1  # quantile of the calls that nothing else on the machine made longer
+ENDS = (0.025, 0.975)
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """A runtime and precision on a device, and how often networks are timed there.
+
+    ``float_layers`` are modules whose int8 is not wanted, ``scheme`` is of ONNX files.
+    """
+
+    runtime: str
+    precision: str
+    device: Device
+    float_layers: tuple[str, ...] = ()
+    scheme: Int8Scheme = U8S8
+    threads: int = 1
+    rounds: int = 10
+    calls_per_round: int = 20
+
+    @property
+    def facts(self) -> tuple[object, ...]:
+        """All that decides what is timed, for a digest."""
+        how = (self.threads, self.rounds, self.calls_per_round)
+        what = (self.runtime, self.precision, self.float_layers, self.scheme)
+        return what + how + (self.device.name, sorted(self.device.facts().items()))
+
+
+@dataclass(frozen=True, eq=False)
+class Timed:
+    """A network to time, by what images it is called with, and what calibrates its int8."""
+
+    network: nn.Module
+    images: Split
+    calibration: Iterable = ()
+
+
+def time_networks(
+    networks: Mapping[str, Timed], bench: Bench, *, to: str, executor: Executor | None = None
+) -> pd.DataFrame:
+    """Time networks in interleaved rounds: one row per network, in order.
+
+    Columns: ``network, latency_p10_ms``; ``latency_ratio`` to the network called ``to``, with its
+    bootstrap 95 % interval ``latency_ratio_low, latency_ratio_high``; ``error``. The tenth
+    percentile of the calls is what a network takes when nothing disturbs it (Chen and Revels, 2016,
+    arXiv:1608.04295). What failed has NaN.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgeopt-") as scratch:
+        jobs = [
+            (f"{number}", ByValue(network=own.network), own.images, own.calibration)
+            for number, own in enumerate(networks.values())
+        ]
+        export = partial(_exported, bench=bench, folder=Path(scratch, "artifacts"))
+        done = [*run_in_order(export, jobs, executor=executor, died=_died)]
+        samples, errors = _samples(networks, done, bench, Path(scratch, "bundle"))
+    return _table(networks, samples, errors, to=to)
+
+
+def _exported(
+    job: tuple[str, ByValue, Split, Iterable], *, bench: Bench, folder: Path
+) -> Artifact | str:
+    """Export one network; the text of the error where it cannot be."""
+    name, own, images, calibration = job
+    takes_scheme = (
+        bench.precision in STATIC_INT8 and runtime_named(bench.runtime).takes_int8_options
+    )
+    try:
+        artifact = export_artifact(
+            own["network"],
+            folder / name,
+            runtime=bench.runtime,
+            precision=bench.precision,
+            input_shape=(1, *images.shape),
+            calibration=calibration,
+            options=Int8Options(
+                scheme=bench.scheme if takes_scheme else U8S8,
+                float_layers=frozenset(bench.float_layers),
+            ),
+        )
+        return labelled(artifact)
+    except Exception as error:  # exporters raise whatever they like
+        return f"{type(error).__name__}: {error}"
+
+
+def _died(_: object) -> str:
+    return "WorkerDied: its exporter ended the process"
+
+
+def _samples(
+    networks: Mapping[str, Timed], done: list[Artifact | str], bench: Bench, folder: Path
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Measure what could be exported on the device; samples and errors by network."""
+    errors = {n: own for n, own in zip(networks, done, strict=True) if isinstance(own, str)}
+    shapes = {own.images.shape: own.images.first(1) for own in networks.values()}
+    images = {"x".join(map(str, shape)): one for shape, one in shapes.items()}
+    tasks = [
+        Task(name, artifact, "x".join(map(str, own.images.shape)), bench.threads)
+        for (name, own), artifact in zip(networks.items(), done, strict=True)
+        if name not in errors
+    ]
+    if not tasks:
+        raise ValueError(f"no network could be exported: {next(iter(errors.values()))}")
+    counts = {"rounds": bench.rounds, "calls_per_round": bench.calls_per_round, "memory": False}
+    plan = write_bundle(folder, tasks, images=images, **counts)
+    results = measure_on(bench.device, plan)
+    return results.measured.samples, errors | results.errors
+
+
+def _table(
+    networks: Mapping[str, Timed],
+    samples: pd.DataFrame,
+    errors: Mapping[str, str],
+    *,
+    to: str,
+) -> pd.DataFrame:
+    own = {
+        name: rows for name, rows in samples.groupby("candidate", sort=False) if name not in errors
+    }
+    if to not in own:
+        raise ValueError(f"{to} could not be timed: {errors.get(to, 'there is no sample of it')}")
+    base = own[to]["latency_ms"].quantile(UNDISTURBED)
+    drawn_base = resampled_quantiles(own[to], quantile=UNDISTURBED)
+    rows = [_row(name, own.get(name), base, drawn_base, errors.get(name, "")) for name in networks]
+    return pd.DataFrame(rows)
+
+
+def _row(
+    name: str, samples: pd.DataFrame | None, base: float, drawn_base: np.ndarray, error: str
+) -> dict[str, object]:
+    if samples is None:
+        empty = ("latency_p10_ms", "latency_ratio", "latency_ratio_low", "latency_ratio_high")
+        return {"network": name, **dict.fromkeys(empty, np.nan), "error": error}
+    fast = samples["latency_ms"].quantile(UNDISTURBED)
+    low, high = np.quantile(resampled_quantiles(samples, quantile=UNDISTURBED) / drawn_base, ENDS)
+    return {
+        "network": name,
+        "latency_p10_ms": fast,
+        "latency_ratio": fast / base,
+        "latency_ratio_low": low,
+        "latency_ratio_high": high,
+        "error": error,
+    }
