@@ -18,7 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "host_answers",
         ],
         "pruning_results": ["accuracy_table", "filter_norms", "size_table"],
-        "recipes": ["Recipe", "pruned_recipes"],
+        "recipes": ["Recipe", "pruned_recipes", "searched_recipe", "widths_label"],
         "recovery": ["recover_int8"],
         "repairs": ["recover_collapsed", "recovery_notes"],
         "scaling": ["measure_scaling", "runtime_ms"],

@@ -45,8 +45,8 @@ class CandidateSpec:
 
     ``remedy`` is what was done for its int8, and ``recovered`` whether that sufficed; empty where
     it was made as it is. ``integer_percent`` is how much of ``int8-mixed`` is integer. ``widths``
-    is :attr:`edgeopt.experiments.Recipe.network`'s, and ``float_layers`` are modules whose int8 is
-    not wanted.
+    is :attr:`edgeopt.experiments.Recipe.network`'s, and ``float_layers`` are modules that
+    compute in float between integers.
     """
 
     pruning_level: float
@@ -257,7 +257,7 @@ def _prepare(
             input_shape=(batch_size, *validation.shape),
             calibration=calibration,
             options=Int8Options(
-                scheme=scheme if takes_scheme else U8S8, float_layers=frozenset(spec.float_layers)
+                scheme=scheme if takes_scheme else U8S8, float_alone=frozenset(spec.float_layers)
             ),
         )
         artifact = labelled(exported)

@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "prune_to_widths",
             "structured_channel_prune",
         ],
-        "groups": ["channel_widths", "layer_channels"],
+        "groups": ["LayerChannels", "channel_widths", "layer_channels"],
         "probing": ["last_layer"],
     },
 )

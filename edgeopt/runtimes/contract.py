@@ -44,11 +44,14 @@ class Int8Options:
         Which integers; of ONNX files only.
     float_layers : frozenset of str
         Modules of the network that stay in float, with the tensors that they write.
+    float_alone : frozenset of str
+        Modules that compute in float, and whose results are quantized; of ONNX files only.
     """
 
     calibration: str = "minmax"
     scheme: Int8Scheme = U8S8
     float_layers: frozenset[str] = frozenset()
+    float_alone: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         """Refuse an unknown calibration method."""

@@ -85,10 +85,11 @@ def _check_options(options: Int8Options, *, model: nn.Module, runtime: str, prec
         raise ValueError(f"{runtime} {precision} takes no options; allowed: int8")
     if plain != DEFAULT_OPTIONS and not runtime_named(runtime).takes_int8_options:
         raise ValueError(
-            f"{runtime} takes float_layers alone; calibration and scheme: int8 as ONNX"
+            f"{runtime} takes float_layers alone; calibration, scheme and float_alone: int8 as ONNX"
         )
-    if strange := sorted(options.float_layers - {name for name, _ in model.named_modules()}):
-        raise ValueError(f"float_layers holds {strange[0]!r}, no module of {type(model).__name__}")
+    named = options.float_layers | options.float_alone
+    if strange := sorted(named - {name for name, _ in model.named_modules()}):
+        raise ValueError(f"float layers hold {strange[0]!r}, no module of {type(model).__name__}")
 
 
 def _check_calibration(

@@ -76,7 +76,7 @@ def write_onnx(
         quant_pre_process(exported, prepared)
         if precision == "int8":
             batches = [images for images, _ in calibration]
-            left = _float_nodes(prepared, model, layers=options.float_layers)
+            left = _float_nodes(prepared, model, options)
             _quantize_static(prepared, path, batches=batches, options=options, left=left)
         else:
             # ConvInteger of ONNX Runtime's CPU provider takes unsigned weights only.
@@ -110,7 +110,7 @@ def _export(model: "nn.Module", path: Path, example: "Tensor") -> None:
         )
 
 
-def _float_nodes(path: Path, model: "nn.Module", *, layers: Collection[str]) -> set[str]:
+def _float_nodes(path: Path, model: "nn.Module", options: Int8Options) -> set[str]:
     """Nodes around the layers that stay in float, and inside the modules that always do."""
     import onnx
 
@@ -118,8 +118,9 @@ def _float_nodes(path: Path, model: "nn.Module", *, layers: Collection[str]) -> 
     from edgeopt.runtimes.onnx_scopes import nodes_around, nodes_of_modules
 
     graph = onnx.load(path).graph
-    around = (nodes_around(graph, layer) for layer in layers)
-    return nodes_of_modules(graph, float_modules(model)).union(*around)
+    around = (nodes_around(graph, layer) for layer in options.float_layers)
+    inside = {*float_modules(model), *options.float_alone}
+    return nodes_of_modules(graph, inside).union(*around)
 
 
 class _BatchReader:

@@ -5,8 +5,8 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "latency_map": ["LatencyMap", "latency_map"],
-        "layer_map": ["LayerMap", "check_layer_map", "layer_map"],
+        "layer_tables": ["LayerMap", "layer_map"],
+        "network_map": ["LatencyMap", "latency_map"],
         "timing": ["Bench", "time_networks"],
     },
 )

@@ -26,7 +26,8 @@ ENDS = (0.025, 0.975)
 class Bench:
     """A runtime and precision on a device, and how often networks are timed there.
 
-    ``float_layers`` are modules whose int8 is not wanted, ``scheme`` is of ONNX files.
+    ``float_layers`` are modules that compute in float between integers, and ``scheme`` is of their
+    integers; both are of ONNX files.
     """
 
     runtime: str
@@ -94,7 +95,7 @@ def _exported(
             calibration=calibration,
             options=Int8Options(
                 scheme=bench.scheme if takes_scheme else U8S8,
-                float_layers=frozenset(bench.float_layers),
+                float_alone=frozenset(bench.float_layers),
             ),
         )
         return labelled(artifact)

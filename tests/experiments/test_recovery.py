@@ -176,7 +176,7 @@ def test_a_runtime_leaves_layers_in_float_by_name_and_says_so(tmp_path, runtime)
 
 def test_a_layer_that_is_not_there_is_named(tmp_path) -> None:
     options = Int8Options(float_layers=frozenset({"conv9"}))
-    with pytest.raises(ValueError, match="float_layers holds 'conv9', no module of SmallCNN"):
+    with pytest.raises(ValueError, match="float layers hold 'conv9', no module of SmallCNN"):
         export_artifact(
             trained_cnn(),
             tmp_path / "mixed",
