@@ -18,7 +18,7 @@ from pydantic import (
 from edgeopt.decision import Constraints, Gates
 from edgeopt.devices import HOST, WHEELS, check_device
 from edgeopt.experiments import Schedule, Target
-from edgeopt.runtimes import RUNTIMES, registered
+from edgeopt.runtimes import RUNTIMES, registered, runtime_named
 from edgeopt.schema import (
     CRITERIA,
     DATASETS,
@@ -28,6 +28,7 @@ from edgeopt.schema import (
     Share,
     require_known,
 )
+from edgeopt.search import SearchSpec
 from edgeopt.system import project_root, usable_cores
 
 Spec = TypeVar("Spec")
@@ -43,6 +44,7 @@ NOTEBOOKS = (
     "06_backbone_sweep",
     "07_devices",
 )
+SEARCH_NOTEBOOK = "08_search"
 # What parameters of earlier versions are called now.
 RENAMED = {
     "backbones": "models",
@@ -73,7 +75,7 @@ class ExperimentConfig(_Parts):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     run: str = Field("quick", pattern=r"^[a-z0-9][a-z0-9._-]*$")
-    notebooks: tuple[Literal[NOTEBOOKS], ...] = Field(NOTEBOOKS, min_length=1)
+    notebooks: tuple[Literal[*NOTEBOOKS, SEARCH_NOTEBOOK], ...] = Field(NOTEBOOKS, min_length=1)
 
     dataset: str = "fashion-mnist-20k"
     data_dir: str = "data"
@@ -117,6 +119,8 @@ class ExperimentConfig(_Parts):
 
     memory_bandwidth_gbps: PositiveFloat | None = None
     peak_compute_gmacs: PositiveFloat | None = None
+
+    search: SearchSpec | None = None
 
     max_int8_drop: Share = 0.01
     all_remedies: bool = True
@@ -180,12 +184,24 @@ class ExperimentConfig(_Parts):
             raise ValueError(
                 f"decide_on is {self.decide_on!r}; allowed: one of devices, {list(self.devices)}"
             )
+        self._check_search()
         if 0.0 not in self.pruning_levels:
             raise ValueError(
                 f"pruning_levels is {list(self.pruning_levels)}; allowed: a list that holds 0.0, "
                 "the unpruned model that all others are compared with"
             )
         return self
+
+    def _check_search(self) -> None:
+        if SEARCH_NOTEBOOK in self.notebooks and self.search is None:
+            raise ValueError(f"notebooks hold {SEARCH_NOTEBOOK}, and search is null")
+        if self.search is None:
+            return
+        model, runtime = self.search.model or self.models[0], self.search.runtime
+        require_known(model, allowed=self.models, what="model of the search")
+        require_known(runtime, allowed=self.runtimes, what="runtime of the search")
+        allowed = runtime_named(runtime).precisions
+        require_known(self.search.precision, allowed=allowed, what=f"precision of {runtime}")
 
     @classmethod
     def from_namespace(cls, names: Mapping[str, Any]) -> "ExperimentConfig":
@@ -265,7 +281,8 @@ def _explain(error: ValidationError) -> str:
         if problem["type"] == "extra_forbidden" and key in RENAMED:
             lines.append(f"parameter {key!r} is now {RENAMED[key]!r}")
         elif problem["type"] == "extra_forbidden":
-            known = ", ".join(ExperimentConfig.model_fields)
+            owner = SearchSpec if key.startswith("search.") else ExperimentConfig
+            known = ", ".join(owner.model_fields)
             lines.append(f"unknown parameter {key!r}; allowed: {known}")
         else:
             # A device may have been given with a password, which nothing repeats.

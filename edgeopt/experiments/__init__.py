@@ -5,7 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "candidates": ["Candidate", "artifact_of", "grid", "prepare_candidates"],
+        "candidates": ["Candidate", "CandidateSpec", "artifact_of", "grid", "prepare_candidates"],
         "comparison": ["answer_sections", "compare_on_test", "int8_cost"],
         "diagnosis": ["diagnose"],
         "floor": ["floor_images", "prepare_floors"],
@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "device_tables",
             "host_answers",
         ],
+        "prepared": ["preparation_digest"],
         "pruning_results": ["accuracy_table", "filter_norms", "size_table"],
         "recipes": ["Recipe", "pruned_recipes", "searched_recipe", "widths_label"],
         "recovery": ["recover_int8"],

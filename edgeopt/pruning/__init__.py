@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "channels": [
+            "channel_importance",
             "count_macs",
             "prune_channels",
             "prune_to_widths",

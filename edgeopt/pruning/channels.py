@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from edgeopt.model import SmallCNN
-from edgeopt.pruning.groups import WRITERS, group_name, group_parts, group_sizes, pruning_groups
+from edgeopt.pruning.groups import (
+    WRITERS,
+    channel_widths,
+    group_name,
+    group_parts,
+    group_sizes,
+    pruning_groups,
+)
 from edgeopt.pruning.probing import run_named
 from edgeopt.schema import CRITERIA, require_at_least, require_known
 
@@ -160,6 +167,31 @@ def count_macs(model: nn.Module, *, example_input: Tensor) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         copy.deepcopy(model).eval()(example_input[:1])
     return counter.get_total_flops() // 2
+
+
+def channel_importance(
+    model: nn.Module,
+    *,
+    example_input: Tensor,
+    criterion: str = "taylor",
+    loader: Iterable[tuple[Tensor, Tensor]] | None = None,
+) -> dict[str, Tensor]:
+    """Score the channels [C] of every group of layers, the highest first.
+
+    By ``taylor`` they are estimates of one loss, so that those of different groups compare; the
+    groups and the rules are those of :func:`prune_channels`.
+    """
+    require_known(criterion, allowed=CRITERIA, what="criterion")
+    probed = copy.deepcopy(model).eval().requires_grad_()
+    if criterion == "taylor":
+        _accumulate_gradients(probed, loader)
+    score = partial(_score, criterion=criterion, generator=torch.Generator().manual_seed(0))
+    with pruning_groups(probed, example_input) as (graph, groups), torch.no_grad():
+        found = {
+            group_name(probed, g): _importance(graph, g, score=score).sort(descending=True).values
+            for g in groups
+        }
+    return {name: found[name] for name in channel_widths(model, example_input=example_input)}
 
 
 def _accumulate_gradients(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]] | None) -> None:

@@ -116,4 +116,8 @@ def layer_channels(model: nn.Module, *, example_input: Tensor) -> dict[str, Laye
     for name, layer in ((n, m) for m, n in names.items()):
         if getattr(layer, "groups", 1) == getattr(layer, "in_channels", 0) > 1:  # depthwise
             found[name].inputs.update(found[name].outputs - found[name].inputs)
-    return {name: own for name, own in found.items() if own.inputs or own.outputs}
+    return {
+        name: LayerChannels(dict(own.inputs), dict(own.outputs))
+        for name, own in found.items()
+        if own.inputs or own.outputs
+    }

@@ -5,8 +5,11 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "layer_tables": ["LayerMap", "layer_map"],
+        "bits": ["faster_in_float"],
+        "layer_tables": ["LayerMap", "count_weights", "layer_map", "network_layers"],
         "network_map": ["LatencyMap", "latency_map"],
-        "timing": ["Bench", "time_networks"],
+        "spec": ["SearchSpec"],
+        "trials": ["Space", "explore", "promoted", "record"],
+        "timing": ["Bench", "Timed", "time_networks"],
     },
 )

@@ -1,14 +1,21 @@
-"""The latency of a deep network by its widths: tables of its layers, timed alone and added up."""
+"""The latency of a deep network by its widths: tables of its layers, timed alone and added up.
+
+A layer that is timed alone finds its weights in the cache; in a large network they come from
+memory. What whole networks take is therefore explained by three numbers: a base, a scale of the sum
+of the layers, and a time per MiB of weights.
+"""
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from edgeopt.data import Split
@@ -44,6 +51,11 @@ class LayerShape:
         rest = "-".join("x".join(map(str, pair)) for pair in sizes)
         return f"{self.kind}-{self.inputs}-{self.outputs}-{self.groups}-{rest}"
 
+    @property
+    def weights(self) -> int:
+        """Weights and biases that the layer holds."""
+        return self.outputs * (self.inputs // self.groups * math.prod(self.kernel) + 1)
+
     def build(self) -> nn.Module:
         """Build the layer, with random weights and a bias, as a network of one layer."""
         if self.kind == "linear":
@@ -70,7 +82,7 @@ class Layer:
 
     def with_widths(self, widths: Mapping[str, int]) -> LayerShape:
         """Shape of the layer in the network with these widths."""
-        lost = {name: self.whole[name] - width for name, width in widths.items()}
+        lost = {name: whole - widths.get(name, whole) for name, whole in self.whole.items()}
         gone = [
             sum(round(often * lost.get(name, 0)) for name, often in side.items())
             for side in (self.channels.inputs, self.channels.outputs)
@@ -89,7 +101,10 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class LayerMap:
-    """Latency of a network as ``base_ms + scale`` times the sum of its layers' own latencies.
+    """Latency of a network by the sum of its layers' own latencies, and by its weights.
+
+    ``terms`` are milliseconds that every network takes, the factor of the sum, and milliseconds per
+    MiB of fp32 weights.
 
     Attributes
     ----------
@@ -99,25 +114,53 @@ class LayerMap:
         One row per shape: ``shape, latency_ms``, without the call's floor.
     checked : DataFrame
         One row per network that the sum was compared with: ``network, fitted, latency_p10_ms,
-        predicted_ms, relative_error``; the fitted ones set ``base_ms`` and ``scale``.
+        predicted_ms, relative_error``; the fitted ones set ``terms``.
     """
 
     layers: Mapping[str, Layer]
     choices: Mapping[str, Sequence[int]]
     table: pd.DataFrame
-    base_ms: float = 0.0
-    scale: float = 1.0
+    float_layers: tuple[str, ...] = ()
+    terms: tuple[float, float, float] = (0.0, 1.0, 0.0)
     checked: pd.DataFrame | None = None
 
     def ms(self, widths: Mapping[str, int]) -> float:
         """Latency of the network with these widths; NaN where a layer could not be timed."""
-        return self.base_ms + self.scale * self.sum_ms(widths)
+        return float(np.dot(self.terms, self.features(widths)))
 
-    def sum_ms(self, widths: Mapping[str, int]) -> float:
-        """Add up the layers' own latencies."""
+    def features(self, widths: Mapping[str, int]) -> tuple[float, float, float]:
+        """Return what the terms are of: 1, the sum of the layers, and MiB of fp32 weights."""
+        weights = count_weights(self.layers, widths)
+        return 1.0, self._sum_ms(widths), 4 * weights / 2**20
+
+    def _sum_ms(self, widths: Mapping[str, int]) -> float:
         known = dict(zip(self.table["shape"], self.table["latency_ms"], strict=True))
-        shapes = (layer.with_widths(widths) for layer in self.layers.values())
-        return sum(known.get(shape.name, math.nan) for shape in shapes)
+        keys = (
+            _key(layer.with_widths(widths), name in self.float_layers)
+            for name, layer in self.layers.items()
+        )
+        return sum(known.get(key, math.nan) for key in keys)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a :class:`edgeopt.system.Store` keeps."""
+        return {
+            "layers": {name: asdict(layer) for name, layer in self.layers.items()},
+            "choices": {name: list(own) for name, own in self.choices.items()},
+            "table": self.table.to_dict("list"),
+            "float_layers": self.float_layers,
+            "terms": self.terms,
+            "checked": self.checked.to_dict("list"),
+        }
+
+    @classmethod
+    def from_dict(cls, kept: Mapping[str, Any]) -> "LayerMap":
+        """Build it from what was kept."""
+        layers = {
+            name: Layer(LayerShape(**own["shape"]), LayerChannels(**own["channels"]), own["whole"])
+            for name, own in kept["layers"].items()
+        }
+        tables = {name: pd.DataFrame(kept[name]) for name in ("table", "checked")}
+        return cls(**{**kept, "layers": layers, **tables})
 
     @property
     def median_error(self) -> float:
@@ -132,27 +175,36 @@ def layer_map(
     bench: Bench,
     *,
     images: Split,
+    calibration: Iterable = (),
+    float_layers: tuple[str, ...] = (),
     executor: Executor | None = None,
     seed: int = 0,
 ) -> LayerMap:
     """Time every shape that a layer of the network can have, and check their sum on whole networks.
 
-    What lies between the layers, and what a runtime saves by seeing them together, is in two
-    numbers that whole networks with random widths set by least squares of relative errors; others
-    tell how far it is off. ``choices`` are as in :func:`edgeopt.search.latency_map`.
+    What lies between the layers, and what a runtime saves by seeing them together, is in the terms,
+    which whole networks with random widths set by least squares of relative errors; others tell how
+    far it is off. ``choices`` and the rest are as in :func:`edgeopt.search.latency_map`.
     """
     example = images.take(1)
     whole = check_choices(choices, channel_widths(model, example_input=example))
     layers = network_layers(model, example)
-    shapes = {s.name: s for layer in layers.values() for s in layer.shapes(choices)}
-    networks = {FLOOR: Timed(_floor(), _random_images((1, 1, 1)))}
-    networks |= {name: _timed(shape) for name, shape in shapes.items()}
+    networks = {FLOOR: _timed(LayerShape("conv", 1, 1))}
+    for name, layer in layers.items():
+        for shape in layer.shapes(choices):
+            networks[_key(shape, name in float_layers)] = _timed(shape, name in float_layers)
     timed = time_networks(networks, bench, to=FLOOR, executor=executor)
     floor = timed["latency_p10_ms"].iloc[0]
     own = (timed["latency_p10_ms"].iloc[1:] - floor).clip(lower=0)
     table = pd.DataFrame({"shape": timed["network"].iloc[1:], "latency_ms": own})
-    added = LayerMap(layers, choices, table)
-    return _checked(added, model, whole, bench, images=images, executor=executor, seed=seed)
+    added = LayerMap(layers, choices, table, float_layers)
+    drawn = _drawn(whole, choices, seed=seed)
+    example = images.take(1)
+    built = {widths_label(w): prune_to_widths(model, w, example_input=example) for w in drawn}
+    how = (images, calibration, float_layers)
+    whole_networks = {name: Timed(own, *how) for name, own in built.items()}
+    timed = time_networks(whole_networks, bench, to=widths_label(whole), executor=executor)
+    return _fitted(added, timed, np.array([added.features(w) for w in drawn]))
 
 
 def network_layers(model: nn.Module, example: Tensor) -> dict[str, Layer]:
@@ -166,6 +218,11 @@ def network_layers(model: nn.Module, example: Tensor) -> dict[str, Layer]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Conv2d | nn.Linear) and module in given
     }
+
+
+def count_weights(layers: Mapping[str, Layer], widths: Mapping[str, int]) -> int:
+    """Count the weights and biases of a network's layers, with these widths."""
+    return sum(layer.with_widths(widths).weights for layer in layers.values())
 
 
 def _shape(layer: nn.Conv2d | nn.Linear, images: Tensor) -> LayerShape:
@@ -184,55 +241,40 @@ def _shape(layer: nn.Conv2d | nn.Linear, images: Tensor) -> LayerShape:
     )
 
 
-def _floor() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(1, 1, 1)).eval()
-
-
 def _random_images(shape: tuple[int, ...]) -> Split:
     pixels = np.random.default_rng(0).integers(0, 256, (CALIBRATION_IMAGES, *shape), dtype=np.uint8)
     return Split(torch.from_numpy(pixels), torch.arange(CALIBRATION_IMAGES) % 2)
 
 
-def _timed(shape: LayerShape) -> Timed:
+def _key(shape: LayerShape, in_float: bool) -> str:
+    return f"{shape.name}-float" if in_float else shape.name
+
+
+def _timed(shape: LayerShape, in_float: bool = False) -> Timed:
     images = _random_images((shape.inputs, *shape.size))
-    return Timed(shape.build(), images, images.loader(CALIBRATION_IMAGES))
+    batches = images.loader(CALIBRATION_IMAGES)
+    return Timed(shape.build(), images, batches, precision="fp32" if in_float else None)
 
 
-def _checked(
-    added: LayerMap,
-    model: nn.Module,
-    whole: Mapping[str, int],
-    bench: Bench,
-    *,
-    images: Split,
-    executor: Executor | None,
-    seed: int,
-) -> LayerMap:
-    """Scale the sum by some whole networks, and compare it with others."""
+def _drawn(
+    whole: Mapping[str, int], choices: Mapping[str, Sequence[int]], *, seed: int
+) -> list[dict[str, int]]:
+    """Draw the networks that set the terms and that check them, the unpruned one first."""
     rng = np.random.default_rng(seed)
-    drawn = [dict(whole)]
-    drawn += [
-        {name: int(rng.choice(own)) for name, own in added.choices.items()}
+    return [dict(whole)] + [
+        {name: int(rng.choice(own)) for name, own in choices.items()}
         for _ in range(FITTED + CHECKED - 1)
     ]
-    example = images.take(1)
-    built = {widths_label(w): prune_to_widths(model, w, example_input=example) for w in drawn}
-    networks = {name: Timed(network, images) for name, network in built.items()}
-    timed = time_networks(networks, bench, to=widths_label(whole), executor=executor)
-    sums = {widths_label(w): added.sum_ms(w) for w in drawn}
+
+
+def _fitted(added: LayerMap, timed: pd.DataFrame, known: np.ndarray) -> LayerMap:
+    """Set the terms by some whole networks, and compare the prediction with the others."""
+    measured, fitted = timed["latency_p10_ms"].to_numpy(), np.arange(len(timed)) < FITTED
+    usable = fitted & np.isfinite(measured) & np.isfinite(known).all(axis=1)
+    relative = known[usable] / measured[usable, None]  # least squares of relative errors
+    terms, _ = nnls(relative, np.ones(usable.sum()))
+    predicted = known @ terms
     table = timed[["network", "latency_p10_ms"]].assign(
-        sum_ms=timed["network"].map(sums), fitted=np.arange(len(timed)) < FITTED
+        fitted=fitted, predicted_ms=predicted, relative_error=predicted / measured - 1
     )
-    base, scale = _fit(table[table["fitted"]].dropna())
-    predicted = base + scale * table["sum_ms"]
-    error = predicted / table["latency_p10_ms"] - 1
-    table = table.assign(predicted_ms=predicted, relative_error=error)
-    return replace(added, base_ms=base, scale=scale, checked=table)
-
-
-def _fit(table: pd.DataFrame) -> tuple[float, float]:
-    """Find base and scale by least squares of relative errors."""
-    measured = table["latency_p10_ms"].to_numpy()
-    terms = np.stack([np.ones_like(measured), table["sum_ms"].to_numpy()], axis=1)
-    found, *_ = np.linalg.lstsq(terms / measured[:, None], np.ones_like(measured), rcond=None)
-    return tuple(map(float, found))
+    return replace(added, terms=tuple(map(float, terms)), checked=table)

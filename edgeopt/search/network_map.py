@@ -63,6 +63,7 @@ def latency_map(
     *,
     images: Split,
     calibration: Iterable = (),
+    float_layers: tuple[str, ...] = (),
     grid: int = 1,
     networks: int = NETWORKS,
     executor: Executor | None = None,
@@ -77,8 +78,8 @@ def latency_map(
     ----------
     choices : mapping
         Widths by the names of :func:`edgeopt.pruning.channel_widths`; its own width is one of each.
-    calibration : iterable of (images, labels)
-        Sets the ranges of int8.
+    calibration, float_layers
+        As in :class:`edgeopt.search.Timed`.
     """
     whole = check_choices(choices, channel_widths(model, example_input=images.take(1)))
     own = partial(_narrowed, model=model, example=images.take(1))
@@ -92,7 +93,7 @@ def latency_map(
         ]
         asked = [w for w in every if widths_label(w) not in seen or w == whole]
         built = run_in_order(own, asked, executor=executor)
-        made = [Timed(one["network"], images, calibration) for one in built]
+        made = [Timed(one["network"], images, calibration, float_layers) for one in built]
         named = dict(zip(map(widths_label, asked), made, strict=True))
         table = time_networks(named, bench, to=widths_label(whole), executor=executor)
         known = _joined(known, pd.concat([pd.DataFrame(asked), table], axis=1))

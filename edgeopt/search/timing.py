@@ -26,14 +26,12 @@ ENDS = (0.025, 0.975)
 class Bench:
     """A runtime and precision on a device, and how often networks are timed there.
 
-    ``float_layers`` are modules that compute in float between integers, and ``scheme`` is of their
-    integers; both are of ONNX files.
+    ``scheme`` is the integer types of static int8 in ONNX files.
     """
 
     runtime: str
     precision: str
     device: Device
-    float_layers: tuple[str, ...] = ()
     scheme: Int8Scheme = U8S8
     threads: int = 1
     rounds: int = 10
@@ -43,17 +41,29 @@ class Bench:
     def facts(self) -> tuple[object, ...]:
         """All that decides what is timed, for a digest."""
         how = (self.threads, self.rounds, self.calls_per_round)
-        what = (self.runtime, self.precision, self.float_layers, self.scheme)
+        what = (self.runtime, self.precision, self.scheme)
         return what + how + (self.device.name, sorted(self.device.facts().items()))
 
 
 @dataclass(frozen=True, eq=False)
 class Timed:
-    """A network to time, by what images it is called with, and what calibrates its int8."""
+    """A network to time, the images that it is called with, and how it differs from the others.
+
+    Attributes
+    ----------
+    calibration : iterable of (images, labels)
+        Sets the ranges of int8.
+    float_layers : tuple of str
+        Modules that compute in float between integers; of ONNX files only.
+    precision : str, optional
+        Another than the bench's.
+    """
 
     network: nn.Module
     images: Split
     calibration: Iterable = ()
+    float_layers: tuple[str, ...] = ()
+    precision: str | None = None
 
 
 def time_networks(
@@ -67,35 +77,28 @@ def time_networks(
     arXiv:1608.04295). What failed has NaN.
     """
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as scratch:
-        jobs = [
-            (f"{number}", ByValue(network=own.network), own.images, own.calibration)
-            for number, own in enumerate(networks.values())
-        ]
+        jobs = [(f"{number}", ByValue(timed=own)) for number, own in enumerate(networks.values())]
         export = partial(_exported, bench=bench, folder=Path(scratch, "artifacts"))
         done = [*run_in_order(export, jobs, executor=executor, died=_died)]
         samples, errors = _samples(networks, done, bench, Path(scratch, "bundle"))
     return _table(networks, samples, errors, to=to)
 
 
-def _exported(
-    job: tuple[str, ByValue, Split, Iterable], *, bench: Bench, folder: Path
-) -> Artifact | str:
+def _exported(job: tuple[str, ByValue], *, bench: Bench, folder: Path) -> Artifact | str:
     """Export one network; the text of the error where it cannot be."""
-    name, own, images, calibration = job
-    takes_scheme = (
-        bench.precision in STATIC_INT8 and runtime_named(bench.runtime).takes_int8_options
-    )
+    own, precision = job[1]["timed"], job[1]["timed"].precision or bench.precision
+    takes_scheme = precision in STATIC_INT8 and runtime_named(bench.runtime).takes_int8_options
     try:
         artifact = export_artifact(
-            own["network"],
-            folder / name,
+            own.network,
+            folder / job[0],
             runtime=bench.runtime,
-            precision=bench.precision,
-            input_shape=(1, *images.shape),
-            calibration=calibration,
+            precision=precision,
+            input_shape=(1, *own.images.shape),
+            calibration=own.calibration,
             options=Int8Options(
                 scheme=bench.scheme if takes_scheme else U8S8,
-                float_alone=frozenset(bench.float_layers),
+                float_alone=frozenset(own.float_layers),
             ),
         )
         return labelled(artifact)

@@ -12,6 +12,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "open_run",
             "reports_folder",
         ],
+        "searching": [
+            "map_networks",
+            "one_epoch_accuracy",
+            "search_space",
+            "searched_recipes",
+            "searched_specs",
+        ],
         "study": ["Study", "open_study"],
         "tables": ["cell_text", "column_heading", "table_html", "use_style"],
     },

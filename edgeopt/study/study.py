@@ -159,6 +159,11 @@ class Study:
         """Where candidates are kept that were prepared before, by this run or another."""
         return self.config.data_folder / "prepared"
 
+    @property
+    def searched(self) -> str:
+        """The network that the run's search is about."""
+        return self.config.search.model or self.config.models[0]
+
     @cached_property
     def plans(self) -> dict[str, TrainingPlan]:
         """All that decides how each network is trained."""

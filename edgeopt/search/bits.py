@@ -1,0 +1,44 @@
+"""Which layers of an int8 network are faster in float: short dot products gain least."""
+
+import math
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor
+
+from torch import nn
+
+from edgeopt.data import Split
+from edgeopt.search.layer_tables import network_layers
+from edgeopt.search.timing import Bench, Timed, time_networks
+
+TRIED = 8  # layers, those with the shortest dot products
+GAIN = 0.05  # of the network's latency that a layer in float has to save
+WHOLE = "int8"
+
+
+def faster_in_float(
+    models: Sequence[nn.Module],
+    bench: Bench,
+    *,
+    images: Split,
+    calibration: Iterable,
+    executor: Executor | None = None,
+) -> tuple[str, ...]:
+    """Name the layers that make one of the int8 networks at least 5 % faster in float.
+
+    ``models`` are the same network with other widths. Each is timed with each of the layers in
+    float alone, in the same rounds; a layer counts when the whole interval of its gain does. Only
+    runtimes that read ONNX files can be asked.
+    """
+    layers = network_layers(models[0], images.take(1))
+    lengths = {
+        name: own.shape.inputs * math.prod(own.shape.kernel) / own.shape.groups
+        for name, own in layers.items()
+    }
+    tried = sorted(layers, key=lengths.__getitem__)[:TRIED]
+    found: set[str] = set()
+    for model in models:
+        networks = {WHOLE: Timed(model, images, calibration)}
+        networks |= {name: Timed(model, images, calibration, (name,)) for name in tried}
+        table = time_networks(networks, bench, to=WHOLE, executor=executor)
+        found |= {*table.loc[table["latency_ratio_high"] < 1 - GAIN, "network"]}
+    return tuple(name for name in layers if name in found)

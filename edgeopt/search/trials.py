@@ -1,0 +1,201 @@
+"""The search: many networks by their importance, some after an epoch, a few trained to the end."""
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import optuna
+import pandas as pd
+from optuna.distributions import CategoricalDistribution
+
+from edgeopt.experiments import widths_label
+from edgeopt.search.spec import SearchSpec
+
+logger = logging.getLogger(__name__)
+
+BITS = "float_layers"  # a trial's parameter beside the widths
+POPULATION = 40
+BYTES = {"fp32": 4, "int8": 1}
+Widths = Mapping[str, int]
+
+
+class Latencies(Protocol):
+    """What tells the latency of a network by its widths."""
+
+    @property
+    def choices(self) -> Mapping[str, Sequence[int]]:
+        """Widths of every group."""
+
+    def ms(self, widths: Widths) -> float:
+        """Latency in milliseconds; NaN where it is not known."""
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """What can be chosen: a latency by widths for every set of layers in float.
+
+    ``importance`` holds, for every group of layers, the scores of its channels, the highest first;
+    ``weights`` counts the weights of a network by its widths.
+    """
+
+    latencies: Mapping[tuple[str, ...], Latencies]
+    importance: Mapping[str, np.ndarray]
+    weights: Any
+
+    @property
+    def distributions(self) -> dict[str, CategoricalDistribution]:
+        """Choices of every group of layers, and of the layers in float where there are several."""
+        found: dict[str, set[int]] = {}
+        for own in self.latencies.values():
+            for name, widths in own.choices.items():
+                found.setdefault(name, set()).update(widths)
+        given = {name: CategoricalDistribution(sorted(widths)) for name, widths in found.items()}
+        return given | {BITS: CategoricalDistribution([*map("+".join, self.latencies)])}
+
+    def kept(self, widths: Widths) -> float:
+        """Share of the channels' importance that these widths keep."""
+        total = sum(scores.sum() for scores in self.importance.values())
+        kept = sum(scores[: widths[name]].sum() for name, scores in self.importance.items())
+        return float(kept / total)
+
+    def ms(self, params: Mapping[str, Any]) -> float:
+        """Latency of a trial."""
+        layers = tuple(name for name in params[BITS].split("+") if name)
+        return self.latencies[layers].ms(params)
+
+
+def explore(space: Space, spec: SearchSpec) -> pd.DataFrame:
+    """Try widths and layers in float by importance kept and latency, with NSGA-II.
+
+    One row per distinct trial that meets the constraint: a column per group of layers,
+    ``float_layers``, ``network``, ``kept``, ``latency_ms``, ``weights_mb``. The same latencies give
+    the same trials. Raises ``ValueError`` when no trial meets the constraint.
+
+    Source: Deb et al. 2002, doi:10.1109/4235.996017; Optuna, doi:10.1145/3292500.3330701.
+    """
+    distributions = space.distributions
+    sampler = optuna.samplers.NSGAIISampler(population_size=POPULATION, seed=spec.seed)
+    with _quiet():
+        study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+        for params in _first(distributions):
+            study.enqueue_trial(params)
+        study.optimize(lambda trial: _judged(trial, space, spec, distributions), spec.trials)
+    rows = {tuple(t.params.items()): t for t in study.trials if t.state.name == "COMPLETE"}
+    table = pd.DataFrame([_row(trial, space) for trial in rows.values()])
+    limit = spec.max_weights_mb or math.inf
+    fitting = table[table["weights_mb"] <= limit] if len(table) else table
+    if fitting.empty:
+        least = f"; the smallest holds {table['weights_mb'].min():.3g} MiB" if len(table) else ""
+        raise ValueError(
+            f"none of {len(study.trials)} trials meets max_weights_mb {limit:g}{least}"
+        )
+    return fitting.sort_values("latency_ms", ignore_index=True)
+
+
+def _first(distributions: Mapping[str, CategoricalDistribution]) -> list[dict[str, Any]]:
+    """List the whole network, the smallest, and those in between at one share of their choices."""
+    depth = max(len(own.choices) for name, own in distributions.items() if name != BITS)
+    shares = [step / max(1, depth - 1) for step in range(depth)]
+    bits = distributions[BITS].choices[0]
+    return [
+        {
+            name: bits if name == BITS else own.choices[round(share * (len(own.choices) - 1))]
+            for name, own in distributions.items()
+        }
+        for share in shares
+    ]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out the line that Optuna logs for every trial."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def _judged(
+    trial: optuna.Trial,
+    space: Space,
+    spec: SearchSpec,
+    distributions: Mapping[str, CategoricalDistribution],
+) -> tuple[float, float]:
+    """Judge a trial by the importance that it keeps and its latency; unknown ones are pruned."""
+    params = {n: trial.suggest_categorical(n, own.choices) for n, own in distributions.items()}
+    if not math.isfinite(ms := space.ms(params)):
+        raise optuna.TrialPruned
+    kept = space.kept(params)
+    told = {"weights_mb": _weights_mb(params, space, spec.precision), "kept": kept}
+    if spec.max_weights_mb:
+        trial.set_constraint("weights", told["weights_mb"] - spec.max_weights_mb)
+    for name, value in {**told, "latency_ms": ms}.items():
+        trial.set_user_attr(name, value)
+    return kept, ms
+
+
+def _weights_mb(params: Mapping[str, Any], space: Space, precision: str) -> float:
+    return BYTES[precision] * space.weights(params) / 2**20
+
+
+def _row(trial: optuna.trial.FrozenTrial, space: Space) -> dict[str, Any]:
+    widths = {name: trial.params[name] for name in space.importance}
+    return {
+        **trial.params,
+        "network": widths_label(widths),
+        "kept": trial.user_attrs["kept"],
+        "latency_ms": trial.user_attrs["latency_ms"],
+        "weights_mb": trial.user_attrs["weights_mb"],
+    }
+
+
+def promoted(
+    table: pd.DataFrame, count: int, *, score: str, tolerance: float = 0.0
+) -> pd.DataFrame:
+    """Choose the networks that go on: those of the best fronts of ``score`` and ``latency_ms``.
+
+    A front is what no faster network beats by more than ``tolerance``. Whole fronts are taken while
+    there is room; of the last one, networks evenly spread over its latencies, both ends among them
+    (successive halving, Jamieson and Talwalkar 2016, arXiv:1502.07943).
+    """
+    rest, taken = table.sort_values(["latency_ms", score], ascending=[True, False]), []
+    while len(rest) and count > 0:
+        best_before = rest[score].cummax().shift(fill_value=-math.inf)
+        front = rest[rest[score] > best_before - tolerance]
+        if len(front) > count:
+            places = np.unique(np.linspace(0, len(front) - 1, count).round().astype(int))
+            front = front.iloc[places]
+        taken.append(front)
+        count -= len(front)
+        rest = rest.drop(index=front.index)
+    return pd.concat(taken).sort_values("latency_ms") if taken else table.iloc[:0]
+
+
+def record(table: pd.DataFrame, path: Path, *, name: str, space: Space, score: str) -> None:
+    """Keep trials in an Optuna study in an SQLite file, which ``optuna-dashboard`` opens.
+
+    A study of that name is replaced; its objectives are ``score`` and ``latency_ms``.
+    """
+    storage, directions = f"sqlite:///{path}", ["maximize", "minimize"]
+    with _quiet():
+        if name in optuna.get_all_study_names(storage):
+            optuna.delete_study(study_name=name, storage=storage)
+        study = optuna.create_study(study_name=name, storage=storage, directions=directions)
+    study.set_user_attr("objectives", [score, "latency_ms"])
+    distributions = space.distributions
+    trials = [
+        optuna.trial.create_trial(
+            params={key: row[key] for key in distributions},
+            distributions=distributions,
+            values=[row[score], row["latency_ms"]],
+        )
+        for row in table.dropna(subset=[score]).to_dict("records")
+    ]
+    study.add_trials(trials)

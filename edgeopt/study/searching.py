@@ -1,0 +1,179 @@
+"""The search of a run: its latency maps, kept for later runs, and what can be chosen."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from functools import partial
+
+import pandas as pd
+from torch import nn
+
+from edgeopt.experiments import (
+    CandidateSpec,
+    Recipe,
+    preparation_digest,
+    searched_recipe,
+    widths_label,
+)
+from edgeopt.model import predict_logits
+from edgeopt.pruning import channel_importance, channel_widths, prune_to_widths
+from edgeopt.runtimes import runtime_named
+from edgeopt.search import (
+    Bench,
+    LatencyMap,
+    LayerMap,
+    SearchSpec,
+    Space,
+    count_weights,
+    faster_in_float,
+    latency_map,
+    layer_map,
+    network_layers,
+)
+from edgeopt.study.study import Study
+from edgeopt.system import Store
+
+WHOLE_NETWORKS = 2  # groups of layers up to which whole networks are timed, not layers
+STEPS = 4  # widths of every group to begin with
+IMPORTANCE_BATCH = 64
+
+
+def map_networks(
+    study: Study,
+    model: str,
+    *,
+    runtime: str,
+    precision: str,
+    channels: Mapping[str, Sequence[int]] | None = None,
+    float_layers: tuple[str, ...] = (),
+    executor: Executor | None = None,
+) -> LatencyMap | LayerMap:
+    """Time a network of the run by its widths, on the device that decides, or read what is known.
+
+    A network with one or two groups of layers is timed whole, a deeper one layer by layer.
+    """
+    network = study.plans[model].first_network(0).eval()
+    bench, images = _bench(study, runtime, precision), study.splits[model].validation
+    whole = channel_widths(network, example_input=images.take(1))
+    grid = study.channel_multiples[model]
+    choices = channels or {name: _spread(width, grid) for name, width in whole.items()}
+    deep = len(whole) > WHOLE_NETWORKS
+    kind, make = (LayerMap, layer_map) if deep else (LatencyMap, partial(latency_map, grid=grid))
+    store = Store(study.config.data_folder / "latency", kind)
+    facts = (repr(network), images.shape, sorted(choices.items()), float_layers, grid)
+    digest = preparation_digest(facts, bench.facts)
+    name = f"{model}-{runtime}-{precision}"
+    if (known := store.read(name, digest=digest)) is not None:
+        return known
+    how = {"images": images, "calibration": _calibration(study, model), "executor": executor}
+    made = make(network, choices, bench, float_layers=float_layers, **how)
+    store.write(name, made, digest=digest)
+    return made
+
+
+def search_space(study: Study, baseline: nn.Module, *, executor: Executor | None = None) -> Space:
+    """Time what the run's search can choose from; ``baseline`` is its trained network.
+
+    For int8, layers that are faster in float are found first, and the networks are timed again with
+    these in float.
+    """
+    spec, model = study.config.search, study.searched
+    splits = study.splits[model]
+    own = {"runtime": spec.runtime, "precision": spec.precision, "channels": spec.channels}
+    latencies = {(): map_networks(study, model, **own, executor=executor)}
+    if spec.precision == "int8" and runtime_named(spec.runtime).takes_int8_options:
+        network, example = study.plans[model].first_network(0).eval(), splits.validation.take(1)
+        halves = {name: own[(len(own) - 1) // 2] for name, own in latencies[()].choices.items()}
+        floats = faster_in_float(
+            [network, prune_to_widths(network, halves, example_input=example)],
+            _bench(study, spec.runtime, spec.precision),
+            images=splits.validation,
+            calibration=_calibration(study, model),
+            executor=executor,
+        )
+        if floats:
+            own["float_layers"] = floats
+            latencies[floats] = map_networks(study, model, **own, executor=executor)
+    example = splits.validation.take(1)
+    loader = splits.train.loader(IMPORTANCE_BATCH, shuffle=True, seed=0)
+    scores = channel_importance(baseline, example_input=example, loader=loader)
+    layers = network_layers(baseline, example)
+    importance = {name: own.numpy() for name, own in scores.items()}
+    return Space(latencies, importance, partial(count_weights, layers))
+
+
+def searched_recipes(
+    study: Study, table: pd.DataFrame, *, kind: str, seeds: Sequence[int]
+) -> dict[tuple[str, int], Recipe]:
+    """Make the recipe of every network of a table of trials, by its label and seed."""
+    model = study.searched
+    whole = channel_widths(
+        study.plans[model].first_network(0).eval(), example_input=study.plans[model].example
+    )
+    return {
+        (row["network"], seed): searched_recipe(
+            model, {name: int(row[name]) for name in whole}, whole=whole, kind=kind, seed=seed
+        )
+        for row in table.to_dict("records")
+        for seed in seeds
+    }
+
+
+def searched_specs(
+    recipes: Mapping[tuple[str, int], Recipe], table: pd.DataFrame, spec: SearchSpec
+) -> list[CandidateSpec]:
+    """List the candidates of a table of trials: its networks, with the layers in float of each."""
+    return [
+        CandidateSpec(
+            recipe.pruning_level,
+            spec.precision,
+            spec.runtime,
+            recipe.kind,
+            recipe.model,
+            seed,
+            widths=widths_label(dict(recipe.widths)),
+            float_layers=tuple(name for name in row.float_layers.split("+") if name),
+        )
+        for row in table.itertuples()
+        for (label, seed), recipe in recipes.items()
+        if label == row.network
+    ]
+
+
+def one_epoch_accuracy(study: Study, table: pd.DataFrame, *, executor: Executor) -> pd.DataFrame:
+    """Train every network of a table of trials for an epoch, and add its validation ``accuracy``.
+
+    It is that of the first seed and of fp32. The unpruned network is the baseline, with all its
+    epochs: it is what the others are compared with.
+    """
+    [seed, *_] = study.config.seeds
+    recipes = searched_recipes(study, table, kind="one-epoch", seeds=[seed])
+    networks = study.networks(study.train({*recipes.values()}, executor=executor))
+    split = study.splits[study.searched].validation
+    right = {
+        recipe: predict_logits(network, split).argmax(1).eq(split.labels).float().mean().item()
+        for recipe, network in networks.items()
+    }
+    accuracy = table["network"].map(lambda label: right[recipes[label, seed]])
+    return table.assign(accuracy=accuracy)
+
+
+def _bench(study: Study, runtime: str, precision: str) -> Bench:
+    config = study.config
+    return Bench(
+        runtime,
+        precision,
+        study.devices[config.decides],
+        scheme=study.int8_scheme,
+        threads=config.threads,
+    )
+
+
+def _calibration(study: Study, model: str) -> list:
+    return [*study.splits[model].calibration.loader(study.config.batch_size)]
+
+
+def _spread(width: int, grid: int) -> list[int]:
+    """Spread widths evenly up to a group's own, on the grid of channels."""
+    shares = (step / STEPS for step in range(1, STEPS))
+    found = {grid * max(1, round(width * share / grid)) for share in shares}
+    return sorted({own for own in found if own < width} | {width})
