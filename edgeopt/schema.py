@@ -141,6 +141,19 @@ COLUMNS = {
     ),
     "latency_ms": Column("Latency, mean", "ms"),
     "latency_std_ms": Column("Latency, standard deviation", "ms"),
+    "latency_p10_ms": Column(
+        "Latency, undisturbed",
+        "ms",
+        "Tenth percentile of the calls, of a network with any weights.",
+    ),
+    "latency_ratio": Column("Latency, relative to the unpruned network"),
+    "map_ms": Column(
+        "Latency by the map", "ms", "Measured where networks are timed whole, else predicted."
+    ),
+    "kept": Column("Importance kept", "%", "Of all channels, by the Taylor criterion."),
+    "network": Column("Widths", meaning="Channels of every group of layers, or their digest."),
+    "float_layers": Column("Layers in float"),
+    "weights_mb": Column("Weights", "MiB"),
     "latency_p50_ms": Column("Latency, median", "ms", "Of one call of the runtime."),
     "latency_p50_low_ms": Column("Latency, median, low end", "ms", "Of the 95% interval."),
     "latency_p50_high_ms": Column("Latency, median, high end", "ms", "Of the 95% interval."),

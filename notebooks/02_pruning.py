@@ -38,6 +38,9 @@ learning_rate = 0.003
 channel_multiple = None
 pruning_levels = [0.0, 0.5, 0.7]
 pruning_criteria = ["l1", "l2", "taylor", "random"]
+runtimes = ["torch", "onnxruntime", "executorch", "openvino"]
+search = None
+threads = 1
 
 # %%
 from IPython.display import display
@@ -47,7 +50,7 @@ from edgeopt.config import ExperimentConfig
 from edgeopt.experiments import accuracy_table, filter_norms, pruned_recipes, size_table
 from edgeopt.plots import readings
 from edgeopt.schema import file_stem
-from edgeopt.study import open_study, use_style
+from edgeopt.study import open_study, use_style, whole_maps
 from edgeopt.system import process_pool
 
 # %% tags=["nbval-ignore-output"]
@@ -106,7 +109,23 @@ for recipe in study.baselines()[:: len(config.seeds)]:
     display(folder.save_figure(name, ax, alt=alt, numbers=norms))
 
 # %% [markdown]
-# ## What it costs
+# ## What a runtime makes of it
+#
+# Half of the channels is not half of the time. A runtime's kernels compute channels in blocks, so that
+# latency goes down in steps, and fewer channels can even take longer. The figure times untrained networks
+# of many widths, which is enough: latency does not depend on the weights' values. Chapter 8 chooses
+# channels by it, where a run searches. Networks with more groups of layers than two are left out.
+
+# %% tags=["nbval-ignore-output"]
+with process_pool() as pool:
+    maps = whole_maps(study, executor=pool)
+for model, known in maps.items():
+    name, alt = f"latency_map-{file_stem(model)}", readings.latency_map(known, model=model)
+    ax = plots.latency_map(known, precision="fp32")
+    display(folder.save_figure(name, ax, alt=alt, numbers=known.numbers))
+
+# %% [markdown]
+# ## What it costs in accuracy
 #
 # Bars are the range over seeds; with one seed, Wilson's interval over images. Compare *fine-tuned* with
 # *scratch*: where the bars overlap, the inherited weights bought nothing that training time would not

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from benchmarks.__main__ import BENCHMARKS, ON_REQUEST
-from edgeopt.config import NOTEBOOKS, ExperimentConfig, load_config
+from edgeopt.config import NOTEBOOKS, SEARCH_NOTEBOOK, ExperimentConfig, load_config
 from edgeopt.data.preprocessing import Preprocessing
 from edgeopt.decision.gates import Constraints, Gates
 from edgeopt.experiments.sweep import Target
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = sorted(path.parent.name for path in (ROOT / "edgeopt").glob("*/__init__.py"))
 PARTS = {p.__name__: p for p in (Constraints, Gates, Preprocessing, Schedule, Target)}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-PAIRS = [ROOT / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS]
+PAIRS = [ROOT / "notebooks" / f"{name}.ipynb" for name in (*NOTEBOOKS, SEARCH_NOTEBOOK)]
 
 
 def tags_of(source: str, cells: list) -> list[str]:
@@ -129,14 +129,19 @@ def test_notebook_parameters_are_the_quick_run(path):
     source = "\n".join(c.source for c in cells if c.cell_type == "code" and c not in tagged)
     quick = ExperimentConfig().model_dump(mode="json")
     assert names == {key: quick[key] for key in names}
+    study = (ROOT / "edgeopt/study").glob("*.py")
     used, of_study = (
         parameters_read(source),
-        parameters_read("".join(p.read_text() for p in (ROOT / "edgeopt/study").glob("*.py"))),
+        parameters_read("".join(p.read_text() for p in study if p.name != "searching.py")),
     )
     if "study.preparation(" not in source:
         of_study -= {"benchmark_batch_size"}
     if "study.measure(" not in source:
         of_study -= {"rounds", "calls_per_round", "threads"}
+    if "whole_maps(" in source or "search_space(" in source:
+        of_study |= parameters_read((ROOT / "edgeopt/study/searching.py").read_text())
+    else:
+        of_study -= {"search"}
     needed = used | of_study if "open_study(" in source else used
     assert set(names) == needed & set(quick)
 
@@ -165,7 +170,7 @@ def test_notebook_keeps_the_form(path):
     assert not any("filterwarnings" in s for s in code)
 
 
-@pytest.mark.parametrize("path", PAIRS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", PAIRS[: len(NOTEBOOKS)], ids=lambda p: p.stem)
 def test_notebook_is_committed_with_outputs_and_without_errors(path):
     code = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
     assert any(c.outputs for c in code)

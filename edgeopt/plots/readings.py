@@ -1,7 +1,11 @@
 """One sentence that reads a figure, from the numbers it draws: its caption and its alt text."""
 
+from collections.abc import Collection, Sequence
+
 import numpy as np
 import pandas as pd
+
+from edgeopt.search import LatencyMap, LayerMap
 
 
 def training_history(history: pd.DataFrame, *, model: str) -> str:
@@ -137,4 +141,47 @@ def scaling(table: pd.DataFrame) -> str:
     ]
     return (
         f"Latency per image by threads and batch. At best, {'; '.join(words) or 'none was tried'}."
+    )
+
+
+def latency_map(known: LatencyMap | LayerMap, *, model: str) -> str:
+    """Read the figure of a map, whichever it is."""
+    if isinstance(known, LatencyMap):
+        return latency_steps(known.table, known.groups, model=model)
+    return layer_sums(known.checked, model=model)
+
+
+def latency_steps(table: pd.DataFrame, groups: Sequence[str], *, model: str) -> str:
+    """Say where fewer channels take longer."""
+    whole = table.loc[table["latency_ratio"] == 1].iloc[0]
+    ran = table.dropna(subset="latency_ratio")
+    slow = ran.loc[ran["latency_ratio"].idxmax()]
+    fast = ran.loc[ran["latency_ratio"].idxmin()]
+    shown = [" x ".join(str(int(row[name])) for name in groups) for row in (whole, slow, fast)]
+    text = (
+        f"Latency of {model} by its channels ({', '.join(groups)}): {shown[2]} takes "
+        f"{fast['latency_ratio']:.0%} of the unpruned network's ({shown[0]})"
+    )
+    if slow["latency_ratio_low"] > 1:
+        text += f", and {shown[1]}, which is smaller, {slow['latency_ratio']:.0%}"
+    return f"{text}."
+
+
+def layer_sums(checked: pd.DataFrame, *, model: str) -> str:
+    """Say how far the sum of the layers is off."""
+    own = checked.loc[~checked["fitted"], "relative_error"].abs()
+    return (
+        f"{model}: latency predicted from tables of its layers is off by {own.median():.1%} "
+        f"(median of {own.count()} whole networks), at most {own.max():.0%}."
+    )
+
+
+def searched_frontier(sweep: pd.DataFrame, *, searched: Collection[str], gain: float) -> str:
+    """Say what the search adds to the uniform levels."""
+    found = sweep[sweep["candidate"].isin(searched)].dropna(subset="latency_p50_ms")
+    fast = found.loc[found["latency_p50_ms"].idxmin()]
+    return (
+        f"Accuracy against latency: {len(found)} networks that the search found over the uniform "
+        f"levels; they enlarge the hypervolume by {gain:.1%}. The fastest takes "
+        f"{fast['latency_p50_ms']:.4g} ms at {fast['accuracy']:.1%}."
     )

@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "layer_tables": ["LayerMap", "count_weights", "layer_map", "network_layers"],
         "network_map": ["LatencyMap", "latency_map"],
         "spec": ["SearchSpec"],
-        "trials": ["Space", "explore", "promoted", "record"],
+        "trials": ["BITS", "Space", "explore", "promoted", "record"],
         "timing": ["Bench", "Timed", "time_networks"],
     },
 )

@@ -163,6 +163,11 @@ class LayerMap:
         return cls(**{**kept, "layers": layers, **tables})
 
     @property
+    def numbers(self) -> pd.DataFrame:
+        """What the map's figure draws."""
+        return self.checked
+
+    @property
     def median_error(self) -> float:
         """Median relative error of the networks that were not fitted."""
         own = self.checked[~self.checked["fitted"]]

@@ -34,6 +34,11 @@ class LatencyMap:
     groups: tuple[str, ...]
 
     @property
+    def numbers(self) -> pd.DataFrame:
+        """What the map's figure draws."""
+        return self.table
+
+    @property
     def choices(self) -> dict[str, list[int]]:
         """Widths that every group of layers can have."""
         return {name: sorted(map(int, self.table[name].unique())) for name in self.groups}

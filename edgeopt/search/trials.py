@@ -1,7 +1,7 @@
 """The search: many networks by their importance, some after an epoch, a few trained to the end."""
 
-import logging
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import optuna
 import pandas as pd
-from optuna.distributions import CategoricalDistribution
 
 from edgeopt.experiments import widths_label
 from edgeopt.search.spec import SearchSpec
 
-logger = logging.getLogger(__name__)
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message="IProgress not found")  # of a bar that nobody draws
+    import optuna
+    from optuna.distributions import CategoricalDistribution
 
 BITS = "float_layers"  # a trial's parameter beside the widths
 POPULATION = 40
@@ -73,7 +74,7 @@ def explore(space: Space, spec: SearchSpec) -> pd.DataFrame:
     """Try widths and layers in float by importance kept and latency, with NSGA-II.
 
     One row per distinct trial that meets the constraint: a column per group of layers,
-    ``float_layers``, ``network``, ``kept``, ``latency_ms``, ``weights_mb``. The same latencies give
+    ``float_layers``, ``network``, ``kept``, ``map_ms``, ``weights_mb``. The same latencies give
     the same trials. Raises ``ValueError`` when no trial meets the constraint.
 
     Source: Deb et al. 2002, doi:10.1109/4235.996017; Optuna, doi:10.1145/3292500.3330701.
@@ -94,7 +95,7 @@ def explore(space: Space, spec: SearchSpec) -> pd.DataFrame:
         raise ValueError(
             f"none of {len(study.trials)} trials meets max_weights_mb {limit:g}{least}"
         )
-    return fitting.sort_values("latency_ms", ignore_index=True)
+    return fitting.sort_values("map_ms", ignore_index=True)
 
 
 def _first(distributions: Mapping[str, CategoricalDistribution]) -> list[dict[str, Any]]:
@@ -136,7 +137,7 @@ def _judged(
     told = {"weights_mb": _weights_mb(params, space, spec.precision), "kept": kept}
     if spec.max_weights_mb:
         trial.set_constraint("weights", told["weights_mb"] - spec.max_weights_mb)
-    for name, value in {**told, "latency_ms": ms}.items():
+    for name, value in {**told, "map_ms": ms}.items():
         trial.set_user_attr(name, value)
     return kept, ms
 
@@ -151,7 +152,7 @@ def _row(trial: optuna.trial.FrozenTrial, space: Space) -> dict[str, Any]:
         **trial.params,
         "network": widths_label(widths),
         "kept": trial.user_attrs["kept"],
-        "latency_ms": trial.user_attrs["latency_ms"],
+        "map_ms": trial.user_attrs["map_ms"],
         "weights_mb": trial.user_attrs["weights_mb"],
     }
 
@@ -159,13 +160,13 @@ def _row(trial: optuna.trial.FrozenTrial, space: Space) -> dict[str, Any]:
 def promoted(
     table: pd.DataFrame, count: int, *, score: str, tolerance: float = 0.0
 ) -> pd.DataFrame:
-    """Choose the networks that go on: those of the best fronts of ``score`` and ``latency_ms``.
+    """Choose the networks that go on: those of the best fronts of ``score`` and ``map_ms``.
 
     A front is what no faster network beats by more than ``tolerance``. Whole fronts are taken while
     there is room; of the last one, networks evenly spread over its latencies, both ends among them
     (successive halving, Jamieson and Talwalkar 2016, arXiv:1502.07943).
     """
-    rest, taken = table.sort_values(["latency_ms", score], ascending=[True, False]), []
+    rest, taken = table.sort_values(["map_ms", score], ascending=[True, False]), []
     while len(rest) and count > 0:
         best_before = rest[score].cummax().shift(fill_value=-math.inf)
         front = rest[rest[score] > best_before - tolerance]
@@ -175,26 +176,26 @@ def promoted(
         taken.append(front)
         count -= len(front)
         rest = rest.drop(index=front.index)
-    return pd.concat(taken).sort_values("latency_ms") if taken else table.iloc[:0]
+    return pd.concat(taken).sort_values("map_ms") if taken else table.iloc[:0]
 
 
 def record(table: pd.DataFrame, path: Path, *, name: str, space: Space, score: str) -> None:
     """Keep trials in an Optuna study in an SQLite file, which ``optuna-dashboard`` opens.
 
-    A study of that name is replaced; its objectives are ``score`` and ``latency_ms``.
+    A study of that name is replaced; its objectives are ``score`` and ``map_ms``.
     """
     storage, directions = f"sqlite:///{path}", ["maximize", "minimize"]
     with _quiet():
         if name in optuna.get_all_study_names(storage):
             optuna.delete_study(study_name=name, storage=storage)
         study = optuna.create_study(study_name=name, storage=storage, directions=directions)
-    study.set_user_attr("objectives", [score, "latency_ms"])
+    study.set_user_attr("objectives", [score, "map_ms"])
     distributions = space.distributions
     trials = [
         optuna.trial.create_trial(
             params={key: row[key] for key in distributions},
             distributions=distributions,
-            values=[row[score], row["latency_ms"]],
+            values=[row[score], row["map_ms"]],
         )
         for row in table.dropna(subset=[score]).to_dict("records")
     ]

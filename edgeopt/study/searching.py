@@ -1,5 +1,6 @@
 """The search of a run: its latency maps, kept for later runs, and what can be chosen."""
 
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
@@ -8,9 +9,12 @@ import pandas as pd
 from torch import nn
 
 from edgeopt.experiments import (
+    Candidate,
     CandidateSpec,
     Recipe,
     preparation_digest,
+    prepare_candidates,
+    pruned_recipes,
     searched_recipe,
     widths_label,
 )
@@ -18,6 +22,7 @@ from edgeopt.model import predict_logits
 from edgeopt.pruning import channel_importance, channel_widths, prune_to_widths
 from edgeopt.runtimes import runtime_named
 from edgeopt.search import (
+    BITS,
     Bench,
     LatencyMap,
     LayerMap,
@@ -28,6 +33,7 @@ from edgeopt.search import (
     latency_map,
     layer_map,
     network_layers,
+    promoted,
 )
 from edgeopt.study.study import Study
 from edgeopt.system import Store
@@ -70,14 +76,34 @@ def map_networks(
     return made
 
 
-def search_space(study: Study, baseline: nn.Module, *, executor: Executor | None = None) -> Space:
-    """Time what the run's search can choose from; ``baseline`` is its trained network.
+def whole_maps(study: Study, *, executor: Executor | None = None) -> dict[str, LatencyMap]:
+    """Time the networks of the run that are timed whole in fp32, by name.
+
+    The runtime is the search's; without a search, ONNX Runtime, or the first of the run.
+    """
+    known, usual = study.config.runtimes, "onnxruntime"
+    own = study.config.search
+    runtime = own.runtime if own else usual if usual in known else known[0]
+    maps = {}
+    for model, plan in study.plans.items():
+        network = plan.first_network(0).eval()
+        if len(channel_widths(network, example_input=plan.example)) <= WHOLE_NETWORKS:
+            how = {"runtime": runtime, "precision": "fp32", "executor": executor}
+            maps[model] = map_networks(study, model, **how)
+    return maps
+
+
+def search_space(
+    study: Study, baselines: Mapping[Recipe, nn.Module], *, executor: Executor | None = None
+) -> Space:
+    """Time what the run's search can choose from; ``baselines`` are its unpruned networks.
 
     For int8, layers that are faster in float are found first, and the networks are timed again with
     these in float.
     """
-    spec, model = study.config.search, study.searched
+    spec, model = study.search, study.search.model
     splits = study.splits[model]
+    baseline = next(net for recipe, net in baselines.items() if recipe.model == model)
     own = {"runtime": spec.runtime, "precision": spec.precision, "channels": spec.channels}
     latencies = {(): map_networks(study, model, **own, executor=executor)}
     if spec.precision == "int8" and runtime_named(spec.runtime).takes_int8_options:
@@ -101,44 +127,6 @@ def search_space(study: Study, baseline: nn.Module, *, executor: Executor | None
     return Space(latencies, importance, partial(count_weights, layers))
 
 
-def searched_recipes(
-    study: Study, table: pd.DataFrame, *, kind: str, seeds: Sequence[int]
-) -> dict[tuple[str, int], Recipe]:
-    """Make the recipe of every network of a table of trials, by its label and seed."""
-    model = study.searched
-    whole = channel_widths(
-        study.plans[model].first_network(0).eval(), example_input=study.plans[model].example
-    )
-    return {
-        (row["network"], seed): searched_recipe(
-            model, {name: int(row[name]) for name in whole}, whole=whole, kind=kind, seed=seed
-        )
-        for row in table.to_dict("records")
-        for seed in seeds
-    }
-
-
-def searched_specs(
-    recipes: Mapping[tuple[str, int], Recipe], table: pd.DataFrame, spec: SearchSpec
-) -> list[CandidateSpec]:
-    """List the candidates of a table of trials: its networks, with the layers in float of each."""
-    return [
-        CandidateSpec(
-            recipe.pruning_level,
-            spec.precision,
-            spec.runtime,
-            recipe.kind,
-            recipe.model,
-            seed,
-            widths=widths_label(dict(recipe.widths)),
-            float_layers=tuple(name for name in row.float_layers.split("+") if name),
-        )
-        for row in table.itertuples()
-        for (label, seed), recipe in recipes.items()
-        if label == row.network
-    ]
-
-
 def one_epoch_accuracy(study: Study, table: pd.DataFrame, *, executor: Executor) -> pd.DataFrame:
     """Train every network of a table of trials for an epoch, and add its validation ``accuracy``.
 
@@ -146,15 +134,90 @@ def one_epoch_accuracy(study: Study, table: pd.DataFrame, *, executor: Executor)
     epochs: it is what the others are compared with.
     """
     [seed, *_] = study.config.seeds
-    recipes = searched_recipes(study, table, kind="one-epoch", seeds=[seed])
+    recipes = _recipes(study, table, kind="one-epoch", seeds=[seed])
     networks = study.networks(study.train({*recipes.values()}, executor=executor))
-    split = study.splits[study.searched].validation
+    split = study.splits[study.search.model].validation
     right = {
         recipe: predict_logits(network, split).argmax(1).eq(split.labels).float().mean().item()
         for recipe, network in networks.items()
     }
     accuracy = table["network"].map(lambda label: right[recipes[label, seed]])
     return table.assign(accuracy=accuracy)
+
+
+def finalists(study: Study, tried: pd.DataFrame) -> pd.DataFrame:
+    """Choose what is trained to the end, of the networks that had an epoch.
+
+    What a faster network beats by more than one standard error of the accuracy is out, and so is
+    what a pruning level of the run leaves anyway.
+    """
+    images = len(study.splits[study.search.model].validation)
+    noise = math.sqrt((tried["accuracy"] * (1 - tried["accuracy"])).max() / images)
+    known = tried["network"].isin(_level_widths(study)) & (tried[BITS] == "")
+    return promoted(tried[~known], study.search.finalists, score="accuracy", tolerance=noise)
+
+
+def prepare_finalists(
+    study: Study,
+    table: pd.DataFrame,
+    baselines: Mapping[Recipe, nn.Module],
+    *,
+    executor: Executor,
+) -> tuple[list[Candidate], list[Candidate]]:
+    """Train the finalists with every seed; prepare the uniform levels and them, in this order."""
+    config, spec = study.config, study.search
+    recipes = _recipes(study, table, kind="fine-tuned", seeds=config.seeds)
+    axes = ([spec.model], config.pruning_levels, config.seeds)
+    levels = [*baselines, *pruned_recipes(*axes, kinds=["fine-tuned"])]
+    trained = study.networks(study.train([*levels, *recipes.values()], executor=executor))
+    models = {recipe.network: network for recipe, network in trained.items()}
+    uniform = [_spec(recipe, spec) for recipe in levels if recipe.model == spec.model]
+    found = [
+        _spec(recipe, spec, float_layers=row.float_layers)
+        for row in table.itertuples()
+        for (label, _), recipe in recipes.items()
+        if label == row.network
+    ]
+    found = [own for own in found if own not in uniform]
+    options = study.preparation("artifacts/search") | {"models": models, "executor": executor}
+    prepared = prepare_candidates([*uniform, *found], **options)
+    return prepared[: len(uniform)], prepared[len(uniform) :]
+
+
+def _spec(recipe: Recipe, spec: SearchSpec, *, float_layers: str = "") -> CandidateSpec:
+    return CandidateSpec(
+        recipe.pruning_level,
+        spec.precision,
+        spec.runtime,
+        recipe.kind,
+        recipe.model,
+        recipe.seed,
+        widths=widths_label(dict(recipe.widths)),
+        float_layers=tuple(name for name in float_layers.split("+") if name),
+    )
+
+
+def _recipes(
+    study: Study, table: pd.DataFrame, *, kind: str, seeds: Sequence[int]
+) -> dict[tuple[str, int], Recipe]:
+    """Make the recipe of every network of a table of trials, by its label and seed."""
+    plan = study.plans[study.search.model]
+    whole = channel_widths(plan.first_network(0).eval(), example_input=plan.example)
+    return {
+        (row["network"], seed): searched_recipe(
+            plan.model, {name: int(row[name]) for name in whole}, whole=whole, kind=kind, seed=seed
+        )
+        for row in table.to_dict("records")
+        for seed in seeds
+    }
+
+
+def _level_widths(study: Study) -> set[str]:
+    """Label the widths that the run's pruning levels leave of the searched network."""
+    plan = study.plans[study.search.model]
+    recipes = pruned_recipes([plan.model], study.config.pruning_levels, [0], kinds=["fine-tuned"])
+    networks = (plan.architecture(recipe).eval() for recipe in recipes)
+    return {widths_label(channel_widths(own, example_input=plan.example)) for own in networks}
 
 
 def _bench(study: Study, runtime: str, precision: str) -> Bench:

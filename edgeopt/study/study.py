@@ -34,6 +34,7 @@ from edgeopt.experiments import (
     train_networks,
 )
 from edgeopt.model import build_model, check_network, dump_weights, input_channels, load_weights
+from edgeopt.search import SearchSpec
 from edgeopt.study.folder import RunFolder, open_run
 from edgeopt.study.images import image_shape, load_images, test_warning, with_pictures_of
 from edgeopt.system import Int8Scheme, Store, int8_scheme
@@ -160,9 +161,12 @@ class Study:
         return self.config.data_folder / "prepared"
 
     @property
-    def searched(self) -> str:
-        """The network that the run's search is about."""
-        return self.config.search.model or self.config.models[0]
+    def search(self) -> SearchSpec:
+        """What the run searches for, with its network; ``ValueError`` where it does not search."""
+        if self.config.search is None:
+            raise ValueError("search is null; allowed: what params/search.yaml has, or {}")
+        own = self.config.search
+        return own.model_copy(update={"model": own.model or self.config.models[0]})
 
     @cached_property
     def plans(self) -> dict[str, TrainingPlan]:

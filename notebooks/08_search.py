@@ -1,0 +1,206 @@
+# %% [markdown]
+# # 8. Which channels and bits does the clock ask for?
+#
+# A pruning level takes the same share of every layer, and no runtime asks for that: its kernels work in
+# blocks, so that a few channels more can be faster than a few less, and a layer with short dot products
+# can be faster in float than in integers. Here the clock is asked first, before any training; then the
+# networks that are worth it are trained.
+
+# %% tags=["parameters"]
+run = "quick"
+dataset = "fashion-mnist-20k"
+data_dir = "data"
+train_subset = 4000
+calibration_images = None
+val_subset = 1000
+test_subset = 1500
+batch_size = 64
+seeds = [0]
+image_size = None
+channels = None
+resize = "stretch"
+interpolation = "bilinear"
+mean = None
+std = None
+class_names = None
+max_image_pixels = 89478485
+devices = ["host"]
+decide_on = None
+device_python = "python3"
+device_wheels = "fetch"
+models = ["small_cnn"]
+weights = None
+allow_chance = False
+conv1_channels = 16
+conv2_channels = 32
+epochs = 6
+finetune_epochs = 2
+learning_rate = 0.003
+channel_multiple = None
+pruning_levels = [0.0, 0.5, 0.7]
+runtimes = ["torch", "onnxruntime", "executorch", "openvino"]
+search = None
+threads = 1
+benchmark_batch_size = 1
+rounds = 10
+calls_per_round = 30
+latency_multiplier = 1.0
+power_watts = 5.0
+memory_budgets_mb = [0.015, 0.03, 0.06]
+active_memory_budget_mb = 0.03
+
+# %%
+from IPython.display import display
+
+from edgeopt import plots
+from edgeopt.config import ExperimentConfig
+from edgeopt.decision import hypervolume_gain, paired_comparison
+from edgeopt.experiments import Target, answers_of, score, sweep_table, with_test
+from edgeopt.metrics import latency_ratios
+from edgeopt.plots import readings
+from edgeopt.schema import quantity
+from edgeopt.search import explore, promoted, record
+from edgeopt.study import (
+    finalists,
+    one_epoch_accuracy,
+    open_study,
+    prepare_finalists,
+    search_space,
+    use_style,
+)
+from edgeopt.system import process_pool
+
+# %% tags=["nbval-ignore-output"]
+study = open_study(ExperimentConfig.from_namespace(globals()))
+config, folder, spec = study.config, study.folder, study.search
+use_style()
+print(study.heading)
+
+# %% [markdown]
+# ## The latency map
+#
+# Latency does not depend on the weights' values, so that networks of other widths can be timed before
+# any of them is trained. A network with one or two groups of layers is timed whole, at more widths where
+# its latency steps; of a deeper one every layer is timed at every width, and the sum is checked on whole
+# networks. The map is kept, and read again by later runs with the same code and machine.
+
+# %% tags=["nbval-ignore-output"]
+baselines = study.kept(study.baselines())
+with process_pool() as pool:
+    space = search_space(study, baselines, executor=pool)
+print(f"{spec.model} in {spec.precision} on {spec.runtime}, timed on {config.decides}")
+
+# %% tags=["nbval-ignore-output"]
+for number, (layers, known) in enumerate(space.latencies.items()):
+    print("layers in float:", ", ".join(layers) or "none")
+    alt = readings.latency_map(known, model=spec.model)
+    ax, numbers = plots.latency_map(known, precision=spec.precision), known.numbers
+    display(folder.save_figure(f"search_map{number}", ax, alt=alt, numbers=numbers))
+
+# %% [markdown]
+# ## Many networks, by importance
+#
+# A trial is a width for every group of layers and, for int8, which layers compute in float. The first
+# round trains nothing: NSGA-II looks for the trials that keep most of the channels' importance (by the
+# Taylor criterion, an estimate of the loss without them) at each latency. The trials lie in an Optuna
+# study in the run's folder, `search.db`, which `optuna-dashboard` opens.
+
+# %% tags=["nbval-ignore-output"]
+trials = folder.write_table("search_trials.csv", explore(space, spec))
+record(trials, folder.path("search.db"), name="importance", space=space, score="kept")
+chosen = promoted(trials, spec.one_epoch, score="kept")
+print(f"{len(trials)} trials, of which {len(chosen)} go on")
+
+# %% [markdown]
+# ## Some of them, after one epoch
+#
+# What is promoted is pruned to its widths and trained for one epoch. What no faster network beats by more
+# than one standard error of the accuracy goes on, unless it is one of the uniform levels. The unpruned
+# network is the baseline, with all its epochs.
+
+# %% tags=["nbval-ignore-output"]
+with process_pool() as pool:
+    tried = one_epoch_accuracy(study, chosen, executor=pool)
+record(tried, folder.path("search.db"), name="one epoch", space=space, score="accuracy")
+folder.write_table("search_one_epoch.csv", tried)[["network", "float_layers", "map_ms", "accuracy"]]
+
+# %% [markdown]
+# ## The finalists, trained to the end
+#
+# With as many epochs as the uniform levels had, and with every seed. They are timed side by side with the
+# uniform levels, in the same rounds, by the clock that decides.
+
+# %% tags=["nbval-ignore-output"]
+with process_pool() as pool:
+    last = finalists(study, tried)
+    uniform, found = prepare_finalists(study, last, baselines, executor=pool)
+
+# %% tags=["nbval-ignore-output"]
+prepared = [*uniform, *found]
+first = [own for own in prepared if own.spec.seed == config.seeds[0]]
+measured = study.measure(first)[config.decides].measured
+
+# %% tags=["nbval-ignore-output"]
+labels, target = study.validation_labels, config.part(Target)
+how = {"labels": labels, "target": target, "batch_size": config.benchmark_batch_size}
+sweep = sweep_table(prepared, measured, **how)
+sweep["found"] = sweep["candidate"].isin([own.name for own in found])
+shown = ["candidate", "found", "accuracy", "accuracy_low", "accuracy_high", "latency_p50_ms"]
+sweep[shown].sort_values("latency_p50_ms")
+
+# %% [markdown]
+# ## What the search adds
+#
+# The hypervolume is the area between a frontier and the slowest network at the accuracy of guessing. Its
+# gain is how much the networks that were found enlarge it; the interval draws images and rounds anew.
+
+# %% tags=["nbval-ignore-output"]
+answers = answers_of(prepared, labels=labels, class_names=study.class_names)
+own = {"added": [*sweep.loc[sweep["found"], "candidate"]], "chance": 1 / len(study.class_names)}
+gain, low, high = hypervolume_gain(answers.correct, measured.samples, **own)
+
+# %% tags=["nbval-ignore-output"]
+folder.write_json("search_gain.json", {"gain": gain, "low": low, "high": high})
+names = {c.name: c.spec.widths or f"{c.spec.pruning_level:.0%}" for c in prepared}
+ax = plots.searched_frontier(sweep, searched=own["added"], labels=names)
+alt = readings.searched_frontier(sweep, searched=own["added"], gain=gain)
+folder.save_figure("searched_frontier", ax, alt=alt, numbers=sweep[shown])
+
+# %% [markdown]
+# ## Test, once
+#
+# Of the networks whose accuracy is not measurably below the unpruned network's on the validation images,
+# the fastest is chosen. Only then are the test images read.
+
+# %% tags=["nbval-ignore-output"]
+parent = uniform[0].name
+losses = paired_comparison(answers.correct, parent=parent)
+worse = losses.loc[losses["significant"] & (losses["accuracy_difference"] < 0), "candidate"]
+fast = sweep[~sweep["candidate"].isin(worse)].sort_values("latency_p50_ms")["candidate"]
+
+# %% tags=["nbval-ignore-output"]
+with process_pool() as pool:
+    predicted = score(prepared, study.role("test"), executor=pool)
+how = {"labels": study.labels("test"), "class_names": study.class_names}
+sweep = folder.write_table("search_results.csv", with_test(sweep, predicted, **how))
+final = sweep.set_index("candidate")
+final.loc[[parent, *fast[:1]], ["accuracy", "test_accuracy", "latency_p50_ms"]]
+
+# %% [markdown]
+# ## Conclusion
+
+# %% tags=["nbval-ignore-output"]
+ends = " to ".join(quantity("regret", end, signed=True) for end in (low, high))
+print(f"The search enlarges the hypervolume by {quantity('regret', gain, signed=True)} ({ends}).")
+
+# %% tags=["nbval-ignore-output"]
+pick = fast.iloc[0]
+ratios = latency_ratios(measured.samples, to=pick).set_index("candidate")
+ratio, *ends = ratios.loc[parent]
+print(f"Fastest of what is not measurably less accurate than {parent}: {pick},")
+print(f"{ratio:.2f} times as fast ({ends[0]:.2f} to {ends[1]:.2f}), in the same rounds.")
+
+# %% tags=["nbval-ignore-output"]
+levels = {own.name for own in uniform} - {*worse}
+best = ratios.loc[ratios.index.isin(levels), "latency_ratio"].min()
+print(f"The fastest uniform level that is as accurate takes {best:.2f} times as long.")
