@@ -151,8 +151,8 @@ sweep[shown].sort_values("latency_p50_ms")
 # %% [markdown]
 # ## What the search adds
 #
-# The hypervolume is the area between a frontier and the slowest network at the accuracy of guessing. Its
-# gain is how much the networks that were found enlarge it; the interval draws images and rounds anew.
+# The hypervolume is the area between a frontier and 1.1 times the slowest latency at the accuracy of
+# guessing. Its gain is how much the networks that were found enlarge it; the interval draws images and rounds anew.
 
 # %% tags=["nbval-ignore-output"]
 answers = answers_of(prepared, labels=labels, class_names=study.class_names)

@@ -12,6 +12,8 @@ from edgeopt.decision.paired import Correct, accuracy_ties, correctness
 from edgeopt.metrics import resampled_quantiles
 from edgeopt.schema import require_at_least, require_columns
 
+REFERENCE = 1.1  # times the slowest latency, so that the slowest candidate has an area too
+
 
 def pareto_frontier(df: pd.DataFrame, x_col: str) -> pd.DataFrame:
     """Keep the accepted rows that no other accepted row beats on ``x_col`` and accuracy.
@@ -114,9 +116,9 @@ def hypervolume_gain(
 ) -> tuple[float, float, float]:
     """Share by which candidates enlarge the hypervolume of the others, with its 95 % interval.
 
-    Accuracy against median latency, with the slowest of all and the accuracy of ``chance`` as the
-    reference. Images and rounds are drawn anew as in :func:`frontier_probability`; the reference
-    stays. Raises ``ValueError`` when there is nothing to add to.
+    Accuracy against median latency, with 1.1 times the slowest of all and the accuracy of
+    ``chance`` as the reference. Images and rounds are drawn anew as in
+    :func:`frontier_probability`; the reference stays. Raises ``ValueError`` when there is nothing to add to.
     """
     table = correctness(correct)
     if not {*table} - {*added}:
@@ -127,7 +129,7 @@ def hypervolume_gain(
     right = _resampled_counts(shares, replicates=replicates, seed=seed) / len(shares)
     medians = np.array([rows["latency_ms"].median() for rows in own.values()])
     others = np.array([name not in added for name in table])
-    reference = (medians.max(), chance)
+    reference = (REFERENCE * medians.max(), chance)
 
     def gain(latency: NDArray, accuracy: NDArray) -> float:
         points = pd.DataFrame({"ms": latency, "accuracy": accuracy})

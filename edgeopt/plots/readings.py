@@ -181,7 +181,7 @@ def searched_frontier(sweep: pd.DataFrame, *, searched: Collection[str], gain: f
     found = sweep[sweep["candidate"].isin(searched)].dropna(subset="latency_p50_ms")
     fast = found.loc[found["latency_p50_ms"].idxmin()]
     return (
-        f"Accuracy against latency: {len(found)} networks that the search found over the uniform "
-        f"levels; they enlarge the hypervolume by {gain:.1%}. The fastest takes "
+        f"Accuracy against latency: what the search found ({len(found)}) over the uniform levels; "
+        f"together they enlarge the hypervolume by {gain:.1%}. The fastest takes "
         f"{fast['latency_p50_ms']:.4g} ms at {fast['accuracy']:.1%}."
     )

@@ -1,6 +1,7 @@
 """Figures of the search: latency by widths, and what was found over the uniform levels."""
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -107,13 +108,7 @@ def searched_frontier(
     rows = sweep.dropna(subset=["accuracy", "latency_p50_ms"])
     for found, own in rows.groupby(rows["candidate"].isin(searched)):
         for row in own.itertuples():
-            color = PRECISIONS[row.precision].color if found else QUIET
-            style = {"color": color, "lw": 1.1, "zorder": 2}
-            ax.hlines(row.accuracy, row.latency_p50_low_ms, row.latency_p50_high_ms, **style)
-            ax.vlines(row.latency_p50_ms, row.accuracy_low, row.accuracy_high, **style)
-            marker = runtime_named(row.runtime).marker
-            face = {"fc": color, "ec": INK} if found else {"fc": "white", "ec": QUIET}
-            ax.scatter(row.latency_p50_ms, row.accuracy, s=60, marker=marker, zorder=3, **face)
+            _draw_point(ax, row, found=found)
         front = own.sort_values("latency_p50_ms")
         front = front[front["accuracy"] >= front["accuracy"].cummax()]
         line = {"color": INK if found else QUIET, "lw": 1.2, "ls": "-" if found else "--"}
@@ -128,3 +123,14 @@ def searched_frontier(
     colors = [PRECISIONS[name].color for name in dict.fromkeys(rows["precision"])]
     key_below(ax, [dot("uniform levels", "white"), dot("found by the search", colors[-1])])
     return ax
+
+
+def _draw_point(ax: Axes, row: Any, *, found: bool) -> None:
+    """Draw a candidate with both intervals, grey and hollow where it was not searched for."""
+    color = PRECISIONS[row.precision].color if found else QUIET
+    style = {"color": color, "lw": 1.1, "zorder": 2}
+    ax.hlines(row.accuracy, row.latency_p50_low_ms, row.latency_p50_high_ms, **style)
+    ax.vlines(row.latency_p50_ms, row.accuracy_low, row.accuracy_high, **style)
+    face = {"fc": color, "ec": INK} if found else {"fc": "white", "ec": QUIET}
+    marker = runtime_named(row.runtime).marker
+    ax.scatter(row.latency_p50_ms, row.accuracy, s=60, marker=marker, zorder=3, **face)

@@ -87,23 +87,40 @@ def latency_map(
         As in :class:`edgeopt.search.Timed`.
     """
     whole = check_choices(choices, channel_widths(model, example_input=images.take(1)))
-    own = partial(_narrowed, model=model, example=images.take(1))
+    narrowed = partial(_narrowed, model=model, example=images.take(1))
     known = pd.DataFrame()
     finer = {name: sorted(choices[name]) for name in choices}
     while finer:
         choices = finer
         seen = set(known.get("network", ()))
-        every = [
-            dict(zip(choices, some, strict=True)) for some in itertools.product(*choices.values())
-        ]
-        asked = [w for w in every if widths_label(w) not in seen or w == whole]
-        built = run_in_order(own, asked, executor=executor)
-        made = [Timed(one["network"], images, calibration, float_layers) for one in built]
-        named = dict(zip(map(widths_label, asked), made, strict=True))
-        table = time_networks(named, bench, to=widths_label(whole), executor=executor)
-        known = _joined(known, pd.concat([pd.DataFrame(asked), table], axis=1))
+        asked = [w for w in _grid(choices) if widths_label(w) not in seen or w == whole]
+        built = [*run_in_order(narrowed, asked, executor=executor)]
+        how = (images, calibration, float_layers)
+        table = _timed(asked, built, how, bench, to=widths_label(whole), executor=executor)
+        known = _joined(known, table)
         finer = _finer(choices, known, grid=grid, networks=networks)
     return LatencyMap(known, tuple(choices))
+
+
+def _grid(choices: Mapping[str, Sequence[int]]) -> list[dict[str, int]]:
+    return [dict(zip(choices, own, strict=True)) for own in itertools.product(*choices.values())]
+
+
+def _timed(
+    asked: Sequence[Mapping[str, int]],
+    built: Sequence[ByValue],
+    how: tuple[Split, Iterable, tuple[str, ...]],
+    bench: Bench,
+    **options: Any,
+) -> pd.DataFrame:
+    """Time the networks that there are; a row per widths, with an error for those there are not."""
+    names = [*map(widths_label, asked)]
+    rows = pd.DataFrame([{**w, "network": name} for w, name in zip(asked, names, strict=True)])
+    pairs = [*zip(names, built, strict=True)]
+    made = {name: Timed(own["network"], *how) for name, own in pairs if "network" in own}
+    refused = [{"network": name, **own} for name, own in pairs if "network" not in own]
+    table = pd.concat([time_networks(made, bench, **options), pd.DataFrame(refused)])
+    return rows.merge(table, on="network")
 
 
 def check_choices(choices: Mapping[str, Sequence[int]], whole: Mapping[str, int]) -> dict[str, int]:
@@ -120,7 +137,11 @@ def check_choices(choices: Mapping[str, Sequence[int]], whole: Mapping[str, int]
 
 
 def _narrowed(widths: Mapping[str, int], *, model: nn.Module, example: Any) -> ByValue:
-    return ByValue(network=prune_to_widths(model, widths, example_input=example))
+    """Prune the network; the text of the error where it has no such widths."""
+    try:
+        return ByValue(network=prune_to_widths(model, widths, example_input=example))
+    except ValueError as error:
+        return ByValue(error=str(error))
 
 
 def _joined(known: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
@@ -154,6 +175,6 @@ def _steps(
         by_width = table.pivot_table("latency_p10_ms", others or "error", name, dropna=False)
         for low, high in itertools.pairwise(own):
             middle = grid * round((low + high) / 2 / grid)
-            step = float(np.nanmedian(np.abs(np.log(by_width[high] / by_width[low]))))
+            step = float(np.log(by_width[high] / by_width[low]).abs().median())
             if low < middle < high and step > STEP:
                 yield step, name, middle

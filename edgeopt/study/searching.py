@@ -1,5 +1,6 @@
 """The search of a run: its latency maps, kept for later runs, and what can be chosen."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
@@ -37,6 +38,8 @@ from edgeopt.search import (
 )
 from edgeopt.study.study import Study
 from edgeopt.system import Store
+
+logger = logging.getLogger(__name__)
 
 WHOLE_NETWORKS = 2  # groups of layers up to which whole networks are timed, not layers
 STEPS = 4  # widths of every group to begin with
@@ -79,17 +82,21 @@ def map_networks(
 def whole_maps(study: Study, *, executor: Executor | None = None) -> dict[str, LatencyMap]:
     """Time the networks of the run that are timed whole in fp32, by name.
 
-    The runtime is the search's; without a search, ONNX Runtime, or the first of the run.
+    The runtime is the search's; without a search, ONNX Runtime, or the first of the run. A network
+    whose channels cannot be removed is left out, which is logged.
     """
     known, usual = study.config.runtimes, "onnxruntime"
     own = study.config.search
     runtime = own.runtime if own else usual if usual in known else known[0]
     maps = {}
     for model, plan in study.plans.items():
-        network = plan.first_network(0).eval()
-        if len(channel_widths(network, example_input=plan.example)) <= WHOLE_NETWORKS:
-            how = {"runtime": runtime, "precision": "fp32", "executor": executor}
-            maps[model] = map_networks(study, model, **how)
+        how = {"runtime": runtime, "precision": "fp32", "executor": executor}
+        try:
+            widths = channel_widths(plan.first_network(0).eval(), example_input=plan.example)
+            if len(widths) <= WHOLE_NETWORKS:
+                maps[model] = map_networks(study, model, **how)
+        except ValueError as error:
+            logger.warning("%s is not timed by its widths: %s", model, error)
     return maps
 
 

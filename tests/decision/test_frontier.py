@@ -10,6 +10,7 @@ from edgeopt.decision.frontier import (
     frontier_probability,
     frontier_twins,
     hypervolume,
+    hypervolume_gain,
     pareto_frontier,
 )
 from tests.decision.test_budgets import NAN, points, sweep
@@ -287,3 +288,21 @@ def test_hypervolume_refuses():
         hypervolume(table, x_col="latency_ms", reference=(np.inf, 0))
     with pytest.raises(ValueError, match=r"hypervolume needs the column.* energy_j"):
         hypervolume(table, x_col="energy_j", reference=(1, 0))
+
+
+def test_the_gain_of_what_was_added_by_hand():
+    correct = {"slow": answers(0.9), "mid": answers(0.5), "new": answers(0.8)}
+    samples = latency_samples({"slow": 4.0, "mid": 2.0, "new": 1.0})
+    gain, low, high = hypervolume_gain(correct, samples, added=["new"], chance=0.1)
+    before = (4 - 2) * (0.5 - 0.1) + (4.4 - 4) * (0.9 - 0.1)
+    after = (4 - 1) * (0.8 - 0.1) + (4.4 - 4) * (0.9 - 0.1)
+    assert gain == pytest.approx(after / before - 1)
+    assert low < gain < high
+
+
+def test_what_is_beaten_adds_nothing_and_all_added_is_refused():
+    correct = {"good": answers(0.9), "beaten": answers(0.5)}
+    samples = latency_samples({"good": 1.0, "beaten": 2.0})
+    assert hypervolume_gain(correct, samples, added=["beaten"], chance=0.1) == (0, 0, 0)
+    with pytest.raises(ValueError, match="all candidates are added"):
+        hypervolume_gain(correct, samples, added=[*correct], chance=0.1)

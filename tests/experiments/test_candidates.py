@@ -307,3 +307,21 @@ def test_a_failed_candidate_is_tried_again(options, store):
     [failed] = prepare_candidates([spec], store=store, calibration=empty, **options)
     assert failed.error
     assert not store.exists()
+
+
+def test_a_layer_in_float_between_integers_leaves_the_others_int8(options):
+    require_runtime("onnxruntime", "int8")
+    spec = CandidateSpec(0.0, "int8", "onnxruntime", float_layers=("conv1",))
+    [candidate] = prepare_candidates([spec], **options)
+    conv1, conv2, classifier = 784 * 6 * 9, 196 * 8 * 6 * 9, 8 * 49 * 4
+    share = (conv2 + classifier) / (conv1 + conv2 + classifier)
+    assert candidate.facts["int8_mac_share"] == pytest.approx(share)
+    assert candidate.spec.precision == "int8-mixed"
+    assert candidate.name == f"small_cnn-p0-onnxruntime-int8-mixed-{int(100 * share)}-float-conv1"
+
+
+def test_layers_in_float_between_integers_are_of_onnx_files(options):
+    [candidate] = prepare_candidates(
+        [CandidateSpec(0.0, "int8", float_layers=("conv1",))], **options
+    )
+    assert "float_alone: int8 as ONNX" in candidate.error

@@ -1,0 +1,90 @@
+"""Trials: the same ones again, those that meet the constraint, and the fronts that go on."""
+
+import math
+
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+
+from edgeopt.search.spec import SearchSpec
+from edgeopt.search.trials import Space, explore, promoted, record
+
+
+class Table:
+    """Latency of 1 a channel of ``a`` and 2 a channel of ``b``; one network cannot be timed."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self.choices = {"a": [1, 2, 4], "b": [1, 3]}
+        self.factor = factor
+
+    def ms(self, widths) -> float:
+        if (widths["a"], widths["b"]) == (2, 3):
+            return math.nan
+        return self.factor * (widths["a"] + 2 * widths["b"])
+
+
+SCORES = {"a": np.array([4.0, 3.0, 2.0, 1.0]), "b": np.array([5.0, 3.0, 2.0])}
+
+
+@pytest.fixture
+def space() -> Space:
+    return Space({(): Table()}, SCORES, lambda widths: 2**20 * widths["a"] * widths["b"])
+
+
+def test_every_network_of_a_small_space_is_found_with_its_numbers(space) -> None:
+    table = explore(space, SearchSpec(trials=100)).set_index("network")
+    assert {*table.index} == {"1x1", "1x3", "2x1", "4x1", "4x3"}
+    row = table.loc["4x1"]
+    assert row["kept"] == pytest.approx((10 + 5) / 20)
+    assert (row["map_ms"], row["weights_mb"]) == (6, 16)
+
+
+def test_the_same_latencies_give_the_same_trials(space) -> None:
+    spec = SearchSpec(trials=20, seed=3)
+    pd.testing.assert_frame_equal(explore(space, spec), explore(space, spec))
+
+
+def test_layers_in_float_are_a_choice_where_they_were_timed() -> None:
+    both = {(): Table(), ("conv1", "conv2"): Table(0.5)}
+    own = Space(both, SCORES, lambda widths: 1)
+    table = explore(own, SearchSpec(trials=200, precision="int8"))
+    assert {*table["float_layers"]} == {"", "conv1+conv2"}
+    pair = table[table["network"] == "4x3"].set_index("float_layers")["map_ms"]
+    assert pair["conv1+conv2"] == pair[""] / 2
+
+
+def test_only_networks_within_the_constraint_are_left(space) -> None:
+    spec = SearchSpec(trials=100, max_weights_mb=12)
+    assert {*explore(space, spec)["network"]} == {"1x1", "1x3", "2x1"}
+    with pytest.raises(ValueError, match=r"meets max_weights_mb 0.5; the smallest holds 4 MiB"):
+        explore(space, SearchSpec(trials=50, max_weights_mb=0.5))
+
+
+def trials(**columns) -> pd.DataFrame:
+    return pd.DataFrame(columns)
+
+
+def test_whole_fronts_go_on_and_then_the_next_evenly_spread() -> None:
+    table = trials(map_ms=[1, 2, 3, 4, 5], kept=[0.1, 0.3, 0.2, 0.25, 0.5])
+    assert [*promoted(table, 3, score="kept").index] == [0, 1, 4]
+    # 2 and 3 are the second front, of which one has room.
+    assert [*promoted(table, 4, score="kept").index] == [0, 1, 2, 4]
+    assert [*promoted(table, 2, score="kept").index] == [0, 4]
+    assert [*promoted(table, 9, score="kept").index] == [0, 1, 2, 3, 4]
+
+
+def test_what_is_worse_by_less_than_the_tolerance_goes_on() -> None:
+    table = trials(map_ms=[1, 2, 3], accuracy=[0.80, 0.795, 0.70])
+    assert [*promoted(table, 2, score="accuracy", tolerance=0.01).index] == [0, 1]
+
+
+def test_trials_lie_in_an_optuna_study_that_is_replaced(space, tmp_path) -> None:
+    table, path = explore(space, SearchSpec(trials=50)), tmp_path / "search.db"
+    for _ in range(2):
+        record(table, path, name="importance", space=space, score="kept")
+    study = optuna.load_study(study_name="importance", storage=f"sqlite:///{path}")
+    assert len(study.trials) == len(table)
+    best = {tuple(t.values) for t in study.best_trials}
+    assert (1.0, 10.0) in best  # the whole network keeps all
+    assert study.user_attrs["objectives"] == ["kept", "map_ms"]
