@@ -34,7 +34,7 @@ def test_the_library_block_prints_a_frontier(capsys):
 
 
 def test_the_parameter_file_opens_a_study(tmp_path, monkeypatch, pictures):
-    text, _ = blocks("yaml")
+    [text, *_] = blocks("yaml")
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "path/to").mkdir(parents=True)
     (tmp_path / "path/to/pictures").symlink_to(pictures)
@@ -49,6 +49,14 @@ def test_the_parameter_file_opens_a_study(tmp_path, monkeypatch, pictures):
     assert (
         yaml.safe_load(text)["image_size"] == study.splits["my_module:make_network"].train.shape[1]
     )
+
+
+@pytest.mark.parametrize("text", blocks("yaml"), ids=lambda text: text.splitlines()[0])
+def test_every_parameter_file_is_read(text, tmp_path):
+    path = tmp_path / Path(text.splitlines()[0]).name
+    path.write_text(text)
+    values = load_config(path).model_dump(exclude_unset=True)
+    assert {*yaml.safe_load(text)} <= {*values}
 
 
 def test_every_make_target_of_the_console_blocks_and_the_table_is_there():

@@ -118,7 +118,8 @@ def hypervolume_gain(
 
     Accuracy against median latency, with 1.1 times the slowest of all and the accuracy of
     ``chance`` as the reference. Images and rounds are drawn anew as in
-    :func:`frontier_probability`; the reference stays. Raises ``ValueError`` when there is nothing to add to.
+    :func:`frontier_probability`; the reference stays. Raises ``ValueError`` when there is nothing
+    to add to.
     """
     table = correctness(correct)
     if not {*table} - {*added}:

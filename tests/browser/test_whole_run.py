@@ -1,4 +1,4 @@
-"""All seven notebooks on a user's own network: what they find, and their pages in a browser."""
+"""All eight notebooks on a user's own network: what they find, and their pages in a browser."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from edgeopt.__main__ import main
-from edgeopt.config import load_config
+from edgeopt.config import NOTEBOOKS, SEARCH_NOTEBOOK, load_config
 from edgeopt.devices import ResultsError
 from edgeopt.experiments.recipes import pruned_recipes
 from edgeopt.experiments.sweep import run_sweep
@@ -24,7 +24,7 @@ from tests.own_network import COLOUR
 
 @pytest.fixture(scope="module")
 def whole_run(pictures, weights, tmp_path_factory) -> Study:
-    """All seven notebooks on a user's network with weights trained elsewhere, taken as they are."""
+    """All eight notebooks on a user's network with weights trained elsewhere, taken as they are."""
     root = tmp_path_factory.mktemp("report")
     kind = OpenSsh if Path(SSHD).exists() else AsyncSsh
     server = kind(tmp_path_factory.mktemp("ssh") / "server")
@@ -52,6 +52,8 @@ def whole_run(pictures, weights, tmp_path_factory) -> Study:
         "calls_per_round": 6,
         "all_remedies": False,
         "active_memory_budget_mb": 1.0,
+        "notebooks": [*NOTEBOOKS, SEARCH_NOTEBOOK],
+        "search": {"trials": 40, "one_epoch": 3, "finalists": 2},
     }
     (root / "mine.yaml").write_text(yaml.safe_dump(values))
     with pytest.MonkeyPatch.context() as patch, server.running():
@@ -94,6 +96,22 @@ def test_a_users_network_gets_the_whole_study(whole_run):
     index = folder.path("index.html").read_text()
     assert "mean 0.485, 0.456, 0.406, std 0.229, 0.224, 0.225" in index
     assert "may have been trained" not in index
+
+
+def test_a_deep_network_is_searched_by_tables_of_its_layers(whole_run):
+    folder: RunFolder = whole_run.folder
+    found = folder.read_table("search_results.csv")
+    assert found["status"].eq("ok").all()
+    assert found["latency_p50_ms"].notna().all()
+    assert found["test_accuracy"].notna().all()
+    uniform = {f"{COLOUR}-p{level}-onnxruntime-fp32".replace(":", "-") for level in (0, 25)}
+    assert uniform <= {*found["candidate"]}
+    assert found.loc[~found["candidate"].isin(uniform), "found"].all()
+    checked = pd.read_csv(folder.path("figures/search_map0.csv"))
+    assert (~checked["fitted"]).sum() == 30
+    trials = folder.read_table("search_trials.csv")
+    assert trials["kept"].max() == pytest.approx(1)
+    assert folder.path("search.db").stat().st_size > 0
 
 
 def test_run_sweep_gives_the_numbers_of_the_notebooks(whole_run, tmp_path):
