@@ -5,7 +5,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import (
     ConfigDict,
     Field,
@@ -29,7 +28,7 @@ from edgeopt.schema import (
     require_known,
 )
 from edgeopt.search import SearchSpec
-from edgeopt.system import project_root, usable_cores
+from edgeopt.system import load_yaml, project_root, shortened, usable_cores
 
 Spec = TypeVar("Spec")
 PARTS = (Schedule, Target, Gates, Constraints)
@@ -226,7 +225,7 @@ class ExperimentConfig(_Parts):
         names = [field.name for field in fields(spec) if field.name in type(self).model_fields]
         return spec(**{name: getattr(self, name) for name in names})
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, /, **values: Any) -> None:
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -253,13 +252,14 @@ def load_config(path: str | Path, **overrides: Any) -> ExperimentConfig:
             f"no parameter file {path}; there are: {', '.join(known) or 'none'}"
         )
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        values = load_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid YAML: {shortened(error)}") from error
+    values = {} if values is None else values
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}; allowed: key: value lines")
     if odd := [key for key in values if not isinstance(key, str)]:
-        raise ConfigError(f"{path}: {odd} are not parameter names; quote them, or see true and yes")
+        raise ConfigError(f"{path}: {shortened(odd)} are not parameter names; quote them")
     if values.setdefault("run", path.stem) != path.stem:
         raise ConfigError(
             f"{path}: run is {values['run']!r}; allowed: the file's name {path.stem!r}"
@@ -283,10 +283,10 @@ def _explain(error: ValidationError) -> str:
         elif problem["type"] == "extra_forbidden":
             owner = SearchSpec if key.startswith("search.") else ExperimentConfig
             known = ", ".join(owner.model_fields)
-            lines.append(f"unknown parameter {key!r}; allowed: {known}")
+            lines.append(f"unknown parameter {shortened(repr(key))}; allowed: {known}")
         else:
             # A device may have been given with a password, which nothing repeats.
-            shown = "" if key == "devices" else f" is {problem['input']!r}"
+            shown = "" if key == "devices" else f" is {shortened(repr(problem['input']))}"
             given = f"parameter {key}{shown}: " if key else ""
-            lines.append(given + reason)
+            lines.append(given + shortened(reason, 400))
     return "; ".join(lines)

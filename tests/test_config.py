@@ -80,7 +80,7 @@ def test_every_bad_key_is_named_at_once():
     [
         ("epochs: [", "not valid YAML"),
         ("- epochs", "holds a list; allowed: key: value"),
-        ("on: 1", r"mine.yaml: \[True\] are not parameter names"),
+        ("on: 1", "mine.yaml: unknown parameter 'on'"),
         ("run: other", "run is 'other'; allowed: the file's name 'mine'"),
         ("nope: 1", r"mine.yaml: unknown parameter 'nope'"),
     ],
@@ -104,3 +104,30 @@ def test_the_data_folder_is_seen_from_the_project_wherever_the_notebook_runs(tmp
     monkeypatch.chdir(tmp_path / "notebooks")
     assert ExperimentConfig(data_dir="data").data_folder == tmp_path / "data"
     assert ExperimentConfig(data_dir="/mnt/images").data_folder == Path("/mnt/images")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"epochs: 3\nepochs: 4\n", "mine.yaml is not valid YAML: .*'epochs' twice"),
+        (b"\xff\xfe", "mine.yaml is not valid YAML: .*utf-8"),
+        (b"epochs: " + b"[" * 5000, "mine.yaml is not valid YAML: .*nested too deeply"),
+        (b"[]", "mine.yaml holds a list; allowed: key: value lines"),
+        (b"0", "mine.yaml holds a int; allowed: key: value lines"),
+        (b"self: 1", "unknown parameter 'self'"),
+        (b"epochs: 12:30:00", "parameter epochs is '12:30:00': .*valid integer"),
+    ],
+)
+def test_a_file_that_says_something_else_is_one_error_with_its_name(content, message, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        load_config(path)
+
+
+def test_a_message_does_not_repeat_a_long_value(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"dataset: {'x' * 100_000}\n")
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    assert len(str(error.value)) < 1000

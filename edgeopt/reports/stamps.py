@@ -3,9 +3,10 @@
 import hashlib
 import importlib.util
 import json
+import logging
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from edgeopt.reports.manifest import MANIFEST, artifact_paths
 from edgeopt.study import RunFolder
 from edgeopt.system import file_sha256, write_atomically
 
+log = logging.getLogger(__name__)
+
 INDEX = "index.html"
 PACKAGE = Path(__file__).parents[1]
 # Neither changes what a notebook computes.
@@ -23,12 +26,16 @@ PAGE_PARTS = {"reports", "__main__.py"}
 
 @dataclass(frozen=True)
 class Record:
-    """How one notebook ended, and the SHA-256 of each file that it left; kept in its metadata."""
+    """How one notebook ended, and the SHA-256 of each file that it left; kept in its metadata.
+
+    ``content`` is the digest of the executed notebook itself: of its cells and its other metadata.
+    """
 
     status: str
     stamp: str
     error: str = ""
     outputs: Mapping[str, str] = field(default_factory=dict)
+    content: str = ""
 
 
 def digest(value: Any) -> str:
@@ -95,11 +102,28 @@ def _source_digest(module: str) -> str:
 
 
 def read_record(executed: Path) -> Record | None:
-    """Read the record inside an executed notebook; None when this package did not execute it."""
+    """Read the record inside an executed notebook; None when this package did not execute it.
+
+    One that is broken, or was changed since, counts as not executed, which is logged.
+    """
     if not executed.is_file():
         return None
-    stored = nbformat.read(executed, as_version=4).metadata.get("edgeopt")
-    return Record(**stored) if stored else None
+    try:
+        notebook = nbformat.read(executed, as_version=4)
+        record = Record(**notebook.metadata["edgeopt"])
+        changed = "" if record.content == content_digest(notebook) else "was changed since"
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        changed = f"is broken ({type(error).__name__})"
+    if changed:
+        log.warning("%s %s: it does not count as executed", executed, changed)
+        return None
+    return record
+
+
+def content_digest(notebook: nbformat.NotebookNode) -> str:
+    """SHA-256 of a notebook's cells, outputs and metadata but for edgeopt's own."""
+    metadata = {key: value for key, value in notebook.metadata.items() if key != "edgeopt"}
+    return digest({"cells": notebook.cells, "metadata": metadata})
 
 
 def notebook_state(executed: Path) -> dict[str, Any]:
@@ -124,6 +148,7 @@ def notebook_state(executed: Path) -> dict[str, Any]:
 def publish(temporary: Path, record: Record, *, to: Path) -> None:
     """Give an executed notebook its record and its final name, in one step."""
     notebook = nbformat.read(temporary, as_version=4)
+    record = replace(record, content=content_digest(notebook))
     notebook.metadata["edgeopt"] = asdict(record)
     write_atomically(to, nbformat.writes(notebook).encode())
     temporary.unlink()

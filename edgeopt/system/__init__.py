@@ -21,6 +21,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "int8": ["Int8Scheme", "U8S8", "int8_scheme"],
         "store": ["Store"],
+        "strict_yaml": ["load_yaml", "shortened"],
         "upstream": [
             "RuntimeUnavailable",
             "import_extra",

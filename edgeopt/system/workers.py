@@ -1,7 +1,9 @@
 """Worker processes for what is prepared and trained, many at once."""
 
 import multiprocessing
+import os
 import pickle
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
 from typing import Any
@@ -69,9 +71,23 @@ def _started(count: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(
         count,
         mp_context=context,
-        initializer=torch.set_num_threads,
-        initargs=(1,),
+        initializer=_begin,
     )
+
+
+def _begin() -> None:
+    """Compute with one thread, and end when the process that asked for the work does.
+
+    Killed, it cannot say so; without this its workers and their server would stay for good.
+    """
+    torch.set_num_threads(1)
+    asking = multiprocessing.parent_process()
+
+    def end() -> None:
+        asking.join()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 def run_in_order(

@@ -1,4 +1,6 @@
 import importlib
+import json
+from dataclasses import replace
 
 import nbformat
 import pytest
@@ -104,7 +106,8 @@ def test_a_notebook_gets_its_record_and_its_name_in_one_step(run):
     temporary = write_notebook(run.path(".a.running.ipynb"), "1 + 1")
     record = Record("done", "s", outputs={"table.csv": X})
     publish(temporary, record, to=run.path("a.ipynb"))
-    assert read_record(run.path("a.ipynb")) == record
+    found = read_record(run.path("a.ipynb"))
+    assert replace(found, content="") == record
     assert not temporary.exists()
 
 
@@ -155,3 +158,39 @@ def test_clearing_keeps_what_an_earlier_notebook_wrote_too(run):
     publish(temporary, Record("done", "s", outputs={"shared.csv": X}), to=run.path("a.ipynb"))
     clear(run, ["a"], keep={"shared.csv"})
     assert [path.name for path in run.root.iterdir()] == ["shared.csv"]
+
+
+def executed(run):
+    temporary = write_notebook(run.path(".a.running.ipynb"), "1 + 1")
+    publish(temporary, Record("done", "s"), to=run.path("a.ipynb"))
+    return run.path("a.ipynb")
+
+
+def with_another_output(path):
+    notebook = nbformat.read(path, 4)
+    notebook.cells[0].outputs = [nbformat.v4.new_output("stream", text="99.9%<script>")]
+    nbformat.write(notebook, path)
+
+
+def without_a_key(path):
+    notebook = json.loads(path.read_text())
+    del notebook["metadata"]["edgeopt"]["stamp"]
+    path.write_text(json.dumps(notebook))
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (with_another_output, "was changed since"),
+        (without_a_key, "is broken"),
+        (lambda path: path.write_text(path.read_text()[:100]), "is broken"),
+        (lambda path: path.write_text(""), "is broken"),
+        (lambda path: path.write_text("[" * 100_000), "is broken"),
+    ],
+)
+def test_a_notebook_that_was_changed_does_not_count_as_executed(run, caplog, change, problem):
+    path = executed(run)
+    assert read_record(path) is not None
+    change(path)
+    assert read_record(path) is None
+    assert f"{path} {problem}" in caplog.text

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from concurrent.futures import BrokenExecutor
 
 import pytest
@@ -38,3 +41,42 @@ def test_a_job_that_ends_its_process_is_told_and_the_others_run() -> None:
 def test_a_job_that_ends_its_process_is_an_error_where_nothing_takes_its_place() -> None:
     with process_pool(1) as pool, pytest.raises(BrokenExecutor):
         [*run_in_order(halved, [13], executor=pool)]
+
+
+PARENT = """
+import time
+from edgeopt.system import process_pool
+if __name__ == "__main__":
+    with process_pool(2) as pool:
+        jobs = [pool.submit(time.sleep, 600) for _ in range(2)]
+        pool.submit(abs, 1)
+        print("began", flush=True)
+        time.sleep(600)
+"""
+
+
+def group(leader: int) -> list[int]:
+    found = subprocess.run(["pgrep", "-g", str(leader)], capture_output=True, text=True)
+    return [int(word) for word in found.stdout.split()]
+
+
+def test_nothing_stays_behind_when_the_process_that_asked_is_killed(tmp_path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    parent = subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert parent.stdout.readline() == "began\n"
+    for _ in range(100):
+        if len(group(parent.pid)) >= 4:  # itself, the workers' server, two workers
+            break
+        time.sleep(0.1)
+    assert len(group(parent.pid)) >= 4
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    for _ in range(100):
+        if not group(parent.pid):
+            break
+        time.sleep(0.1)
+    assert group(parent.pid) == []
