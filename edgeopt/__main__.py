@@ -15,7 +15,7 @@ from edgeopt.reports import (
     make_comparison,
     make_report,
     read_manifest,
-    remake_last_chapter,
+    remake_devices_chapter,
     take_results,
     verify,
     write_readme,
@@ -70,7 +70,7 @@ def results(options: argparse.Namespace) -> int:
     """Take in the results of a run's bundle, and make the pages of the run anew."""
     run = find_run(options.run)
     log.info("results of %s", take_results(run, options.from_file))
-    return 0 if remake_last_chapter(run) else 1
+    return 0 if remake_devices_chapter(run) else 1
 
 
 def readme(options: argparse.Namespace) -> int:
@@ -128,6 +128,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError, DeviceError) as error:
         log.error("%s", error)
         return 2
+    except KeyboardInterrupt:
+        log.error("interrupted; what is finished is kept, and the same command goes on from there")
+        return 130  # as shells say it of a program that was interrupted
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ Spec = TypeVar("Spec")
 PARTS = (Schedule, Target, Gates, Constraints)
 Level = Annotated[float, Field(ge=0, lt=1)]
 Numbers = Annotated[tuple[float, ...], Field(min_length=1)]
+DEVICES_NOTEBOOK = "07_devices"
 NOTEBOOKS = (
     "01_baseline_training",
     "02_pruning",
@@ -41,7 +42,7 @@ NOTEBOOKS = (
     "04_sweep",
     "05_hardware_analysis",
     "06_backbone_sweep",
-    "07_devices",
+    DEVICES_NOTEBOOK,
 )
 SEARCH_NOTEBOOK = "08_search"
 # What parameters of earlier versions are called now.

@@ -13,7 +13,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "offline": ["take_results", "write_run_bundle"],
         "readme": ["write_readme"],
         "results": ["all_files", "parameter_table", "provenance_table", "read_results"],
-        "runner": ["make_comparison", "make_report", "remake_last_chapter"],
+        "runner": ["make_comparison", "make_report", "remake_devices_chapter"],
         "ship": ["hand_off"],
         "site": ["saved_figure"],
     },

@@ -20,7 +20,7 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets import default
 
-from edgeopt.config import ExperimentConfig
+from edgeopt.config import DEVICES_NOTEBOOK, ExperimentConfig
 from edgeopt.reports import stamps
 from edgeopt.reports.manifest import (
     MANIFEST,
@@ -213,10 +213,10 @@ def make_report(config: ExperimentConfig, *, write_back: bool = False) -> bool:
     return succeeded
 
 
-def remake_last_chapter(run: RunFolder) -> bool:
-    """Execute the last notebook of a finished run again, and the pages that rest on it."""
+def remake_devices_chapter(run: RunFolder) -> bool:
+    """Execute the chapter on devices of a finished run again, and all that comes after it."""
     config = ExperimentConfig(**read_manifest(run)["parameters"])
-    run.path(f"{max(config.notebooks)}.ipynb").unlink(missing_ok=True)
+    run.path(f"{DEVICES_NOTEBOOK}.ipynb").unlink(missing_ok=True)
     return make_report(config)
 
 

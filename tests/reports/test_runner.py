@@ -16,6 +16,7 @@ from edgeopt.reports import runner as reports
 from edgeopt.reports.manifest import read_manifest, verify
 from edgeopt.reports.runner import ThisPythonKernel, find_notebooks, only_one
 from edgeopt.study.folder import RunFolder, open_run
+from edgeopt.system import project_root
 
 ROOT = Path(__file__).parents[2]
 FIRST, SECOND, THIRD = "01_baseline_training", "02_pruning", "03_quantization"
@@ -246,3 +247,12 @@ def test_the_kernel_is_this_interpreter_whatever_is_registered(tmp_path, monkeyp
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     manager = ThisPythonKernel(kernel_name="python3")
     assert manager.kernel_spec.argv[0] == sys.executable
+
+
+def test_an_interrupted_report_is_one_line_that_says_what_is_kept(monkeypatch, caplog):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgeopt.__main__.make_report", interrupted)
+    assert main(["report", "--params", str(project_root() / "params/quick.yaml")]) == 130
+    assert "what is finished is kept" in caplog.text
