@@ -153,6 +153,7 @@ COLUMNS = {
     "kept": Column("Importance kept", "%", "Of all channels, by the Taylor criterion."),
     "network": Column("Widths", meaning="Channels of every group of layers, or their digest."),
     "float_layers": Column("Layers in float"),
+    "found": Column("Found by the search"),
     "weights_mb": Column("Weights", "MiB"),
     "latency_p50_ms": Column("Latency, median", "ms", "Of one call of the runtime."),
     "latency_p50_low_ms": Column("Latency, median, low end", "ms", "Of the 95% interval."),

@@ -61,7 +61,7 @@ from edgeopt.decision import hypervolume_gain, paired_comparison
 from edgeopt.experiments import Target, answers_of, score, sweep_table, with_test
 from edgeopt.metrics import latency_ratios
 from edgeopt.plots import readings
-from edgeopt.schema import quantity
+from edgeopt.schema import TIMES, quantity
 from edgeopt.search import explore, promoted, record
 from edgeopt.study import (
     finalists,
@@ -149,7 +149,7 @@ labels, target = study.validation_labels, config.part(Target)
 how = {"labels": labels, "target": target, "batch_size": config.benchmark_batch_size}
 sweep = sweep_table(prepared, measured, **how)
 sweep["found"] = sweep["candidate"].isin([own.name for own in found])
-shown = ["candidate", "found", "accuracy", "accuracy_low", "accuracy_high", "latency_p50_ms"]
+shown = ["candidate", "found", "accuracy", "latency_p50_ms", "accuracy_low", "accuracy_high"]
 sweep[shown].sort_values("latency_p50_ms")
 
 # %% [markdown]
@@ -166,6 +166,7 @@ gain, low, high = hypervolume_gain(answers.correct, measured.samples, **own)
 # %% tags=["nbval-ignore-output"]
 folder.write_json("search_gain.json", {"gain": gain, "low": low, "high": high})
 names = {c.name: c.spec.widths or f"{c.spec.pruning_level:.0%}" for c in prepared}
+names = {name: words.replace("x", TIMES) for name, words in names.items()}
 ax = plots.searched_frontier(sweep, searched=own["added"], labels=names)
 alt = readings.searched_frontier(sweep, searched=own["added"], gain=gain)
 folder.save_figure("searched_frontier", ax, alt=alt, numbers=sweep[shown])

@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import pandas as pd
 
+from edgeopt.schema import TIMES
 from edgeopt.search import LatencyMap, LayerMap
 
 
@@ -157,7 +158,8 @@ def latency_steps(table: pd.DataFrame, groups: Sequence[str], *, model: str) -> 
     ran = table.dropna(subset="latency_ratio")
     slow = ran.loc[ran["latency_ratio"].idxmax()]
     fast = ran.loc[ran["latency_ratio"].idxmin()]
-    shown = [" x ".join(str(int(row[name])) for name in groups) for row in (whole, slow, fast)]
+    by = f" {TIMES} "
+    shown = [by.join(str(int(row[name])) for name in groups) for row in (whole, slow, fast)]
     text = (
         f"Latency of {model} by its channels ({', '.join(groups)}): {shown[2]} takes "
         f"{fast['latency_ratio']:.0%} of the unpruned network's ({shown[0]})"

@@ -6,6 +6,7 @@ import pytest
 
 from edgeopt import plots
 from edgeopt.plots import readings
+from edgeopt.schema import TIMES
 from edgeopt.search import LatencyMap
 
 
@@ -35,12 +36,12 @@ def test_latency_steps_of_one_group_are_one_line() -> None:
 def test_the_reading_names_the_fastest_and_what_is_slower_than_the_whole() -> None:
     own = steps()
     text = readings.latency_map(own, model="small_cnn")
-    assert "4 x 8 takes 42% of the unpruned network's (8 x 32)" in text
+    assert f"4 {TIMES} 8 takes 42% of the unpruned network's (8 {TIMES} 32)" in text
     assert "smaller" not in text
     table = own.table.copy()
     table.loc[1, ["latency_ratio", "latency_ratio_low"]] = [1.3, 1.2]
     text = readings.latency_steps(table, own.groups, model="small_cnn")
-    assert "4 x 16, which is smaller, 130%" in text
+    assert f"4 {TIMES} 16, which is smaller, 130%" in text
 
 
 def test_layer_sums_show_the_networks_that_were_checked() -> None:
