@@ -32,6 +32,9 @@ $(LITERT)/.edgeopt: Makefile
 report: setup  ## run params/$(RUN).yaml into reports/$(RUN)/index.html
 	$(PY) -m edgeopt report --params params/$(RUN).yaml
 
+check: setup  ## check params/$(RUN).yaml and all that it names, and train nothing
+	$(PY) -m edgeopt check --params params/$(RUN).yaml
+
 test: export EDGEOPT_REPORTS = $(abspath $(SCRATCH))
 # Several processes share the cores: more threads than cores wait for each other.
 test: export OMP_NUM_THREADS = 1
@@ -95,4 +98,4 @@ readme: setup  ## write the results of reports/$(RUN) into README.md
 clean:  ## remove the reports
 	git clean -fdXq reports
 
-.PHONY: help docs setup litert report test test-code test-notebooks mutants test-slow test-arm bench lab lint notebooks verify bundle results compare readme clean
+.PHONY: help docs setup litert report check test test-code test-notebooks mutants test-slow test-arm bench lab lint notebooks verify bundle results compare readme clean

@@ -1,4 +1,4 @@
-"""The commands of edgeopt: report, verify, compare, bundle, results, readme, rebuild-embedded."""
+"""The commands of edgeopt: report, check, verify, compare, bundle, results, readme and others."""
 
 import argparse
 import logging
@@ -21,6 +21,7 @@ from edgeopt.reports import (
     write_readme,
     write_run_bundle,
 )
+from edgeopt.study import check_run
 from edgeopt.system import project_root
 
 log = logging.getLogger("edgeopt")
@@ -30,6 +31,12 @@ def report(options: argparse.Namespace) -> int:
     """Execute the notebooks of a parameter file; 1 when one of them failed."""
     config = load_config(options.params)
     return 0 if make_report(config, write_back=options.write_back) else 1
+
+
+def check(options: argparse.Namespace) -> int:
+    """Check a parameter file and all that it names, and train nothing."""
+    log.info("%s: %s", options.params, check_run(load_config(options.params)))
+    return 0
 
 
 def verify_run(options: argparse.Namespace) -> int:
@@ -102,6 +109,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--write-back", action="store_true", help="put outputs into notebooks/ too"
     )
+    add("check", check).add_argument("--params", required=True, type=Path)
     add("verify", verify_run).add_argument("--run", required=True, help="name of the run")
     command = add("compare", compare)
     command.add_argument("first", help="name of the run")

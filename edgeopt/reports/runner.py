@@ -30,7 +30,7 @@ from edgeopt.reports.manifest import (
     write_manifest,
 )
 from edgeopt.reports.site import build_run_site, build_runs_index
-from edgeopt.study import RunFolder, open_run
+from edgeopt.study import RunFolder, check_parameters, open_run
 from edgeopt.system import environment_facts, file_sha256, project_root, write_atomically
 
 log = logging.getLogger(__name__)
@@ -202,6 +202,7 @@ def make_report(config: ExperimentConfig, *, write_back: bool = False) -> bool:
         When another process is making this report.
     """
     notebooks, run = find_notebooks(config.notebooks), open_run(config.run)
+    check_parameters(config)
     parameters = config.model_dump(mode="json")
     with only_one(run):
         succeeded = execute_notebooks(run, notebooks, parameters=parameters)

@@ -43,6 +43,17 @@ MADE_BY = {
     MODEL_CARD: "index",
 }
 
+# Notebooks whose files another one reads.
+NEEDS = {
+    "02_pruning": ("01_baseline_training",),
+    "03_quantization": ("01_baseline_training",),
+    "04_sweep": ("01_baseline_training", "02_pruning"),
+    "05_hardware_analysis": ("04_sweep",),
+    "06_backbone_sweep": ("02_pruning", "04_sweep"),
+    "07_devices": ("04_sweep",),
+    "08_search": ("01_baseline_training",),
+}
+
 
 def maker(name: str) -> str:
     """Name the notebook that makes a file; ``ValueError`` for one that is not handed over."""

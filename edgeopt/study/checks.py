@@ -1,0 +1,57 @@
+"""What can be known of a run before anything is trained."""
+
+import os
+from pathlib import Path
+
+from edgeopt.config import ConfigError, ExperimentConfig
+from edgeopt.experiments import grid
+from edgeopt.study.folder import RunFolder, open_run
+from edgeopt.study.layout import NEEDS
+from edgeopt.study.study import open_study
+
+
+def check_parameters(config: ExperimentConfig) -> int:
+    """Count the candidates of a run's grid; ``ConfigError`` for what cannot end well.
+
+    Each notebook's input has to be made by another one of the run, or to lie in its folder; one of
+    the runtimes has to run one of the precisions; the folder of the data has to be writable.
+    """
+    run = open_run(config.run)
+    for notebook in config.notebooks:
+        _check_inputs(notebook, config, run)
+    try:
+        specs = grid(config.pruning_levels, config.precisions, config.runtimes)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    _check_writable(config.data_folder)
+    return len(config.models) * len(specs)
+
+
+def check_run(config: ExperimentConfig) -> str:
+    """Check a run's parameters, networks, weights and devices, and say what it would make.
+
+    No image is decoded and nothing is trained. What is wrong is raised as by
+    :func:`check_parameters` and :func:`edgeopt.study.open_study`; ``DeviceError`` for a device that
+    cannot be reached.
+    """
+    candidates = check_parameters(config)
+    devices = ", ".join(open_study(config).device_facts)
+    return (
+        f"{len(config.notebooks)} notebooks, {len(config.models)} network(s), "
+        f"{len(config.seeds)} seed(s), {candidates} candidates, measured on {devices}"
+    )
+
+
+def _check_inputs(notebook: str, config: ExperimentConfig, run: RunFolder) -> None:
+    for other in NEEDS.get(notebook, ()):
+        if other not in config.notebooks and not run.path(f"{other}.ipynb").is_file():
+            raise ConfigError(
+                f"notebooks hold {notebook}, which reads what {other} makes; allowed: with "
+                f"{other}, or after it has run in {run.root}"
+            )
+
+
+def _check_writable(folder: Path) -> None:
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ConfigError(f"data_dir is {folder}, and {there} cannot be written")

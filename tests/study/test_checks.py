@@ -1,0 +1,56 @@
+"""What is known before anything is trained: one error each, and what a run would make."""
+
+import os
+
+import pytest
+
+from edgeopt.config import NOTEBOOKS, ConfigError, ExperimentConfig
+from edgeopt.study.checks import check_parameters, check_run
+from edgeopt.study.folder import open_run
+from edgeopt.study.layout import NEEDS
+
+
+@pytest.fixture(autouse=True)
+def reports(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEOPT_REPORTS", str(tmp_path / "reports"))
+
+
+def test_a_sound_run_is_told_in_one_line(tmp_path) -> None:
+    config = ExperimentConfig(
+        data_dir=str(tmp_path / "data"), runtimes=["torch"], precisions=["fp32", "int8"]
+    )
+    text = check_run(config)
+    assert text == "7 notebooks, 1 network(s), 1 seed(s), 6 candidates, measured on host"
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_notebook_without_its_input_is_named(tmp_path) -> None:
+    config = ExperimentConfig(data_dir=str(tmp_path), notebooks=["02_pruning", "04_sweep"])
+    with pytest.raises(ConfigError, match="02_pruning, which reads what 01_baseline_training"):
+        check_parameters(config)
+    open_run(config.run).path("01_baseline_training.ipynb").touch()
+    assert check_parameters(config) == 33
+
+
+def test_a_grid_without_a_candidate_is_refused(tmp_path) -> None:
+    own = {"data_dir": str(tmp_path), "runtimes": ["executorch"], "precisions": ["fp32", "bf16"]}
+    assert check_parameters(ExperimentConfig(**own)) == 3
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can write everywhere")
+def test_a_data_folder_that_cannot_be_written_is_named(tmp_path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(ConfigError, match=f"{tmp_path} cannot be written"):
+        check_parameters(ExperimentConfig(data_dir=str(tmp_path / "data")))
+
+
+def test_a_data_folder_that_is_a_file_is_named(tmp_path) -> None:
+    (tmp_path / "data").touch()
+    with pytest.raises(ConfigError, match="data cannot be written"):
+        check_parameters(ExperimentConfig(data_dir=str(tmp_path / "data")))
+
+
+def test_what_is_needed_is_made_by_notebooks_that_come_before() -> None:
+    for notebook, needed in NEEDS.items():
+        assert all(other < notebook for other in needed)
+        assert {*needed} <= {*NOTEBOOKS}
