@@ -19,7 +19,10 @@ from edgeopt.system.files import file_sha256
 PLAN, FILES = "plan.json", "files"
 FORMAT = 1
 FILE_NAME = re.compile(r"[0-9a-f]{64}(\.\w{1,8})?")
-FIELDS = ("format", "rounds", "calls_per_round", "warmup_calls", "seed", "memory", "packages")
+FIELDS = (
+    *("format", "rounds", "calls_per_round", "warmup_calls", "seed"),
+    *("memory", "keep_compiled", "packages"),
+)
 
 
 class PlanError(ValueError):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -52,8 +52,11 @@ class Artifact:
 class Session(ABC):
     """A loaded artifact: float32 images [B, C, H, W] -> new float32 logits [B, classes].
 
-    Many images are best scored in multiples of ``scoring_batch``.
+    Many images are best scored in multiples of ``scoring_batch``. ``compiled`` is a folder where a
+    runtime may keep what it compiles of a file, for the next time that it is loaded.
     """
+
+    compiled: ClassVar[Path | None] = None
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact

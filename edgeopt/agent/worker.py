@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +19,7 @@ from edgeopt.agent.session import Session, open_session, session_class
 from edgeopt.system.upstream import RuntimeUnavailable
 
 UNDERWAY = "underway"
+COMPILED = "compiled"
 SCORED = "scored"
 TIMED_TOLERANCE = 0.02  # of the largest logit: with other threads a rounding of int8 may flip
 
@@ -25,6 +27,8 @@ TIMED_TOLERANCE = 0.02  # of the largest logit: with other threads a rounding of
 def work(folder: Path, *, show: str) -> None:
     """Score and time what the journal does not hold yet."""
     plan, journal = read_plan(folder, verify=False), Journal(folder, show=show)
+    shutil.rmtree(folder / COMPILED, ignore_errors=True)  # of a worker that died while it wrote
+    Session.compiled = folder / COMPILED if plan.values["keep_compiled"] else None
     for job in plan.jobs:
         _mark(folder, job.name)
         _try(job, journal)

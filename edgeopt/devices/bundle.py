@@ -54,11 +54,14 @@ def write_bundle(
     warmup_calls: int = WARMUP_CALLS,
     seed: int = 0,
     memory: bool = True,
+    keep_compiled: bool = True,
 ) -> Plan:
     """Write the plan of a measurement and all its files into an empty folder.
 
     The same tasks give the same bytes. ``memory`` asks for the resident memory of each task, in a
-    process of its own. Raises ``ValueError`` when there is no task, or two have one name.
+    process of its own; ``keep_compiled`` lets runtimes keep what they compile from one round to the
+    next, so that only the first loading takes its full time. Raises ``ValueError`` when there is no
+    task, or two have one name.
     """
     names = [task.name for task in tasks]
     if not names or len({*names}) < len(names):
@@ -74,6 +77,7 @@ def write_bundle(
         "warmup_calls": warmup_calls,
         "seed": seed,
         "memory": memory,
+        "keep_compiled": keep_compiled,
         "packages": _packages(tasks),
         "images": {key: _write_images(files, images[key]) for key in _keys(tasks)},
         "artifacts": [_write_task(files, task) for task in tasks],

@@ -52,7 +52,8 @@ class DeviceResults:
     measured : Measurement
         Samples and conditions, of tasks that failed too.
     starts : DataFrame
-        candidate, round, load_ms, first_call_ms: of the loading at every visit.
+        candidate, round, load_ms, first_call_ms: of the loading at every visit, by which a runtime
+        may have kept what it compiled (``keep_compiled`` of the plan).
     memory : DataFrame
         candidate and :data:`MEMORY_COLUMNS`.
     classes : dict

@@ -44,6 +44,7 @@ def measure_scaling(
     first = {model: split.first(max(batches)) for model, split in images.items()}
     rounds = math.ceil(MIN_SAMPLES_P99 / CALLS)
     counts = {"rounds": rounds, "calls_per_round": CALLS, "memory": False}
+    counts["keep_compiled"] = False  # every loading is to take its full time
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as scratch:
         plan = write_bundle(Path(scratch), [*tasks.values()], images=first, **counts)
         results = measure_on(device, plan)

@@ -156,6 +156,7 @@ def write_plan(folder, artifacts, **changes):
         "warmup_calls": 1,
         "seed": 0,
         "memory": False,
+        "keep_compiled": False,
         "packages": [],
         "images": {"shown": {"file": write_file(folder, PIXELS), "converted": converted}},
         "artifacts": artifacts,

@@ -53,7 +53,8 @@ class OpenVINOSession(Session):
 
     def __init__(self, artifact: Artifact, *, threads: int) -> None:
         super().__init__(artifact)
-        self._compiled = compile_artifact(artifact, threads=threads)
+        kept = {"CACHE_DIR": str(self.compiled)} if self.compiled else {}
+        self._compiled = compile_artifact(artifact, threads=threads, **kept)
         self._input = np.zeros(self.input_shape, dtype=FLOAT32)
         self._request = self._compiled.create_infer_request()
         images = openvino.Tensor(self._input, shared_memory=True)
