@@ -197,7 +197,7 @@ class ExperimentConfig(_Parts):
             raise ValueError(f"notebooks hold {SEARCH_NOTEBOOK}, and search is null")
         if self.search is None:
             return
-        model, runtime = self.search.model or self.models[0], self.search.runtime
+        model, runtime = self.search.model or self.models[0], self.clocked
         require_known(model, allowed=self.models, what="model of the search")
         require_known(runtime, allowed=self.runtimes, what="runtime of the search")
         allowed = runtime_named(runtime).precisions
@@ -215,6 +215,14 @@ class ExperimentConfig(_Parts):
     def decides(self) -> str:
         """Device whose numbers decide: ``decide_on``, or the first."""
         return self.decide_on or self.devices[0]
+
+    @property
+    def clocked(self) -> str:
+        """Runtime whose clock a search asks: its own, else the first that reads ONNX files."""
+        if self.search and self.search.runtime:
+            return self.search.runtime
+        reads = (name for name in self.runtimes if runtime_named(name).takes_int8_options)
+        return next(reads, self.runtimes[0])
 
     @property
     def data_folder(self) -> Path:

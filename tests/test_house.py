@@ -114,6 +114,7 @@ def parameters_read(source: str) -> set[str]:
     # properties that are made from parameters
     source = source.replace("config.data_folder", "config.data_dir")
     source = source.replace("config.decides", "config.decide_on, config.devices")
+    source = source.replace("config.clocked", "config.search, config.runtimes")
     parts = [PARTS[name] for name in re.findall(r"config\.part\((\w+)\)", source)]
     return set(re.findall(r"\bconfig\.(\w+)", source)) | {f.name for p in parts for f in fields(p)}
 
@@ -143,7 +144,7 @@ def test_notebook_parameters_are_the_quick_run(path):
     if "whole_maps(" in source or "search_space(" in source:
         of_study |= parameters_read((ROOT / "edgeopt/study/searching.py").read_text())
     else:
-        of_study -= {"search"}
+        of_study -= {"search", "runtimes"}
     needed = used | of_study if "open_study(" in source else used
     assert set(names) == needed & set(quick)
 

@@ -12,8 +12,10 @@ class SearchSpec(BaseModel):
 
     Attributes
     ----------
-    runtime, precision : str
-        Where latency counts; with ``int8`` layers may compute in float, where the runtime can.
+    runtime : str, optional
+        Where latency counts; when omitted the run's first that reads ONNX files, else its first.
+    precision : str
+        With ``int8`` layers may compute in float, where the runtime can.
     model : str, optional
         The network, the first of the run when omitted.
     channels : dict, optional
@@ -28,7 +30,7 @@ class SearchSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
-    runtime: str = "onnxruntime"
+    runtime: str | None = None
     precision: Literal["fp32", "int8"] = "fp32"
     model: str | None = None
     channels: dict[str, list[Positive]] | None = None

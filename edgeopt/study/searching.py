@@ -82,15 +82,12 @@ def map_networks(
 def whole_maps(study: Study, *, executor: Executor | None = None) -> dict[str, LatencyMap]:
     """Time the networks of the run that are timed whole in fp32, by name.
 
-    The runtime is the search's; without a search, ONNX Runtime, or the first of the run. A network
-    whose channels cannot be removed is left out, which is logged.
+    The runtime is that of :attr:`edgeopt.config.ExperimentConfig.clocked`. A network whose channels
+    cannot be removed is left out, which is logged.
     """
-    known, usual = study.config.runtimes, "onnxruntime"
-    own = study.config.search
-    runtime = own.runtime if own else usual if usual in known else known[0]
     maps = {}
     for model, plan in study.plans.items():
-        how = {"runtime": runtime, "precision": "fp32", "executor": executor}
+        how = {"runtime": study.config.clocked, "precision": "fp32", "executor": executor}
         try:
             widths = channel_widths(plan.first_network(0).eval(), example_input=plan.example)
             if len(widths) <= WHOLE_NETWORKS:

@@ -162,11 +162,12 @@ class Study:
 
     @property
     def search(self) -> SearchSpec:
-        """What the run searches for, with its network; ``ValueError`` where it does not search."""
+        """What the run searches for, none of it left open; ``ValueError`` where it does not."""
         if self.config.search is None:
             raise ValueError("search is null; allowed: what params/search.yaml has, or {}")
         own = self.config.search
-        return own.model_copy(update={"model": own.model or self.config.models[0]})
+        given = {"model": own.model or self.config.models[0], "runtime": self.config.clocked}
+        return own.model_copy(update=given)
 
     @cached_property
     def plans(self) -> dict[str, TrainingPlan]:

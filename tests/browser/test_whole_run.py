@@ -15,6 +15,7 @@ from edgeopt.devices import ResultsError
 from edgeopt.experiments.recipes import pruned_recipes
 from edgeopt.experiments.sweep import run_sweep
 from edgeopt.reports.offline import take_results, write_run_bundle
+from edgeopt.schema import file_stem
 from edgeopt.study.folder import RunFolder
 from edgeopt.study.study import Study, open_study
 from tests.browser.visits import faults
@@ -104,7 +105,7 @@ def test_a_deep_network_is_searched_by_tables_of_its_layers(whole_run):
     assert found["status"].eq("ok").all()
     assert found["latency_p50_ms"].notna().all()
     assert found["test_accuracy"].notna().all()
-    uniform = {f"{COLOUR}-p{level}-onnxruntime-fp32".replace(":", "-") for level in (0, 25)}
+    uniform = {f"{file_stem(COLOUR)}-p{level}-onnxruntime-fp32" for level in (0, 25)}
     assert uniform <= {*found["candidate"]}
     assert found.loc[~found["candidate"].isin(uniform), "found"].all()
     checked = pd.read_csv(folder.path("figures/search_map0.csv"))
@@ -150,7 +151,7 @@ def test_run_sweep_gives_the_numbers_of_the_notebooks(whole_run, tmp_path):
 
 def test_every_page_of_a_whole_run_is_sound(visit, whole_run, screenshots):
     pages = sorted(whole_run.folder.root.glob("*.html"))
-    assert len(pages) == 10  # front page, seven chapters, search and index of words
+    assert len(pages) == 11  # front page, eight chapters, search and index of words
     for path in pages:
         opened = visit(path, size="phone", scheme="dark")
         assert faults(opened, screenshots / f"whole-{path.stem}.png") == []

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import re
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from edgeopt.data import decoded
 from edgeopt.data.decoded import decode_all, decoding, keep_decoded, open_decoded
+from edgeopt.system import process_pool
 
 SHAPE = (1, 2, 2)
 
@@ -21,6 +22,10 @@ def decode(item: int) -> tuple[np.ndarray, str]:
     if item < 0:
         raise ValueError(f"item {item} is broken")
     return np.full(SHAPE, item, dtype=np.uint8), f"sha of {item}"
+
+
+def killed(_: int) -> tuple[np.ndarray, str]:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def kept(folder: Path, items: list[int]) -> Path:
@@ -114,9 +119,7 @@ def test_decoding_is_done_by_one_at_a_time(tmp_path):
 
 
 def test_results_say_what_a_lost_worker_may_mean(tmp_path):
-    class Lost:
-        def map(self, *_: object) -> object:
-            raise decoded.BrokenProcessPool("gone")
-
-    with pytest.raises(RuntimeError, match="ended without a word: memory may have run out"):
-        decode_all([1], decode, temporary=tmp_path / "t", shape=SHAPE, executor=Lost())
+    own = {"temporary": tmp_path / "t", "shape": SHAPE}
+    words = "ended without a word: memory may have run out"
+    with process_pool(1) as pool, pytest.raises(RuntimeError, match=words):
+        decode_all([1], killed, **own, executor=pool)
