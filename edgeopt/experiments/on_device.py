@@ -14,11 +14,15 @@ from edgeopt.devices import EMULATED, DeviceResults
 from edgeopt.experiments.candidates import Candidate
 from edgeopt.experiments.floor import FLOOR, with_call_floor
 from edgeopt.experiments.sweep import Target, quality_table, with_energy
-from edgeopt.metrics import latency_ratios, latency_statistics, resampled_quantiles
+from edgeopt.metrics import (
+    UNDISTURBED,
+    latency_ratios,
+    latency_statistics,
+    resampled_quantiles,
+)
 
 TAU = ("tau", "tau_low", "tau_high")
 COMPARISON = ["device", "pick", "first_pick", "regret", "regret_low", "regret_high", *TAU]
-UNDISTURBED = 0.1  # quantile of the calls that nothing else on the machine made longer
 ALIKE, APART = "equal bit for bit", "not equal"
 
 

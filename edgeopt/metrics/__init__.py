@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "latency": [
             "latency_ratios",
             "latency_statistics",
+            "UNDISTURBED",
             "resampled_quantiles",
         ],
         "quality": [

@@ -113,6 +113,10 @@ def autocorrelation_stretch(series: NDArray[np.float64]) -> float:
     return max(1.0, (high - low) / independent)
 
 
+# Quantile of the calls that nothing else on the machine made longer.
+UNDISTURBED = 0.1
+
+
 def resampled_quantiles(
     samples: pd.DataFrame, *, quantile: float = 0.5, replicates: int = REPLICATES, seed: int = 0
 ) -> NDArray[np.float64]:

@@ -13,12 +13,11 @@ from torch import nn
 
 from edgeopt.data import Split
 from edgeopt.devices import Device, Task, measure_on, write_bundle
-from edgeopt.metrics import resampled_quantiles
+from edgeopt.metrics import UNDISTURBED, resampled_quantiles
 from edgeopt.runtimes import Artifact, Int8Options, export_artifact, labelled, runtime_named
 from edgeopt.schema import STATIC_INT8
 from edgeopt.system import U8S8, ByValue, Int8Scheme, run_in_order
 
-UNDISTURBED = 0.1  # quantile of the calls that nothing else on the machine made longer
 ENDS = (0.025, 0.975)
 
 
