@@ -18,7 +18,7 @@ setup: $(VENV)/.edgeopt  ## make the virtual environment and install the pinned 
 
 $(VENV)/.edgeopt: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --editable '.[executorch,litert,openvino,dev]'
+	$(PY) -m pip install --quiet --editable '.[distributed,executorch,litert,openvino,dev]'
 	touch $@
 
 litert: setup $(LITERT)/.edgeopt  ## install the converter of the runtime litert, in an environment of its own

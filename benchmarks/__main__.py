@@ -5,7 +5,7 @@ import subprocess
 import sys
 from functools import partial
 
-from benchmarks import backbones, data, latency, pages, quality, runtimes, specimens, study
+from benchmarks import backbones, cluster, data, latency, pages, quality, runtimes, specimens, study
 
 BENCHMARKS = {
     "harness": latency.harness_overhead,
@@ -21,6 +21,8 @@ BENCHMARKS = {
     "backbones": backbones.backbones,
     "pictures": data.pictures,
     "many-pictures": data.many_pictures,
+    "cluster": cluster.cluster,
+    "worker-kills": cluster.worker_kills,
     "specimens": specimens.specimens,
     "all-specimens": specimens.all_specimens,
     "index-page": pages.index_page,

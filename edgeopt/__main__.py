@@ -22,7 +22,7 @@ from edgeopt.reports import (
     write_run_bundle,
 )
 from edgeopt.study import check_run
-from edgeopt.system import project_root
+from edgeopt.system import RuntimeUnavailable, SchedulerError, project_root
 
 log = logging.getLogger("edgeopt")
 
@@ -133,7 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("papermill").setLevel(logging.WARNING)
     try:
         return options.action(options)
-    except (OSError, ValueError, DeviceError) as error:
+    except (OSError, ValueError, DeviceError, RuntimeUnavailable, SchedulerError) as error:
         log.error("%s", error)
         return 2
     except KeyboardInterrupt:

@@ -28,7 +28,7 @@ from edgeopt.schema import (
     require_known,
 )
 from edgeopt.search import SearchSpec
-from edgeopt.system import load_yaml, project_root, shortened, usable_cores
+from edgeopt.system import check_scheduler, load_yaml, project_root, shortened, usable_cores
 
 Spec = TypeVar("Spec")
 PARTS = (Schedule, Target, Gates, Constraints)
@@ -121,6 +121,7 @@ class ExperimentConfig(_Parts):
     peak_compute_gmacs: PositiveFloat | None = None
 
     search: SearchSpec | None = None
+    scheduler: str | None = None
 
     max_int8_drop: Share = 0.01
     all_remedies: bool = True
@@ -139,6 +140,11 @@ class ExperimentConfig(_Parts):
     @classmethod
     def _known_devices(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(map(check_device, values))
+
+    @field_validator("scheduler")
+    @classmethod
+    def _known_scheduler(cls, value: str | None) -> str | None:
+        return value if value is None else check_scheduler(value)
 
     @field_validator("dataset")
     @classmethod

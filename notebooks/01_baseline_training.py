@@ -9,6 +9,7 @@
 run = "quick"
 dataset = "fashion-mnist-20k"
 data_dir = "data"
+scheduler = None
 train_subset = 4000
 calibration_images = None
 val_subset = 1000
@@ -49,7 +50,6 @@ from edgeopt.model import predict_logits
 from edgeopt.plots import readings
 from edgeopt.schema import file_stem
 from edgeopt.study import open_study, use_style
-from edgeopt.system import process_pool
 
 # %% [markdown]
 # The parameters are checked as a whole before anything runs, and the run is opened: its networks, the
@@ -109,7 +109,7 @@ for model in config.models:
 
 # %%
 recipes = [*study.baselines(kind="pretrained"), *study.baselines()]
-with process_pool() as pool:
+with study.workers() as pool:
     trainings = study.train(recipes, executor=pool)
 networks = study.networks(trainings)
 

@@ -9,6 +9,7 @@
 run = "quick"
 dataset = "fashion-mnist-20k"
 data_dir = "data"
+scheduler = None
 train_subset = 4000
 calibration_images = None
 val_subset = 1000
@@ -51,7 +52,6 @@ from edgeopt.experiments import accuracy_table, filter_norms, pruned_recipes, si
 from edgeopt.plots import readings
 from edgeopt.schema import file_stem
 from edgeopt.study import open_study, use_style, whole_maps
-from edgeopt.system import process_pool
 
 # %% tags=["nbval-ignore-output"]
 study = open_study(ExperimentConfig.from_namespace(globals()))
@@ -77,7 +77,7 @@ print(f"{len(baselines)} unpruned network(s), grid of channels:", study.channel_
 
 # %%
 recipes = pruned_recipes(*grid)
-with process_pool() as pool:
+with study.workers() as pool:
     trainings = study.train(recipes, executor=pool)
 networks = baselines | study.networks(trainings)
 
@@ -117,7 +117,7 @@ for recipe in study.baselines()[:: len(config.seeds)]:
 # channels by it, where a run searches. Networks with more groups of layers than two are left out.
 
 # %% tags=["nbval-ignore-output"]
-with process_pool() as pool:
+with study.workers() as pool:
     maps = whole_maps(study, executor=pool)
 for model, known in maps.items():
     name, alt = f"latency_map-{file_stem(model)}", readings.latency_map(known, model=model)
@@ -155,7 +155,7 @@ for model, rows in accuracies.groupby("model", sort=False):
 # %%
 kinds, criteria = ("one-shot", "fine-tuned"), config.pruning_criteria
 rivals = pruned_recipes(*grid[:2], config.seeds[:1], kinds=kinds, criteria=criteria)
-with process_pool() as pool:
+with study.workers() as pool:
     contest = study.networks(study.train(rivals, executor=pool))
 print(f"{len(contest)} networks by {len(criteria)} criteria")
 

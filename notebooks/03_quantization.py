@@ -9,6 +9,7 @@
 run = "quick"
 dataset = "fashion-mnist-20k"
 data_dir = "data"
+scheduler = None
 train_subset = 4000
 calibration_images = None
 val_subset = 1000
@@ -64,7 +65,6 @@ from edgeopt.plots import readings
 from edgeopt.quantization import plant_specimen, quantization_aware_train
 from edgeopt.schema import file_stem
 from edgeopt.study import open_study, use_style
-from edgeopt.system import process_pool
 
 # %% tags=["nbval-ignore-output"]
 study = open_study(ExperimentConfig.from_namespace(globals()))
@@ -91,7 +91,7 @@ specs = [spec for model in config.models for spec in grid(*axes, model=model, se
 models = {(model, seed, 0.0): network for model, network in networks.items()}
 
 # %% tags=["nbval-ignore-output"]
-with process_pool() as pool:
+with study.workers() as pool:
     kept = {"executor": pool, "store": study.prepared}
     candidates = prepare_candidates(specs, models=models, **kept, **options)
 
@@ -160,7 +160,7 @@ planted = {(model, seed, 0.0): specimen.model for model, specimen in specimens.i
 axes = ([0.0], ["fp32", "int8"], config.runtimes)
 specs = [spec for model in specimens for spec in grid(*axes, model=model, seed=seed)]
 options = study.preparation("artifacts/specimen")
-with process_pool() as pool:
+with study.workers() as pool:
     tried = prepare_candidates(specs, models=planted, executor=pool, **options) if specs else []
 
 # %% [markdown]
@@ -209,7 +209,7 @@ for model, diagnosis in diagnoses.items():
 
 # %% tags=["nbval-ignore-output"]
 limit = {"max_accuracy_drop": config.max_int8_drop}
-with process_pool() as pool:
+with study.workers() as pool:
     repairs = recover_collapsed(tried, planted, executor=pool, **limit, **options)
 rows = [candidate_table([repair.candidate]) for repair in repairs]
 repaired = pd.concat(rows) if rows else candidate_table([])

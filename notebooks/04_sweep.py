@@ -9,6 +9,7 @@
 run = "quick"
 dataset = "fashion-mnist-20k"
 data_dir = "data"
+scheduler = None
 train_subset = 4000
 calibration_images = None
 val_subset = 1000
@@ -104,7 +105,6 @@ from edgeopt.hardware import precision_tradeoff_table
 from edgeopt.metrics import confusion_table, disturbance, measured_energy_unavailable
 from edgeopt.plots import readings
 from edgeopt.study import open_study, use_style
-from edgeopt.system import process_pool
 
 # %% tags=["nbval-ignore-output"]
 study = open_study(ExperimentConfig.from_namespace(globals()))
@@ -137,7 +137,7 @@ axes = (config.pruning_levels, config.precisions, config.runtimes)
 pairs = [(model, seed) for model in config.models for seed in config.seeds]
 specs = [s for m, seed in pairs for s in grid(*axes, recipe="fine-tuned", model=m, seed=seed)]
 options = study.preparation("artifacts/sweep")
-with process_pool() as pool:
+with study.workers() as pool:
     kept = {"executor": pool, "store": study.prepared}
     prepared = prepare_candidates(specs, models=models, **kept, **options)
     floors = prepare_floors(config.runtimes, len(study.class_names), **kept, **options)
@@ -342,7 +342,7 @@ folder.save_figure("frontier", ax, alt=alt, numbers=sweep[shown])
 # lead of the other one (`candidate`) over the pick (`parent`).
 
 # %% tags=["nbval-ignore-output"]
-with process_pool() as pool:
+with study.workers() as pool:
     predicted = score(prepared, study.role("test"), executor=pool)
 labels = study.labels("test")
 right = {name: classes == labels for name, classes in predicted.items()}

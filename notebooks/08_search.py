@@ -10,6 +10,7 @@
 run = "quick"
 dataset = "fashion-mnist-20k"
 data_dir = "data"
+scheduler = None
 train_subset = 4000
 calibration_images = None
 val_subset = 1000
@@ -71,7 +72,6 @@ from edgeopt.study import (
     search_space,
     use_style,
 )
-from edgeopt.system import process_pool
 
 # %% tags=["nbval-ignore-output"]
 began = time.monotonic()
@@ -90,7 +90,7 @@ print(study.heading)
 
 # %% tags=["nbval-ignore-output"]
 baselines = study.kept(study.baselines())
-with process_pool() as pool:
+with study.workers() as pool:
     space = search_space(study, baselines, executor=pool)
 print(f"{spec.model} in {spec.precision} on {spec.runtime}, timed on {config.decides}")
 
@@ -123,7 +123,7 @@ print(f"{len(trials)} trials, of which {len(chosen)} go on")
 # network is the baseline, with all its epochs.
 
 # %% tags=["nbval-ignore-output"]
-with process_pool() as pool:
+with study.workers() as pool:
     tried = one_epoch_accuracy(study, chosen, executor=pool)
 record(tried, folder.path("search.db"), name="one epoch", space=space, score="accuracy")
 folder.write_table("search_one_epoch.csv", tried)[["network", "float_layers", "map_ms", "accuracy"]]
@@ -135,7 +135,7 @@ folder.write_table("search_one_epoch.csv", tried)[["network", "float_layers", "m
 # uniform levels, in the same rounds, by the clock that decides.
 
 # %% tags=["nbval-ignore-output"]
-with process_pool() as pool:
+with study.workers() as pool:
     last = finalists(study, tried)
     uniform, found = prepare_finalists(study, last, baselines, executor=pool)
 
@@ -187,7 +187,7 @@ worse = losses.loc[lost, "candidate"]
 fast = sweep[~sweep["candidate"].isin(worse)].sort_values("latency_p50_ms")["candidate"]
 
 # %% tags=["nbval-ignore-output"]
-with process_pool() as pool:
+with study.workers() as pool:
     predicted = score(prepared, study.role("test"), executor=pool)
 how = {"labels": study.labels("test"), "class_names": study.class_names}
 sweep = folder.write_table("search_results.csv", with_test(sweep, predicted, **how))

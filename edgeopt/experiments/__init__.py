@@ -17,7 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "device_tables",
             "host_answers",
         ],
-        "prepared": ["preparation_digest"],
+        "prepared": ["Prepared", "preparation_digest"],
         "pruning_results": ["accuracy_table", "filter_norms", "size_table"],
         "recipes": ["Recipe", "pruned_recipes", "searched_recipe", "widths_label"],
         "recovery": ["recover_int8"],

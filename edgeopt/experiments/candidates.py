@@ -1,12 +1,13 @@
 """Candidates: what each is, how it is prepared, and what is known of it then."""
 
 import logging
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ from edgeopt.system import U8S8, ByValue, Int8Scheme, RuntimeUnavailable, Store,
 logger = logging.getLogger(__name__)
 
 NetworkKey = tuple[str, int, float | str]  # model, seed, and pruning level or widths
+Scored = TypeVar("Scored", "Candidate", Prepared)
 Job = tuple[ByValue, Split, Iterable]  # a network, what it is scored on, calibration batches
 
 
@@ -193,18 +195,21 @@ def prepare_candidates(
     found: dict[CandidateSpec, Candidate] = {}
     for spec, digest in digests.items():
         if prepared := kept.read(spec.name, digest=digest):
-            artifact = prepared.write(_folder(directory, spec))
-            own = Candidate(spec, artifact, prepared.facts, prepared.logits)
-            found[spec] = named_by_share(own)
+            found[spec] = _written(spec, prepared, directory)
     missing = {spec: job for spec, job in jobs.items() if spec not in found}
-    made = _made(missing, executor=executor, directory=directory, **options)
-    for spec, own in zip(missing, made, strict=True):
-        found[spec] = own
-        if kept and own.artifact:
-            content = own.artifact.path.read_bytes()
-            prepared = Prepared(content, own.artifact, own.facts, own.logits)
-            kept.write(spec.name, prepared, digest=digests[spec])
+    for spec, made in _made(missing, executor=executor, **options):
+        if isinstance(made, str):
+            found[spec] = Candidate(spec, error=made)
+            continue
+        found[spec] = _written(spec, made, directory)
+        if kept:
+            kept.write(spec.name, made, digest=digests[spec])
     return [found[spec] for spec in specs]
+
+
+def _written(spec: CandidateSpec, prepared: Prepared, directory: Path) -> Candidate:
+    artifact = prepared.write(directory / f"seed{spec.seed}")
+    return named_by_share(Candidate(spec, artifact, prepared.facts, prepared.logits))
 
 
 def _digests(
@@ -220,57 +225,61 @@ def _digests(
 
 def _made(
     jobs: Mapping[CandidateSpec, Job], *, executor: Executor | None, **options: Any
-) -> Iterator[Candidate]:
-    """Prepare candidates, many at once where there is an executor."""
+) -> Iterator[tuple[CandidateSpec, Prepared | str]]:
+    """Prepare candidates, many at once where there is an executor; the error of what failed."""
     sources = {spec.network: job[:2] for spec, job in jobs.items()}
     parents = {
         key: predict_logits(own["network"], split).argmax(1).numpy()
         for key, (own, split) in sources.items()
     }
     prepare = partial(_prepare, **options)
-    for candidate in run_in_order(prepare, jobs.items(), executor=executor, died=_died):
-        yield with_agreement(candidate, parents[candidate.spec.network])
+    done = run_in_order(prepare, jobs.items(), executor=executor, died=_died)
+    for spec, made in zip(jobs, done, strict=True):
+        if isinstance(made, Prepared):
+            made = with_agreement(made, parents[spec.network])
+        yield spec, made
 
 
-def _died(job: tuple[CandidateSpec, Job]) -> Candidate:
+def _died(job: tuple[CandidateSpec, Job]) -> str:
     logger.error("candidate %s ended the process that prepared it", job[0].name)
-    return Candidate(job[0], error="WorkerDied: its exporter or runtime ended the process")
+    return "WorkerDied: its exporter or runtime ended the process"
 
 
 def _prepare(
     job: tuple[CandidateSpec, Job],
     *,
-    directory: Path,
     batch_size: int,
     scheme: Int8Scheme,
-) -> Candidate:
-    """Prepare one candidate: picklable, and a function of its arguments alone."""
+) -> Prepared | str:
+    """Prepare one candidate, or say why not: picklable, and a function of its arguments alone."""
     spec, (own, validation, calibration) = job
     network = own["network"]
     takes_scheme = spec.precision == "int8" and runtime_named(spec.runtime).takes_int8_options
-    try:
-        exported = export_artifact(
-            network,
-            _folder(directory, spec) / spec.name,
-            runtime=spec.runtime,
-            precision=spec.precision,
-            input_shape=(batch_size, *validation.shape),
-            calibration=calibration,
-            options=Int8Options(
-                scheme=scheme if takes_scheme else U8S8, float_alone=frozenset(spec.float_layers)
-            ),
-        )
-        artifact = labelled(exported)
-        logits = split_logits(load_session(artifact, threads=1), validation)
-        labels = validation.labels.numpy()
-        facts = artifact_facts(artifact, model=network, logits=logits, labels=labels)
-    except RuntimeUnavailable as error:
-        logger.warning("candidate %s cannot run here: %s", spec.name, error)
-        return Candidate(spec, error=f"{type(error).__name__}: {error}")
-    except Exception as error:  # exporters and runtimes raise whatever they like
-        logger.exception("candidate %s failed", spec.name)
-        return Candidate(spec, error=f"{type(error).__name__}: {error}")
-    return named_by_share(Candidate(spec, artifact, facts, logits))
+    labels = validation.labels.numpy()
+    with tempfile.TemporaryDirectory(prefix="edgeopt-") as scratch:
+        try:
+            exported = export_artifact(
+                network,
+                Path(scratch, f"seed{spec.seed}", spec.name),
+                runtime=spec.runtime,
+                precision=spec.precision,
+                input_shape=(batch_size, *validation.shape),
+                calibration=calibration,
+                options=Int8Options(
+                    scheme=scheme if takes_scheme else U8S8,
+                    float_alone=frozenset(spec.float_layers),
+                ),
+            )
+            artifact = labelled(exported)
+            logits = split_logits(load_session(artifact, threads=1), validation)
+            facts = artifact_facts(artifact, model=network, logits=logits, labels=labels)
+            return Prepared.of(artifact, facts=facts, logits=logits)
+        except RuntimeUnavailable as error:
+            logger.warning("candidate %s cannot run here: %s", spec.name, error)
+            return f"{type(error).__name__}: {error}"
+        except Exception as error:  # exporters and runtimes raise whatever they like
+            logger.exception("candidate %s failed", spec.name)
+            return f"{type(error).__name__}: {error}"
 
 
 def named_by_share(candidate: Candidate, *, percent: int | None = None) -> Candidate:
@@ -286,11 +295,7 @@ def named_by_share(candidate: Candidate, *, percent: int | None = None) -> Candi
     return replace(candidate, spec=spec, artifact=artifact, facts=facts)
 
 
-def _folder(directory: Path, spec: CandidateSpec) -> Path:
-    return directory / f"seed{spec.seed}"
-
-
-def with_agreement(candidate: Candidate, parent: np.ndarray) -> Candidate:
+def with_agreement(candidate: Scored, parent: np.ndarray) -> Scored:
     """Add the share of images on which a candidate answers as its fp32 parent [N] does."""
     if candidate.logits is None:
         return candidate

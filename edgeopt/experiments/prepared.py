@@ -1,9 +1,8 @@
-"""What preparing a candidate gave, in a form that a store keeps, and the digest that decides it."""
+"""What preparing a candidate gave, as it travels and is kept, and the digest that decides it."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
-from functools import cache
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +10,25 @@ import numpy as np
 import torch
 
 from edgeopt.runtimes import Artifact
-from edgeopt.system import environment_facts, file_sha256, write_atomically
-
-PACKAGE = Path(__file__).parents[1]
+from edgeopt.system import environment_facts, package_sha256, write_atomically
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """An artifact's file, what is known of it, and the logits [N, classes] that it gave."""
+    """An artifact's file, what is known of it, and the logits [N, classes] that it gave.
+
+    It comes from whichever process or machine made it; :meth:`write` brings the file to this one.
+    """
 
     content: bytes
     artifact: Artifact
-    facts: Mapping[str, Any]
-    logits: np.ndarray
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    logits: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, artifact: Artifact, **known: Any) -> "Prepared":
+        """Take an artifact with its file's content; ``known`` is ``facts`` and ``logits``."""
+        return cls(artifact.path.read_bytes(), artifact, **known)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a :class:`edgeopt.system.Store` keeps."""
@@ -50,7 +55,7 @@ class Prepared:
 
 def preparation_digest(*facts: Any) -> str:
     """SHA-256 over facts, the package's code, the versions of its packages, and the CPU."""
-    seen = repr((facts, _code_digest(), sorted(environment_facts().items())))
+    seen = repr((facts, package_sha256(), sorted(environment_facts().items())))
     return hashlib.sha256(seen.encode()).hexdigest()
 
 
@@ -61,9 +66,3 @@ def batches_digest(batches: Iterable) -> str:
         seen.update(repr(images.shape).encode())
         seen.update(images.contiguous().numpy())
     return seen.hexdigest()
-
-
-@cache
-def _code_digest() -> str:
-    digests = [(path.name, file_sha256(path)) for path in sorted(PACKAGE.rglob("*.py"))]
-    return hashlib.sha256(repr(digests).encode()).hexdigest()

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -25,6 +26,7 @@ from edgeopt.experiments.candidates import (
     split_logits,
     with_agreement,
 )
+from edgeopt.experiments.prepared import Prepared
 from edgeopt.experiments.recovery import FAILURES, PARENT, ROUNDING, recover_int8
 from edgeopt.experiments.remedies import AS_IT_IS, Rewrites, rescalings
 from edgeopt.runtimes import load_session, runtime_named
@@ -105,9 +107,14 @@ def recover_collapsed(
     networks |= zip(fell, begun, strict=True)
     groups = _by_writer(own, _parents(candidates))
     jobs = [(networks[key], validation[key[0]], group) for (key, _), group in groups.items()]
-    limit = {"max_accuracy_drop": max_accuracy_drop, "directory": directory, "scheme": scheme}
+    limit = {"max_accuracy_drop": max_accuracy_drop, "scheme": scheme}
     repaired = run_in_order(partial(_repaired, **limit), jobs, executor=executor, died=_died)
-    return _alike([*chain.from_iterable(repaired)])
+    return _alike([_written(*own, directory) for own in chain.from_iterable(repaired)])
+
+
+def _written(recovered: Recovered, prepared: Prepared, directory: Path) -> Recovered:
+    artifact = prepared.write(directory / prepared.artifact.path.parent.name)
+    return replace(recovered, candidate=replace(recovered.candidate, artifact=artifact))
 
 
 def _by_writer(
@@ -132,22 +139,27 @@ def _begun(job: tuple[ByValue, Split]) -> ByValue:
     return own
 
 
-def _died(job: tuple[ByValue, Split, list[Fallen]]) -> list[Recovered]:
+def _died(job: tuple[ByValue, Split, list[Fallen]]) -> list[tuple[Recovered, Prepared]]:
     names = ", ".join(spec.name for spec, _ in job[2])
     logger.error("the repair of %s ended its process", names)
     return []
 
 
-def _repaired(job: tuple[ByValue, Split, list[Fallen]], **options: Any) -> list[Recovered]:
+def _repaired(
+    job: tuple[ByValue, Split, list[Fallen]], **options: Any
+) -> list[tuple[Recovered, Prepared]]:
     """Repair the candidates of one network that share files: picklable, as its arguments are."""
     own, validation, fallen = job
     found = []
-    for spec, prepared in fallen:
-        how = {"prepared": prepared, "rounds": 0, **options}
-        try:
-            found.append(recover_candidate(spec, own["rewrites"], validation, **how))
-        except FAILURES as error:
-            logger.warning("%s, seed %d, could not be repaired: %s", spec.name, spec.seed, error)
+    with tempfile.TemporaryDirectory(prefix="edgeopt-") as scratch:
+        for spec, prepared in fallen:
+            how = {"prepared": prepared, "directory": Path(scratch), "rounds": 0, **options}
+            try:
+                made = recover_candidate(spec, own["rewrites"], validation, **how)
+                found.append((made, Prepared.of(made.candidate.artifact)))
+            except FAILURES as error:
+                what = "%s, seed %d, could not be repaired: %s"
+                logger.warning(what, spec.name, spec.seed, error)
     return found
 
 

@@ -175,7 +175,7 @@ def train_networks(
     missing = [recipe for recipe in wanted if found[recipe] is None]
     while missing:
         ready = [recipe for recipe in missing if recipe.parent not in missing]
-        jobs = [(r, plans[r.model], r.parent and found[r.parent].state) for r in ready]
+        jobs = [(r, plans[r.model], _first_state(r, plans[r.model], found)) for r in ready]
         for number, made in run_as_completed(_train, jobs, executor=executor, desc="trainings"):
             recipe, training = ready[number], made["training"]
             store.write(recipe.name, training, digest=digests[recipe])
@@ -202,6 +202,16 @@ def _digests(recipes: Iterable[Recipe], plans: Mapping[str, TrainingPlan]) -> di
     }
 
 
+def _first_state(
+    recipe: Recipe, plan: TrainingPlan, found: Mapping[Recipe, Training]
+) -> dict[str, Tensor] | None:
+    """Weights that a training begins with: its parent's, or those of a file, which others lack."""
+    if recipe.parent:
+        return found[recipe.parent].state
+    given = recipe.kind == "pretrained" and plan.weights
+    return plan.first_network(recipe.seed, weights=plan.weights).state_dict() if given else None
+
+
 def _train(recipe: Recipe, plan: TrainingPlan, parent: dict[str, Tensor] | None) -> ByValue:
     return ByValue(training=train_recipe(recipe, plan, parent=parent))
 
@@ -211,7 +221,8 @@ def train_recipe(
 ) -> Training:
     """Make the network of one recipe: a pure, picklable function of its arguments.
 
-    ``parent`` is the state dict that :attr:`Recipe.parent` left. All networks have as many epochs
+    ``parent`` is the state dict that :attr:`Recipe.parent` left, or that of given weights. All
+    networks have as many epochs
     behind them as the baseline: ``one-shot`` prunes the baseline, ``fine-tuned`` prunes the
     pretrained network and trains on for ``finetune_epochs``, ``scratch`` trains the pruned
     architecture from new weights for ``epochs + finetune_epochs`` (Liu et al., 2019,
@@ -236,14 +247,14 @@ def train_recipe(
 
 def _start(recipe: Recipe, plan: TrainingPlan, parent: Mapping[str, Tensor] | None) -> nn.Module:
     """Build what the training of a recipe begins with."""
-    if recipe.kind == "pretrained":
+    if recipe.kind == "pretrained" and parent is None:
         return plan.first_network(recipe.seed, weights=plan.weights)
     if recipe.kind == "scratch":
         fresh = reinitialized(plan.architecture(recipe), seed=recipe.seed)
         return plan.with_small_head(fresh)
     model = plan.first_network(recipe.seed)
     model.load_state_dict(parent)
-    if recipe.kind == "baseline":
+    if recipe.kind in ("pretrained", "baseline"):
         return model
     options = {"criterion": recipe.criterion, "seed": recipe.seed}
     loader = _loader(plan, recipe, model)

@@ -22,6 +22,7 @@ INDEX = "index.html"
 PACKAGE = Path(__file__).parents[1]
 # Neither changes what a notebook computes.
 PAGE_PARTS = {"reports", "__main__.py"}
+PLACES = ("scheduler", "data_dir")  # parameters: who computes, and where what is fetched lies
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,14 @@ def stamp_of(
     ``upstream`` is the stamp of the notebook before it, so that a change runs on to all after it.
     """
     cells = nbformat.read(notebook, as_version=4).cells
-    named = [value for value in parameters.values() if isinstance(value, str)]
+    decides = {name: value for name, value in parameters.items() if name not in PLACES}
     weights = parameters.get("weights")
+    named = [value for value in (parameters.get("dataset"), weights) if value]
     factories = [name for name in parameters.get("models", ()) if ":" in name]
     return digest(
         {
             "cells": [(cell.cell_type, cell.source) for cell in cells],
-            "parameters": dict(parameters),
+            "parameters": decides,
             "files": {value: _listing(value, root, whole=value == weights) for value in named},
             "factories": {name: _source_digest(name.partition(":")[0]) for name in factories},
             "environment": dict(environment),

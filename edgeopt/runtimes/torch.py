@@ -1,6 +1,8 @@
 """PyTorch: TorchScript files, and what its graphs execute."""
 
+import io
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,9 @@ FP16_TOLERANCE = 16 * torch.finfo(torch.float16).eps
 PRODUCTS = {"addmm": 1, "mm": 0, "bmm": 0, "matmul": 0}
 COMPOSED = ("einsum", "tensordot", "inner")  # which torch makes of products
 WEIGHTED = ("_convolution", "convolution", "conv2d", "linear", "mkldnn_convolution")
+# Records of an archive that nothing reads, and those that its writer adds by itself.
+LEFT_OUT = (".debug_pkl", "version", ".data/serialization_id")
+COUNTED = re.compile(r"/(___torch_mangle_\d+)")
 # Elementwise, yet without torch's tag for it: batch norm, some activations, the quantized ones.
 ELEMENTWISE = (
     *("batch_norm", "native_batch_norm", "hardswish", "relu6", "prelu", "_prelu_kernel"),
@@ -67,7 +72,8 @@ class TorchRuntime(Runtime):
         images = images.half() if precision == "fp16" else images
         silence, log = known_noise_silenced(), native_stderr_logged()
         with silence, log, quantized_engine(), torch.inference_mode():
-            torch.jit.save(torch.jit.freeze(torch.jit.trace(variant, images)), path)
+            traced = torch.jit.freeze(torch.jit.trace(variant, images))
+            path.write_bytes(_reproducible(traced))
             if precision == "fp16":
                 tolerance = max(tolerance, FP16_TOLERANCE)
             loaded = torch.jit.load(path)
@@ -83,6 +89,28 @@ class TorchRuntime(Runtime):
     def weight_bytes(self, artifact: Artifact) -> int:
         """Bytes of parameters, buffers, graph constants and packed weights."""
         return module_weight_bytes(load_script(artifact.path))
+
+
+def _reproducible(script: torch.jit.ScriptModule) -> bytes:
+    """Save a TorchScript module as the same bytes each time.
+
+    torch's own archive holds the name of its path, where each operation was traced from, and a
+    number in each class's name that counts what this process has traced.
+    """
+    saved, written = io.BytesIO(), io.BytesIO()
+    torch.jit.save(script, saved)
+    archive = torch._C.PyTorchFileReader(io.BytesIO(saved.getvalue()))
+    names = [name for name in archive.get_all_records() if not name.endswith(LEFT_OUT)]
+    numbers = [*filter(None, map(COUNTED.search, names))]
+    number = numbers[0] if len(numbers) == 1 else None  # more than one tell classes apart
+    out = torch._C.PyTorchFileWriter(written)
+    for name in names:
+        content = archive.get_record(name)
+        if number and name.endswith((".py", ".pkl")):
+            content = content.replace(f".{number[1]}".encode(), b"")
+        out.write_record(name.replace(number[0], "") if number else name, content, len(content))
+    out.write_end_of_file()
+    return written.getvalue()
 
 
 def _float_type(script: torch.jit.ScriptModule) -> torch.dtype:

@@ -13,6 +13,7 @@ from torch import nn
 
 from edgeopt.data import Split
 from edgeopt.devices import Device, Task, measure_on, write_bundle
+from edgeopt.experiments import Prepared
 from edgeopt.metrics import UNDISTURBED, resampled_quantiles
 from edgeopt.runtimes import Artifact, Int8Options, export_artifact, labelled, runtime_named
 from edgeopt.schema import STATIC_INT8
@@ -77,32 +78,35 @@ def time_networks(
     """
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as scratch:
         jobs = [(f"{number}", ByValue(timed=own)) for number, own in enumerate(networks.values())]
-        export = partial(_exported, bench=bench, folder=Path(scratch, "artifacts"))
-        done = [*run_in_order(export, jobs, executor=executor, died=_died)]
+        export = partial(_exported, bench=bench)
+        exported = run_in_order(export, jobs, executor=executor, died=_died)
+        artifacts = Path(scratch, "artifacts")
+        done = [own if isinstance(own, str) else own.write(artifacts) for own in exported]
         samples, errors = _samples(networks, done, bench, Path(scratch, "bundle"))
     return _table(networks, samples, errors, to=to)
 
 
-def _exported(job: tuple[str, ByValue], *, bench: Bench, folder: Path) -> Artifact | str:
+def _exported(job: tuple[str, ByValue], *, bench: Bench) -> Prepared | str:
     """Export one network; the text of the error where it cannot be."""
     own, precision = job[1]["timed"], job[1]["timed"].precision or bench.precision
     takes_scheme = precision in STATIC_INT8 and runtime_named(bench.runtime).takes_int8_options
-    try:
-        artifact = export_artifact(
-            own.network,
-            folder / job[0],
-            runtime=bench.runtime,
-            precision=precision,
-            input_shape=(1, *own.images.shape),
-            calibration=own.calibration,
-            options=Int8Options(
-                scheme=bench.scheme if takes_scheme else U8S8,
-                float_alone=frozenset(own.float_layers),
-            ),
-        )
-        return labelled(artifact)
-    except Exception as error:  # exporters raise whatever they like
-        return f"{type(error).__name__}: {error}"
+    with tempfile.TemporaryDirectory(prefix="edgeopt-") as scratch:
+        try:
+            artifact = export_artifact(
+                own.network,
+                Path(scratch, job[0]),
+                runtime=bench.runtime,
+                precision=precision,
+                input_shape=(1, *own.images.shape),
+                calibration=own.calibration,
+                options=Int8Options(
+                    scheme=bench.scheme if takes_scheme else U8S8,
+                    float_alone=frozenset(own.float_layers),
+                ),
+            )
+            return Prepared.of(labelled(artifact))
+        except Exception as error:  # exporters raise whatever they like
+            return f"{type(error).__name__}: {error}"
 
 
 def _died(_: object) -> str:

@@ -8,6 +8,7 @@ from edgeopt.experiments import grid
 from edgeopt.study.folder import RunFolder, open_run
 from edgeopt.study.layout import NEEDS
 from edgeopt.study.study import open_study
+from edgeopt.system import open_scheduler
 
 
 def check_parameters(config: ExperimentConfig) -> int:
@@ -32,9 +33,11 @@ def check_run(config: ExperimentConfig) -> str:
 
     No image is decoded and nothing is trained. What is wrong is raised as by
     :func:`check_parameters` and :func:`edgeopt.study.open_study`; ``DeviceError`` for a device that
-    cannot be reached.
+    cannot be reached, ``SchedulerError`` for such a scheduler.
     """
     candidates = check_parameters(config)
+    if config.scheduler not in (None, "local"):
+        open_scheduler(config.scheduler).shutdown()
     devices = ", ".join(open_study(config).device_facts)
     return (
         f"{len(config.notebooks)} notebooks, {len(config.models)} network(s), "

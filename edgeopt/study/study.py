@@ -1,8 +1,9 @@
 """A run that is open: its parameters, its folder, its networks and the images of each."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -37,7 +38,7 @@ from edgeopt.model import build_model, check_network, dump_weights, input_channe
 from edgeopt.search import SearchSpec
 from edgeopt.study.folder import RunFolder, open_run
 from edgeopt.study.images import image_shape, load_images, test_warning, with_pictures_of
-from edgeopt.system import Int8Scheme, Store, int8_scheme
+from edgeopt.system import Int8Scheme, Store, int8_scheme, open_scheduler, process_pool
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +155,24 @@ class Study:
             "directory": self.folder.folder(folder),
             "scheme": self.int8_scheme,
         }
+
+    @contextmanager
+    def workers(self) -> Iterator[Executor]:
+        """Give who trains and prepares: processes here, or the workers of the run's scheduler."""
+        if self.config.scheduler is None:
+            with process_pool() as pool:
+                yield pool
+        else:
+            yield self._cluster
+
+    @cached_property
+    def _cluster(self) -> Executor:
+        """The scheduler's workers, which stay for all that this process asks of them."""
+        cluster = open_scheduler(self.config.scheduler)
+        for model in self.config.models:
+            if ":" in model:
+                cluster.bring(model.partition(":")[0])
+        return cluster
 
     @property
     def prepared(self) -> Path:

@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "files": [
             "REPORTS_VARIABLE",
             "file_sha256",
+            "package_sha256",
             "project_root",
             "replacing",
             "write_atomically",
@@ -20,6 +21,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "usable_cores",
         ],
         "int8": ["Int8Scheme", "U8S8", "int8_scheme"],
+        "scheduler": ["SchedulerError", "check_scheduler", "open_scheduler"],
         "store": ["Store"],
         "strict_yaml": ["load_yaml", "shortened"],
         "upstream": [

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 REPORTS_VARIABLE = "EDGEOPT_REPORTS"
@@ -31,6 +32,14 @@ def file_sha256(path: Path) -> str:
         while block := file.read(READ_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+@cache
+def package_sha256() -> str:
+    """SHA-256 over the code of this package."""
+    package = Path(__file__).parents[1]
+    digests = [(path.name, file_sha256(path)) for path in sorted(package.rglob("*.py"))]
+    return hashlib.sha256(repr(digests).encode()).hexdigest()
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import pickle
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,6 +52,11 @@ class Workers(Executor):
         except BrokenExecutor:
             self._pool = _started(self._count)
             return self._pool.submit(task, *args, **options)
+
+    def alone(self, task: Callable[..., Any], /, *args: Any) -> Future:
+        """Run a call in a process of its own, to its end."""
+        with process_pool(1) as own:
+            return own.submit(task, *args)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the processes."""
@@ -105,27 +111,26 @@ def run_in_order(
     if executor is None:
         yield from map(task, jobs)
         return
-    jobs = list(jobs)
+    jobs, again = list(jobs), getattr(executor, "alone", executor.submit)
     futures = [executor.submit(task, job) for job in jobs]
     try:
         for job, future in zip(jobs, futures, strict=True):
-            yield _result(future, task, job, died)
+            yield _result(future, partial(again, task, job), died and partial(died, job))
     finally:
         for future in futures:
             future.cancel()
 
 
 def _result(
-    future: Future, task: Callable[[Any], Any], job: Any, died: Callable[[Any], Any] | None
+    future: Future, again: Callable[[], Future], died: Callable[[], Any] | None = None
 ) -> Any:
     try:
         return future.result()
     except BrokenExecutor:
-        with process_pool(1) as own:
-            again = own.submit(task, job)
-        if died and isinstance(again.exception(), BrokenExecutor):
-            return died(job)
-        return again.result()
+        future = again()
+        if died and isinstance(future.exception(), BrokenExecutor):
+            return died()
+        return future.result()
 
 
 def run_as_completed(
@@ -135,13 +140,21 @@ def run_as_completed(
     executor: Executor | None,
     desc: str,
 ) -> Iterator[tuple[int, Any]]:
-    """Yield the number and the result of every job, as soon as it is there."""
+    """Yield the number and the result of every job, as soon as it is there.
+
+    What was under way when a worker died runs once more.
+    """
     with tqdm(total=len(jobs), desc=desc, disable=None) as bar:
         if executor is None:
             found = ((number, task(*job)) for number, job in enumerate(jobs))
         else:
             futures = {executor.submit(task, *job): number for number, job in enumerate(jobs)}
-            found = ((futures[future], future.result()) for future in as_completed(futures))
+            again = getattr(executor, "alone", executor.submit)
+            found = (
+                (number, _result(future, partial(again, task, *jobs[number])))
+                for future in as_completed(futures)
+                for number in [futures[future]]
+            )
         for number, result in found:
             bar.update()
             yield number, result

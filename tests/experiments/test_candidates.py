@@ -295,7 +295,7 @@ def test_the_store_knows_what_a_preparation_depends_on(
     elif change == "precision":
         spec = replace(spec, precision="fp16")
     else:
-        monkeypatch.setattr(prepared, "_code_digest", lambda: "other code")
+        monkeypatch.setattr(prepared, "package_sha256", lambda: "other code")
     prepare_candidates([spec], store=store, **options)
     assert len(list(store.iterdir())) == 2
 

@@ -1,0 +1,116 @@
+"""A Dask cluster as one more executor. Source: https://distributed.dask.org."""
+
+import atexit
+import importlib.util
+import logging
+import sysconfig
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, Executor, Future
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import dask
+from distributed import Client, KilledWorker, LocalCluster, SpecCluster, SSHCluster
+from tqdm import tqdm
+
+from edgeopt.system.delivery import Delivery, own_facts, require_alike, run_packed
+from edgeopt.system.host import usable_cores
+from edgeopt.system.scheduler import SchedulerError, ssh_hosts
+
+SECONDS = 20  # for a scheduler to answer, and for its first worker to come
+# A call holds one network; Dask warns of calls of more than 10 MB.
+SETTINGS = {"distributed.admin.large-graph-warning-threshold": "1 GiB"}
+
+
+class Cluster(Executor):
+    """Calls to a scheduler's workers; their files and large arrays go to each worker once.
+
+    A call whose worker dies runs again on another; one that ended several raises
+    ``BrokenExecutor``. When the scheduler is gone every call raises ``SchedulerError``.
+    """
+
+    def __init__(self, client: Client, started: SpecCluster | None, *, address: str) -> None:
+        self._client, self._started, self._address = client, started, address
+        self._calls = client.get_executor(pure=False)
+        self._delivery = Delivery(client)
+        atexit.register(self.shutdown)
+
+    def submit(self, task: Callable[..., Any], /, *args: Any, **options: Any) -> Future:
+        """Hand over a call, as the standard library's executors do."""
+        with dask.config.set(SETTINGS):
+            packed = self._delivery.packed((task, args, options))
+            given = self._calls.submit(run_packed, packed, own_facts())
+        found: Future = Future()
+        found.add_done_callback(lambda own: own.cancelled() and given.cancel())
+        given.add_done_callback(partial(self._hand_on, found))
+        return found
+
+    def alone(self, task: Callable[..., Any], /, *args: Any) -> Future:
+        """Try a call again that was under way when workers died."""
+        return self.submit(task, *args)
+
+    def bring(self, module: str) -> None:
+        """Let workers import a module or package of the user's own, unless pip installed it."""
+        source = Path(importlib.util.find_spec(module.partition(".")[0]).origin)
+        if not source.is_relative_to(sysconfig.get_path("purelib")):
+            self._delivery.bring(source.parent if source.name == "__init__.py" else source)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take back what was delivered, leave the scheduler, and end what was started here."""
+        atexit.unregister(self.shutdown)
+        self._calls.shutdown(wait and not cancel_futures)
+        with suppress(OSError, RuntimeError):  # the scheduler is gone
+            self._delivery.take_back()
+        self._client.close()
+        if self._started:
+            self._started.close()
+
+    def _hand_on(self, found: Future, given: Future) -> None:
+        """Tell the outcome of a call in the terms of the standard library."""
+        if not found.set_running_or_notify_cancel():
+            return
+        if given.cancelled():
+            gone = f"the scheduler {self._address} is gone; what was finished is kept: run again"
+            found.set_exception(SchedulerError(gone))
+        elif isinstance(error := given.exception(), KilledWorker):
+            died = f"{error.allowed_failures + 1} workers of {self._address} died of one call"
+            found.set_exception(BrokenExecutor(f"{died}: was their memory too small?"))
+        elif error:
+            found.set_exception(error)
+        else:
+            found.set_result(given.result())
+
+
+def connected(address: str) -> tuple[Client, SpecCluster | None]:
+    """Reach a scheduler, or start one, with workers like this process."""
+    started = None
+    try:
+        started = _started(address)
+        client = Client(started or address, timeout=SECONDS, set_as_default=False)
+    except Exception as error:  # of Dask, ssh, TLS and their files
+        if started:
+            started.close()
+        reason = f"{type(error).__name__}: {error}"
+        raise SchedulerError(f"scheduler {address} cannot be used: {reason}") from error
+    try:
+        client.wait_for_workers(1, timeout=SECONDS)
+        for worker, facts in client.run(own_facts).items():
+            require_alike(facts, own_facts(), worker=worker)
+    except TimeoutError as error:
+        raise SchedulerError(f"scheduler {address} has no worker after {SECONDS} s") from error
+    workers = len(client.scheduler_info(n_workers=-1)["workers"])
+    tqdm.write(f"scheduler {address}: {workers} workers, dashboard {client.dashboard_link}")
+    return client, started
+
+
+def _started(address: str) -> SpecCluster | None:
+    one = {"nthreads": 1}
+    if hosts := ssh_hosts(address):
+        idle = {"idle_timeout": "1 hour"}  # left alone, it ends by itself
+        return SSHCluster([hosts[0], *hosts], worker_options=one, scheduler_options=idle)
+    if address == "local":
+        own = {"n_workers": usable_cores(), "threads_per_worker": 1}
+        return LocalCluster(**own, dashboard_address="127.0.0.1:0", silence_logs=logging.ERROR)
+    return None
