@@ -36,12 +36,17 @@ def cluster() -> Iterator[str]:
             seconds[name], there = _trained(study, recipes, executor)
             if count == 2:
                 seconds["prepare"], made = _prepared(study, there, executor)
+    with process_pool(1) as executor:
+        _trained(study, recipes[:1], executor)
+        seconds["process"], _ = _trained(study, recipes, executor)
     with process_pool(2) as executor:
         _trained(study, recipes[:2], executor)
         seconds["processes"], here = _trained(study, recipes, executor)
         seconds["prepare here"], same = _prepared(study, there, executor)
     gain = seconds["one"] / seconds["two"]
     yield f"{len(recipes)} trainings, 1 worker over 2 workers: {gain:.2f} (goal: 1.8 or more)"
+    gain = seconds["process"] / seconds["processes"]
+    yield f"the same, 1 process over 2 processes: {gain:.2f} (goal: none)"
     over = seconds["two"] / seconds["processes"] - 1
     yield f"trainings, Dask over processes: {over:+.1%} (goal: below +5 %)"
     over = seconds["prepare"] / seconds["prepare here"] - 1
@@ -56,6 +61,7 @@ def worker_kills() -> Iterator[str]:
     """Kill a random worker twenty times in the middle of trainings: nothing lost, none twice."""
     study = _study(epochs=2, seeds=40)
     recipes = study.baselines(kind="pretrained")
+    torch.set_num_threads(1)  # as workers have
     _, wanted = _trained(study, recipes, None)
     with _scheduler(2) as address, open_scheduler(address) as executor:
         ended = threading.Event()

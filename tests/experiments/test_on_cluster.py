@@ -17,8 +17,6 @@ from edgeopt.model.weights import dump_weights
 from edgeopt.quantization.planting import plant_collapse
 from edgeopt.system import Store, open_scheduler
 
-pytest.importorskip("distributed")
-
 
 @pytest.fixture(scope="module")
 def cluster():

@@ -8,6 +8,7 @@ from edgeopt.config import NOTEBOOKS, ConfigError, ExperimentConfig
 from edgeopt.study.checks import check_parameters, check_run
 from edgeopt.study.folder import open_run
 from edgeopt.study.layout import NEEDS
+from edgeopt.system import SchedulerError, cluster
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +43,13 @@ def test_a_data_folder_that_cannot_be_written_is_named(tmp_path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(ConfigError, match=f"{tmp_path} cannot be written"):
         check_parameters(ExperimentConfig(data_dir=str(tmp_path / "data")))
+
+
+def test_a_scheduler_that_does_not_answer_is_named(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(cluster, "SECONDS", 1)
+    config = ExperimentConfig(data_dir=str(tmp_path), scheduler="tcp://127.0.0.1:9")
+    with pytest.raises(SchedulerError, match="scheduler tcp://127.0.0.1:9 cannot be used"):
+        check_run(config)
 
 
 def test_a_data_folder_that_is_a_file_is_named(tmp_path) -> None:

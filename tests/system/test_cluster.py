@@ -19,8 +19,6 @@ from edgeopt.system import cluster as clusters
 from edgeopt.system.delivery import LARGE
 from edgeopt.system.workers import ByValue
 
-pytest.importorskip("distributed")
-
 
 def where(subject: Path | np.ndarray) -> tuple[str, bytes, int]:
     """Where a worker finds what it was given, its first bytes, and the worker."""
