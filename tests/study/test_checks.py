@@ -48,7 +48,7 @@ def test_a_data_folder_that_cannot_be_written_is_named(tmp_path) -> None:
 def test_a_scheduler_that_does_not_answer_is_named(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(cluster, "SECONDS", 1)
     config = ExperimentConfig(data_dir=str(tmp_path), scheduler="tcp://127.0.0.1:9")
-    with pytest.raises(SchedulerError, match="scheduler tcp://127.0.0.1:9 cannot be used"):
+    with pytest.raises(SchedulerError, match=r"scheduler tcp://127.0.0.1:9 cannot be used"):
         check_run(config)
 
 
