@@ -3,6 +3,7 @@
 SHELL := /bin/bash
 VENV ?= .venv
 PYTHON ?= python3
+LOCK ?= requirements.lock
 RUN ?= default
 WITH ?= quick
 SCRATCH := build/test-reports
@@ -16,8 +17,9 @@ help:  ## show this list
 
 setup: $(VENV)/.edgeopt  ## make the virtual environment and install the pinned packages
 
-$(VENV)/.edgeopt: pyproject.toml
+$(VENV)/.edgeopt: pyproject.toml requirements.lock
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --no-deps --require-hashes --requirement $(LOCK)
 	$(PY) -m pip install --quiet --editable '.[distributed,executorch,litert,openvino,dev]'
 	touch $@
 
@@ -50,6 +52,23 @@ test-code: setup
 # Chapter 8 searches, which the quick run does not.
 test-notebooks: setup
 	$(PY) -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg notebooks/0[1-7]*.ipynb
+
+lock:  ## resolve pyproject.toml anew into requirements.lock, with a hash for every file
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet pip-tools
+	build/lock/bin/pip-compile --quiet --generate-hashes --all-extras --strip-extras --no-annotate \
+		--no-header --no-emit-index-url --no-emit-find-links --unsafe-package torch \
+		--unsafe-package torchvision --output-file requirements.lock pyproject.toml
+	sed -i '/^# The following packages/,$$d' requirements.lock
+
+audit: setup  ## known vulnerabilities and the licences of the pinned packages, as a report
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/pip install --quiet pip-audit pip-licenses
+	-build/audit/bin/pip-audit --no-deps --disable-pip --requirement requirements.lock
+	build/audit/bin/pip-licenses --python $(PY) --order license
+
+chaos: setup  ## faults on purpose, hundreds: what is lost, left behind, or told badly?
+	$(PY) -m tests.chaos
 
 mutants: setup  ## change the core in one place at a time: which changes do tests notice?
 	$(PY) -m tests.mutants
@@ -99,4 +118,4 @@ readme: setup  ## write the results of reports/$(RUN) into README.md
 clean:  ## remove the reports
 	git clean -fdXq reports
 
-.PHONY: help docs setup litert report check test test-code test-notebooks mutants test-slow test-arm bench lab lint notebooks verify bundle results compare readme clean
+.PHONY: help docs setup litert report check test test-code test-notebooks lock audit chaos mutants test-slow test-arm bench lab lint notebooks verify bundle results compare readme clean

@@ -276,9 +276,8 @@ def load_config(path: str | Path, **overrides: Any) -> ExperimentConfig:
     if odd := [key for key in values if not isinstance(key, str)]:
         raise ConfigError(f"{path}: {shortened(odd)} are not parameter names; quote them")
     if values.setdefault("run", path.stem) != path.stem:
-        raise ConfigError(
-            f"{path}: run is {values['run']!r}; allowed: the file's name {path.stem!r}"
-        )
+        given = shortened(repr(values["run"]))
+        raise ConfigError(f"{path}: run is {given}; allowed: the file's name {path.stem!r}")
     try:
         return ExperimentConfig(**{**values, **overrides})
     except ConfigError as error:

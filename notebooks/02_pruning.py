@@ -35,6 +35,7 @@ conv1_channels = 16
 conv2_channels = 32
 epochs = 6
 finetune_epochs = 2
+finetune_patience = None
 learning_rate = 0.003
 channel_multiple = None
 pruning_levels = [0.0, 0.5, 0.7]
@@ -44,6 +45,7 @@ search = None
 threads = 1
 
 # %%
+import pandas as pd
 from IPython.display import display
 
 from edgeopt import plots
@@ -73,7 +75,9 @@ print(f"{len(baselines)} unpruned network(s), grid of channels:", study.channel_
 # removes and stops. *Fine-tuned* trains on for a few epochs. *Scratch* starts the same small
 # architecture from new weights. All have as many epochs behind them as the baseline: fine-tuning starts
 # from the network of notebook 1's first stage, one-shot from the baseline itself, and scratch is trained
-# for both stages. What is lost below is lost by pruning, not by less training.
+# for both stages. Where a patience is set, fine-tuning goes on as long as validation rises; the baseline
+# then had the most epochs that fine-tuning may take, and scratch as many as its own fine-tuned network.
+# What is lost below is lost by pruning, not by less training.
 
 # %%
 recipes = pruned_recipes(*grid)
@@ -83,6 +87,10 @@ networks = baselines | study.networks(trainings)
 
 # %%
 print(f"{len(recipes)} networks pruned or trained anew, beside {len(baselines)} baseline(s)")
+counted = [(r.model, r.kind, r.pruning_level, len(t.history)) for r, t in trainings.items()]
+epochs = pd.DataFrame(counted, columns=["model", "recipe", "pruning_level", "epochs"])
+tuned = epochs[epochs["recipe"] != "one-shot"]
+display(tuned.pivot_table("epochs", ["model", "pruning_level"], "recipe").round(1))
 if config.epochs == 0:
     print("The weights were given, so that scratch has fewer epochs behind it than they have.")
 
@@ -150,10 +158,10 @@ for model, rows in accuracies.groupby("model", sort=False):
 #
 # L1 and L2 rank filters by their weights, Taylor by what removing them would do to the loss
 # (Molchanov et al., 2019, arXiv:1906.10771). Random is the control. All keep the same number of
-# channels in every layer, so that only the choice of channels differs, and are fine-tuned alike.
+# channels in every layer, so that only the choice of channels differs, and are trained on for one epoch.
 
 # %%
-kinds, criteria = ("one-shot", "fine-tuned"), config.pruning_criteria
+kinds, criteria = ("one-shot", "one-epoch"), config.pruning_criteria
 rivals = pruned_recipes(*grid[:2], config.seeds[:1], kinds=kinds, criteria=criteria)
 with study.workers() as pool:
     contest = study.networks(study.train(rivals, executor=pool))

@@ -35,6 +35,7 @@ conv1_channels = 16
 conv2_channels = 32
 epochs = 6
 finetune_epochs = 2
+finetune_patience = None
 learning_rate = 0.003
 channel_multiple = None
 pruning_levels = [0.0, 0.5, 0.7]

@@ -33,6 +33,7 @@ conv1_channels = 16
 conv2_channels = 32
 epochs = 6
 finetune_epochs = 2
+finetune_patience = None
 learning_rate = 0.003
 channel_multiple = None
 threads = 1

@@ -100,6 +100,30 @@ def test_every_dependency_is_pinned():
     assert [d for group in groups for d in group if "==" not in d] == []
 
 
+def test_the_lock_has_every_pin_but_those_of_torch_s_builds():
+    pins = {pin for group in PROJECT["optional-dependencies"].values() for pin in group}
+    pins |= {*PROJECT["dependencies"]}
+    locked = re.findall(r"^(\S+==\S+) ", (ROOT / "requirements.lock").read_text(), re.M)
+    missing = pins - {*locked}
+    assert {re.split("=", pin)[0] for pin in missing} == {"torch", "torchvision"}
+    content = (ROOT / "requirements.lock").read_text()
+    assert len(re.findall(r"^\S+==", content, re.M)) == len(locked)
+    assert "://" not in content
+
+
+def test_nothing_is_unpickled_but_what_this_program_sends_itself():
+    for path in sorted((ROOT / "edgeopt").rglob("*.py")):
+        source = path.read_text()
+        loads = re.findall(r"torch\.load\([^\n]*", source)
+        assert all("weights_only=True" in call for call in loads), path
+        if re.search(r"pickle\.loads?\(|pickle\.Unpickler|allow_pickle=True", source):
+            # processes of this run, and workers that the run's scheduler names
+            assert path.relative_to(ROOT / "edgeopt").as_posix() in (
+                "system/workers.py",
+                "system/delivery.py",
+            )
+
+
 def test_the_defaults_are_those_of_the_quick_run():
     assert load_config(ROOT / "params/quick.yaml") == ExperimentConfig()
 

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgeopt.schema import CRITERIA, PRUNED_RECIPES, RECIPES, file_stem, require_known
 
@@ -42,6 +42,11 @@ class Recipe:
         if self.kind not in parents:
             return None
         return Recipe(self.model, 0.0, parents[self.kind], self.seed)
+
+    @property
+    def pacemaker(self) -> "Recipe | None":
+        """Fine-tuned network that decides how long this one is trained: of ``scratch``, its own."""
+        return replace(self, kind="fine-tuned") if self.kind == "scratch" else None
 
     @property
     def network(self) -> tuple[str, int, float | str]:

@@ -5,7 +5,7 @@ import hashlib
 import inspect
 import itertools
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cache
@@ -20,7 +20,14 @@ from torch.optim.swa_utils import update_bn
 
 from edgeopt.data import Split
 from edgeopt.experiments.recipes import Recipe
-from edgeopt.model import build_model, fit, network_digest, set_deterministic, training
+from edgeopt.model import (
+    build_model,
+    fit,
+    fit_while_rising,
+    network_digest,
+    set_deterministic,
+    training,
+)
 from edgeopt.pruning import channels as pruning
 from edgeopt.pruning import last_layer, prune_channels, prune_to_widths
 from edgeopt.schema import Positive, PositiveFloat, checked_spec
@@ -32,15 +39,21 @@ NORM_MOMENTUM = 0.1
 STATISTICS_BATCHES = 10  # of training images, for the BatchNorms of a pruned network
 # Its EfficientNets begin with logits in the tens, which a short training spends epochs to undo.
 HEAD_STD = 0.01
+RISING = ("baseline", "fine-tuned", "scratch")  # with a patience
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
 @checked_spec
 class Schedule:
-    """How long and how fast to train, with the learning rate annealed to zero by a cosine."""
+    """How long and how fast to train, with the learning rate annealed to zero by a cosine.
+
+    With a ``finetune_patience``, fine-tuning goes on while validation accuracy rises, for at most
+    ``finetune_epochs``: see :func:`edgeopt.model.fit_while_rising`.
+    """
 
     epochs: Annotated[int, Field(ge=0)] = 6
     finetune_epochs: Annotated[int, Field(ge=0)] = 2
+    finetune_patience: Positive | None = None
     learning_rate: PositiveFloat = 3e-3
     batch_size: Positive = 64
 
@@ -133,7 +146,10 @@ class TrainingPlan:
         return model.eval()
 
     def epochs(self, kind: str) -> int:
-        """Count the epochs that a recipe of this kind is trained for, beyond its parent's."""
+        """Count the epochs that a recipe of this kind is trained for at most, beyond its parent's.
+
+        With a patience, ``scratch`` has those of its fine-tuned network after its first ``epochs``.
+        """
         schedule = self.schedule
         return {
             "pretrained": schedule.epochs,
@@ -144,12 +160,29 @@ class TrainingPlan:
             "scratch": schedule.epochs + schedule.finetune_epochs,
         }[kind]
 
-    def digest(self, recipe: Recipe, *, start: str) -> str:
-        """SHA-256 over all that decides the weights of a recipe; ``start`` is of the first ones."""
-        parent = self.digest(recipe.parent, start=start) if recipe.parent else start
+    def digest(self, recipe: Recipe, *, start: Callable[[Recipe], str]) -> str:
+        """SHA-256 over all that decides a recipe's weights; ``start`` gives that of first ones."""
+        parent = self.digest(recipe.parent, start=start) if recipe.parent else start(recipe)
         schedule = (self.epochs(recipe.kind), self.schedule.learning_rate, self.schedule.batch_size)
         facts = (recipe, schedule, self.channel_multiple, self.train.digest, parent)
+        if self.rises(recipe):
+            facts += (self.patience(recipe), self.validation.digest)
+            facts += tuple(self.digest(own, start=start) for own in self.needs(recipe))
         return hashlib.sha256(repr((facts, _code_digest())).encode()).hexdigest()
+
+    def rises(self, recipe: Recipe) -> bool:
+        """Whether a network is trained while validation accuracy rises."""
+        patient = self.schedule.finetune_patience and self.schedule.finetune_epochs
+        return bool(patient) and recipe.kind in RISING and self.epochs(recipe.kind) > 0
+
+    def patience(self, recipe: Recipe) -> int | None:
+        """How many epochs without a higher accuracy end a training; None where none does."""
+        return self.schedule.finetune_patience if recipe.kind == "fine-tuned" else None
+
+    def needs(self, recipe: Recipe) -> list[Recipe]:
+        """List what has to be trained before a recipe: its parent, or what it is paced by."""
+        pacemaker = recipe.pacemaker if self.rises(recipe) else None
+        return [own for own in (recipe.parent, pacemaker) if own]
 
 
 def train_networks(
@@ -169,13 +202,13 @@ def train_networks(
     ValueError
         When a network cannot be built, takes other images, or cannot be pruned.
     """
-    wanted = {own: None for recipe in recipes for own in _lineage(recipe)}
+    wanted = {own: None for recipe in recipes for own in _lineage(recipe, plans)}
     digests = _digests(wanted, plans)
     found = {r: store.read(r.name, digest=digests[r]) for r in wanted}
     missing = [recipe for recipe in wanted if found[recipe] is None]
     while missing:
-        ready = [recipe for recipe in missing if recipe.parent not in missing]
-        jobs = [(r, plans[r.model], _first_state(r, plans[r.model], found)) for r in ready]
+        ready = [r for r in missing if not {*plans[r.model].needs(r)} & {*missing}]
+        jobs = [(r, plans[r.model], *_known(r, plans[r.model], found)) for r in ready]
         for number, made in run_as_completed(_train, jobs, executor=executor, desc="trainings"):
             recipe, training = ready[number], made["training"]
             store.write(recipe.name, training, digest=digests[recipe])
@@ -184,65 +217,88 @@ def train_networks(
     return {recipe: found[recipe] for recipe in recipes}
 
 
-def _lineage(recipe: Recipe) -> list[Recipe]:
-    """List what a recipe is made from, the first of it first, and the recipe."""
-    return [*(_lineage(recipe.parent) if recipe.parent else []), recipe]
+def _lineage(recipe: Recipe, plans: Mapping[str, TrainingPlan]) -> list[Recipe]:
+    """List what a recipe needs, the first of it first, and the recipe."""
+    before = [_lineage(own, plans) for own in plans[recipe.model].needs(recipe)]
+    return [*itertools.chain.from_iterable(before), recipe]
 
 
 def _digests(recipes: Iterable[Recipe], plans: Mapping[str, TrainingPlan]) -> dict[Recipe, str]:
     """Digest every recipe; the first weights of a network and seed are made once."""
 
     @cache
-    def start(model: str, seed: int, weights: str | None) -> str:
+    def first(model: str, seed: int, weights: str | None) -> str:
         return network_digest(plans[model].first_network(seed, weights=weights))
 
-    weights = {r: None if r.kind == "scratch" else plans[r.model].weights for r in recipes}
-    return {
-        r: plans[r.model].digest(r, start=start(r.model, r.seed, own)) for r, own in weights.items()
-    }
+    def start(recipe: Recipe) -> str:
+        given = None if recipe.kind == "scratch" else plans[recipe.model].weights
+        return first(recipe.model, recipe.seed, given)
+
+    return {r: plans[r.model].digest(r, start=start) for r in recipes}
 
 
-def _first_state(
+def _known(
     recipe: Recipe, plan: TrainingPlan, found: Mapping[Recipe, Training]
-) -> dict[str, Tensor] | None:
-    """Weights that a training begins with: its parent's, or those of a file, which others lack."""
+) -> tuple[dict[str, Tensor] | None, int | None]:
+    """Weights that a training begins with, where others made them, and the epochs of its pacemaker.
+
+    Weights of a file are read here: workers may not have it.
+    """
     if recipe.parent:
-        return found[recipe.parent].state
-    given = recipe.kind == "pretrained" and plan.weights
-    return plan.first_network(recipe.seed, weights=plan.weights).state_dict() if given else None
+        return found[recipe.parent].state, None
+    if recipe.kind == "pretrained" and plan.weights:
+        return plan.first_network(recipe.seed, weights=plan.weights).state_dict(), None
+    return None, len(found[recipe.pacemaker].history) if plan.rises(recipe) else None
 
 
-def _train(recipe: Recipe, plan: TrainingPlan, parent: dict[str, Tensor] | None) -> ByValue:
-    return ByValue(training=train_recipe(recipe, plan, parent=parent))
+def _train(
+    recipe: Recipe, plan: TrainingPlan, parent: dict[str, Tensor] | None, paced: int | None
+) -> ByValue:
+    return ByValue(training=train_recipe(recipe, plan, parent=parent, paced=paced))
 
 
 def train_recipe(
-    recipe: Recipe, plan: TrainingPlan, *, parent: Mapping[str, Tensor] | None = None
+    recipe: Recipe,
+    plan: TrainingPlan,
+    *,
+    parent: Mapping[str, Tensor] | None = None,
+    paced: int | None = None,
 ) -> Training:
     """Make the network of one recipe: a pure, picklable function of its arguments.
 
     ``parent`` is the state dict that :attr:`Recipe.parent` left, or that of given weights. All
-    networks have as many epochs
-    behind them as the baseline: ``one-shot`` prunes the baseline, ``fine-tuned`` prunes the
-    pretrained network and trains on for ``finetune_epochs``, ``scratch`` trains the pruned
-    architecture from new weights for ``epochs + finetune_epochs`` (Liu et al., 2019,
-    arXiv:1810.05270). With ``epochs`` 0 the baseline is the first weights, as they are.
+    networks have as many epochs behind them as the baseline: ``one-shot`` prunes the baseline,
+    ``fine-tuned`` prunes the pretrained network and trains on for ``finetune_epochs``, ``scratch``
+    trains the pruned architecture from new weights for ``epochs + finetune_epochs`` (Liu et al.,
+    2019, arXiv:1810.05270). With ``epochs`` 0 the baseline is the first weights, as they are.
+
+    With a patience, ``fine-tuned`` is trained while validation accuracy rises, the baseline by the
+    same rule for all ``finetune_epochs``, so that no pruned network has more behind it, and
+    ``scratch`` for ``epochs`` and the ``paced`` ones that its fine-tuned network took.
     """
     model = _start(recipe, plan, parent)
     for norm in _norms(model):
         norm.momentum = NORM_MOMENTUM
     set_deterministic(recipe.seed)
-    unpruned = not recipe.pruning_level
-    trained = fit(
-        model,
-        _loader(plan, recipe, model),
-        epochs=plan.epochs(recipe.kind),
+    loader, validation = _loader(plan, recipe, model), plan.validation.loader(256)
+    annealed = {"learning_rate": plan.schedule.learning_rate, "cosine": True, "progress": False}
+    if not plan.rises(recipe):
+        annealed["val_loader"] = None if recipe.pruning_level else validation
+        trained = fit(model, loader, epochs=plan.epochs(recipe.kind), **annealed)
+        return Training(trained.model.state_dict(), trained.history)
+    first = plan.schedule.epochs if recipe.kind == "scratch" else 0
+    before = fit(model, loader, epochs=first, **annealed)
+    trained = fit_while_rising(
+        before.model,
+        loader,
+        epochs=paced or plan.epochs(recipe.kind),
         learning_rate=plan.schedule.learning_rate,
-        val_loader=plan.validation.loader(256) if unpruned else None,
-        cosine=True,
-        progress=False,
+        val_loader=validation,
+        patience=plan.patience(recipe),
     )
-    return Training(trained.model.state_dict(), trained.history)
+    later = trained.history.assign(epoch=trained.history["epoch"] + first)
+    history = pd.concat([before.history, later], ignore_index=True) if first else later
+    return Training(trained.model.state_dict(), history)
 
 
 def _start(recipe: Recipe, plan: TrainingPlan, parent: Mapping[str, Tensor] | None) -> nn.Module:

@@ -22,7 +22,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "trace",
             "with_readers",
         ],
-        "training": ["evaluate", "fit", "predict_logits", "train_model"],
+        "training": ["evaluate", "fit", "fit_while_rising", "predict_logits", "train_model"],
         "weights": ["dump_weights", "load_weights"],
     },
 )

@@ -1,12 +1,14 @@
 """Train, fine-tune and predict."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -62,13 +64,7 @@ def fit(
         arXiv:1608.03983). Constant when false.
     """
     require_at_least(0, epochs=epochs)
-    if not len(train_loader):
-        raise ValueError("the training loader holds no images; allowed: 1 or more")
-    if not learning_rate > 0:
-        raise ValueError(f"learning_rate is {learning_rate}; allowed: above 0")
-    layout = memory_format(model)
-    trained = copy.deepcopy(model).to(device, memory_format=layout)
-    optimizer = torch.optim.Adam(trained.parameters(), lr=learning_rate)
+    trained, optimizer = _started(model, train_loader, learning_rate, device=device)
     steps = max(1, epochs * len(train_loader))
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) if cosine else None
     rows = []
@@ -76,13 +72,87 @@ def fit(
         for epoch in tqdm(
             range(1, epochs + 1), desc="epochs", disable=None if progress else True, leave=False
         ):
-            batches = (
-                (images.to(device, memory_format=layout), labels.to(device))
-                for images, labels in train_loader
-            )
-            loss, accuracy = _train_epoch(trained, batches, optimizer, scheduler)
+            step = scheduler.step if scheduler else None
+            loss, accuracy = _train_epoch(trained, train_loader, optimizer, after_step=step)
             val_accuracy = evaluate(trained, val_loader) if val_loader else float("nan")
             rows.append((epoch, loss, accuracy, val_accuracy))
+    return _ended(trained, rows)
+
+
+def fit_while_rising(
+    model: nn.Module,
+    train_loader: DataLoader,
+    *,
+    epochs: int,
+    learning_rate: float,
+    val_loader: DataLoader,
+    patience: int | None = None,
+) -> TrainingRun:
+    """Train while validation accuracy rises, and return the epoch where it was highest.
+
+    What is scored and returned is the running mean of the weights over about two epochs, at a
+    constant learning rate: it is as good as weights at the end of an annealing, and there at any
+    time (Polyak and Juditsky, 1992, doi:10.1137/0330046).
+
+    Parameters
+    ----------
+    epochs : int
+        Trained at most.
+    val_loader : DataLoader
+        Scored after every epoch.
+    patience : int, optional
+        Epochs without a higher accuracy after which training ends; none ends it when omitted.
+    """
+    require_at_least(1, epochs=epochs)
+    trained, optimizer = _started(model, train_loader, learning_rate)
+    mean = AveragedModel(
+        trained, multi_avg_fn=_running_mean(2 * len(train_loader)), use_buffers=True
+    )
+    rows, best = [], None
+    with deterministic_algorithms():
+        for epoch in range(1, epochs + 1):
+            step = partial(mean.update_parameters, trained)
+            loss, accuracy = _train_epoch(trained, train_loader, optimizer, after_step=step)
+            val_accuracy = evaluate(mean.module, val_loader)
+            rows.append((epoch, loss, accuracy, val_accuracy))
+            if best is None or val_accuracy > best[0]:
+                best = (val_accuracy, epoch, copy.deepcopy(mean.module))
+            if patience and epoch - best[1] >= patience:
+                break
+    return _ended(best[2], rows)
+
+
+def _running_mean(steps: int) -> Callable[..., None]:
+    """Update means whose weight falls by e in so many steps, and that begin with equal weights."""
+
+    def update(means: Sequence[Tensor], values: Sequence[Tensor], seen: Tensor | int) -> None:
+        share = max(1 / steps, 1 / (int(seen) + 1))
+        for mean, value in zip(means, values, strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, share)
+            else:
+                mean.copy_(value)
+
+    return update
+
+
+def _started(
+    model: nn.Module,
+    train_loader: DataLoader,
+    learning_rate: float,
+    *,
+    device: str | torch.device = "cpu",
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Copy a model for training, with its optimizer."""
+    if not len(train_loader):
+        raise ValueError("the training loader holds no images; allowed: 1 or more")
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate is {learning_rate}; allowed: above 0")
+    trained = copy.deepcopy(model).to(device, memory_format=memory_format(model))
+    return trained, torch.optim.Adam(trained.parameters(), lr=learning_rate)
+
+
+def _ended(trained: nn.Module, rows: Sequence[tuple]) -> TrainingRun:
     columns = ["epoch", "train_loss", "train_accuracy", "val_accuracy"]
     trained = trained.to(memory_format=torch.contiguous_format).eval()
     return TrainingRun(trained, pd.DataFrame(rows, columns=columns))
@@ -108,21 +178,24 @@ def memory_format(model: nn.Module) -> torch.memory_format:
 
 def _train_epoch(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    loader: Iterable[tuple[Tensor, Tensor]],
     optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler | None,
+    *,
+    after_step: Callable[[], None] | None,
 ) -> tuple[float, float]:
     model.train()
+    device, layout = next(model.parameters()).device, memory_format(model)
     seen, loss_sum, correct = 0, 0.0, 0
-    for images, labels in batches:
+    for images, labels in loader:
         optimizer.zero_grad(set_to_none=True)
-        output = model(images)
+        labels = labels.to(device)
+        output = model(images.to(device, memory_format=layout))
         logits = getattr(output, "logits", output)  # Inception's come with auxiliary ones
         loss = nn.functional.cross_entropy(logits, labels)
         loss.backward()
         optimizer.step()
-        if scheduler:
-            scheduler.step()
+        if after_step:
+            after_step()
         seen += len(labels)
         loss_sum += loss.item() * len(labels)
         correct += (logits.argmax(1) == labels).sum().item()

@@ -14,7 +14,7 @@ import pandas as pd
 from edgeopt.decision import Constraints, Decision, Gates
 from edgeopt.reports.manifest import MANIFEST, artifact_paths, read_manifest
 from edgeopt.schema import quantity
-from edgeopt.study import RunFolder, check_schema
+from edgeopt.study import RunFolder, check_schema, read_table
 from edgeopt.study.layout import OPERATORS, SUMMARY, SWEEP
 from edgeopt.system import file_sha256
 
@@ -107,7 +107,7 @@ class Results:
     def operators(self) -> pd.DataFrame:
         """Operators of the file to ship: precision, share of the MACs and of the time."""
         path = self.run.path(OPERATORS)
-        return pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["operator"])
+        return read_table(path) if path.is_file() else pd.DataFrame(columns=["operator"])
 
     def what_would_change(self) -> list[str]:
         """Say what would have made another candidate win, a sentence each."""
@@ -162,7 +162,7 @@ def read_sweep(run: RunFolder) -> tuple[pd.DataFrame | None, str]:
     if not path.is_file():
         return None, f"No candidates: no notebook of this run has written {path.name}."
     try:
-        sweep = pd.read_csv(path)
+        sweep = read_table(path)
     except pd.errors.ParserError as error:
         return None, f"No candidates: {path.name} cannot be read: {error}"
     except pd.errors.EmptyDataError:

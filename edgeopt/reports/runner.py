@@ -3,10 +3,12 @@
 import fcntl
 import logging
 import os
+import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -152,11 +154,17 @@ def execute(run: RunFolder, step: Step) -> bool:
 @contextmanager
 def only_one(run: RunFolder) -> Iterator[None]:
     """Hold the run's lock, which the system frees when the process ends, however it ends."""
-    with run.path(".lock").open("w") as file:
+    with run.path(".lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise BlockingIOError(f"another process is making the report in {run.root}") from error
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise BlockingIOError(f"{holder} is making the report in {run.root}") from error
+        file.truncate(0)
+        now = datetime.now().astimezone()
+        file.write(f"process {os.getpid()} on {platform.node()}, since {now:%Y-%m-%d %H:%M:%S %Z},")
+        file.flush()
         yield
 
 

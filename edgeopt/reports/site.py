@@ -21,7 +21,7 @@ from edgeopt.reports.manifest import read_manifest
 from edgeopt.reports.results import file_list, finished, read_summary
 from edgeopt.reports.stamps import INDEX, read_record
 from edgeopt.schema import DASH, quantity
-from edgeopt.study import FIGURE_DPI, RunFolder, table_html
+from edgeopt.study import FIGURE_DPI, RunFolder, read_table, table_html
 from edgeopt.system import write_atomically
 
 SHOWN_LINES = 5
@@ -107,7 +107,7 @@ def figure_html(run: RunFolder, stem: str, words: Mapping[str, Any]) -> str:
     numbers, table = run.path(f"figures/{stem}.csv"), ""
     if numbers.is_file():
         link = f'<p><a href="figures/{stem}.csv" download>{stem}.csv</a></p>'
-        inside = link + table_html(pd.read_csv(numbers))
+        inside = link + table_html(read_table(numbers))
         table = f"<details><summary>The numbers of this figure</summary>{inside}</details>"
     alt = escape(words["alt"])
     return (

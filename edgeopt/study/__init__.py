@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "RunFolder",
             "check_schema",
             "open_run",
+            "read_table",
             "reports_folder",
         ],
         "searching": [

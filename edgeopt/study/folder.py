@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).parents[1] / "assets"
 FIGURE_DPI = 192
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")  # how a spreadsheet's formula begins, or our mark
 
 
 def reports_folder() -> Path:
@@ -43,6 +44,26 @@ def check_schema(value: Any, *, name: str) -> None:
     problem = jsonschema.exceptions.best_match(validator.iter_errors(value))
     if problem is not None:
         raise ValueError(f"{name} at {problem.json_path}: {problem.message}")
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a CSV that :meth:`RunFolder.write_table` wrote; a class may be called ``nan``."""
+    return _each_text(pd.read_csv(path, keep_default_na=False, na_values=[""]), _as_it_was)
+
+
+def _each_text(df: pd.DataFrame, change: Callable[[Any], Any]) -> pd.DataFrame:
+    """Change the texts of a table, headings too."""
+    texts = {name: df[name].map(change) for name in df.select_dtypes(["object", "string"])}
+    return df.assign(**texts).rename(columns=change)
+
+
+def _inert(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
+def _as_it_was(value: Any) -> Any:
+    quoted = isinstance(value, str) and value.startswith("'") and value[1:].startswith(FORMULA)
+    return value[1:] if quoted else value
 
 
 def to_json(value: Any) -> Any:
@@ -114,13 +135,18 @@ class RunFolder:
         return json.loads(self.require(name).read_text(encoding="utf-8"))
 
     def write_table(self, name: str, df: pd.DataFrame) -> pd.DataFrame:
-        """Write a table as CSV without its index, and return it."""
-        self.write_bytes(name, df.to_csv(index=False, lineterminator="\n").encode())
+        """Write a table as CSV without its index, and return it.
+
+        Text that a spreadsheet would take for a formula gets an apostrophe before it, as OWASP
+        advises (https://owasp.org/www-community/attacks/CSV_Injection).
+        """
+        inert = _each_text(df, _inert)
+        self.write_bytes(name, inert.to_csv(index=False, lineterminator="\n").encode())
         return df
 
     def read_table(self, name: str) -> pd.DataFrame:
         """Read a table that an earlier notebook wrote."""
-        return pd.read_csv(self.require(name))
+        return read_table(self.require(name))
 
     @property
     def taken_in(self) -> list[str]:
@@ -128,12 +154,12 @@ class RunFolder:
         if not (rows := {path.parent.name: path for path in self.root.glob(f"devices/*/{ROWS}")}):
             return []
         known = {*self.read_table(SWEEP)["artifact_sha256"].dropna()}
-        measured = {name: {*pd.read_csv(rows[name])["artifact_sha256"]} for name in sorted(rows)}
+        measured = {name: {*read_table(rows[name])["artifact_sha256"]} for name in sorted(rows)}
         return [name for name, digests in measured.items() if digests & known == known]
 
     def read_taken_in(self, name: str) -> list[pd.DataFrame]:
         """Read a table of every device whose results were taken in."""
-        return [pd.read_csv(self.path(f"devices/{device}/{name}")) for device in self.taken_in]
+        return [read_table(self.path(f"devices/{device}/{name}")) for device in self.taken_in]
 
     def read_sweep(self, device: str = "") -> pd.DataFrame:
         """Read the candidates as they were measured on a device that was measured, or decides."""

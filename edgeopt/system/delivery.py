@@ -1,6 +1,5 @@
 """Calls on their way to workers that share no disk with this machine."""
 
-import ctypes
 import hashlib
 import io
 import os
@@ -20,10 +19,9 @@ from distributed import Client, Worker, WorkerPlugin, get_worker
 from edgeopt.system.files import package_sha256
 from edgeopt.system.host import environment_facts
 from edgeopt.system.scheduler import SchedulerError
-from edgeopt.system.workers import ByValue
+from edgeopt.system.workers import ByValue, keep_freed_memory
 
 LARGE = 2**20  # bytes; what is larger goes to each worker once, and not with every call
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 PIECE = 2**26  # bytes of a file that travel at a time
 
 Held = Path | np.ndarray
@@ -173,18 +171,15 @@ def require_alike(found: dict[str, str], wanted: dict[str, str], *, worker: str)
 def _compute_as_other_processes_do() -> None:
     """Turn off, once in a worker, two habits of Dask that long computations pay for.
 
-    Giving every freed block back to the kernel at once doubles the time of a training; looking at
-    the stack a hundred times a second takes an eighth of an export.
+    It gives every freed block back to the kernel at once, and looks at the stack a hundred times a
+    second, which takes an eighth of an export.
     Source: https://distributed.dask.org/en/stable/worker-memory.html
     """
+    keep_freed_memory()
     worker = get_worker()
     for name in ("profile", "profile-cycle"):
         if callback := worker.periodic_callbacks.get(name):
             worker.loop.add_callback(callback.stop)
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
-    if set_option:  # another C library has none
-        set_option(M_TRIM_THRESHOLD, 2**30)
-        set_option(M_MMAP_THRESHOLD, 2**25)
 
 
 def run_packed(packed: bytes, facts: dict[str, str]) -> Any:

@@ -145,6 +145,29 @@ def test_train_networks_gives_all_kinds_the_epochs_of_the_baseline(plan, striped
     assert state_equal(scratch.state_dict(), control.state_dict())
 
 
+def test_with_a_patience_no_network_has_more_epochs_behind_it_than_the_baseline(plan, store):
+    patient = replace(SCHEDULE, epochs=1, finetune_epochs=9, finetune_patience=2)
+    recipes = [PRETRAINED, BASELINE, *pruned_recipes(["small_cnn"], [0.3, 0.7], [0])]
+    plans = {"small_cnn": replace(plan, schedule=patient, validation=plan.validation.first(40))}
+    found = train_networks(recipes, plans, store=store)
+    epochs = {r: len(found[r].history) for r in recipes}
+    assert (epochs[PRETRAINED], epochs[BASELINE]) == (1, 9)
+    for recipe in (r for r in recipes if r.kind == "fine-tuned"):
+        accuracies = found[recipe].history["val_accuracy"].tolist()
+        best = accuracies.index(max(accuracies)) + 1
+        assert epochs[recipe] == min(9, best + 2)
+        scratch = replace(recipe, kind="scratch")
+        assert found[scratch].history["epoch"].tolist() == [*range(1, 2 + epochs[recipe])]
+        served = plans["small_cnn"].network(recipe, found[recipe].state)
+        answers = predict_logits(served, plan.validation.first(40)).argmax(1)
+        assert (answers == plan.validation.labels[:40]).double().mean() == max(accuracies)
+    impatient = replace(patient, finetune_patience=1)
+    again = {"small_cnn": replace(plans["small_cnn"], schedule=impatient)}
+    before = len([*store.folder.iterdir()])
+    train_networks(recipes, again, store=store)
+    assert len([*store.folder.iterdir()]) == before + 4  # fine-tuned, and scratch by their pace
+
+
 def test_train_networks_with_no_epochs_takes_the_weights_as_they_are(own, store, tmp_path):
     set_deterministic(7)
     given = with_norm(4)

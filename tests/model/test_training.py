@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from edgeopt.model import training
 from edgeopt.model.networks import SmallCNN
 from edgeopt.model.training import evaluate, fit, memory_format, predict_logits, train_model
 
@@ -46,6 +47,49 @@ def test_history_has_one_row_per_epoch(small_cnn, striped):
     assert history["val_accuracy"].between(0, 1).all()
     unscored = fit(small_cnn, striped.loader(64), **options).history
     assert unscored["val_accuracy"].isna().all()
+
+
+def test_what_rises_is_the_running_mean_of_the_weights(small_cnn, striped):
+    by_hand = copy.deepcopy(small_cnn).train()
+    optimizer = torch.optim.Adam(by_hand.parameters(), lr=0.01)
+    steps = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(by_hand(striped.take(len(striped))), striped.labels).backward()
+        optimizer.step()
+        steps.append(by_hand.conv1.weight.detach().clone())
+    # One step an epoch: two epochs are two steps, and each mean is half way to the next weights.
+    means = [steps[0], (steps[0] + steps[1]) / 2]
+    means.append((means[1] + steps[2]) / 2)
+    loader, options = striped.loader(len(striped)), {"learning_rate": 0.01, "val_loader": [0]}
+    for epochs, mean in enumerate(means, 1):
+        rising = iter(range(epochs))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(training, "evaluate", lambda *_, rising=rising: next(rising))
+            found = training.fit_while_rising(small_cnn, loader, epochs=epochs, **options)
+        torch.testing.assert_close(found.model.conv1.weight, mean, atol=2e-4, rtol=1e-3)
+        assert not found.model.training
+
+
+@pytest.mark.parametrize(
+    ("patience", "ran", "best"), [(1, 3, 2), (2, 4, 2), (4, 8, 6), (None, 8, 6)]
+)
+def test_training_ends_when_validation_has_not_risen(
+    patience, ran, best, small_cnn, striped, monkeypatch
+):
+    told = [0.5, 0.6, 0.6, 0.55, 0.59, 0.7, 0.1, 0.2]
+    options = {"learning_rate": 0.01, "val_loader": [0]}
+
+    def fitted(epochs: int, accuracies: list[float], **more):
+        given = iter(accuracies)
+        monkeypatch.setattr(training, "evaluate", lambda *_: next(given))
+        loader = striped.loader(64, shuffle=True, seed=1)
+        return training.fit_while_rising(small_cnn, loader, epochs=epochs, **options, **more)
+
+    found = fitted(8, told, patience=patience)
+    assert found.history["val_accuracy"].tolist() == told[:ran]
+    alone = fitted(best, [*range(best)])
+    assert torch.equal(found.model.conv1.weight, alone.model.conv1.weight)
 
 
 def test_cosine_schedule_ends_slower_than_constant(small_cnn, striped):

@@ -229,7 +229,8 @@ def test_two_processes_cannot_make_the_same_report(project, caplog):
     project.params(FIRST)
     with only_one(open_run("tiny")):
         assert project.report() == 2
-    assert "another process is making the report" in caplog.text
+    assert f"process {os.getpid()} on" in caplog.text
+    assert "is making the report in" in caplog.text
 
 
 def test_notebooks_run_in_the_order_of_their_numbers(project):

@@ -79,6 +79,21 @@ def test_same_model_same_bytes_and_suffix_only_where_missing(tmp_path):
     assert [first.path.name, second.path.name] == ["a.onnx", "b-p12.5.onnx"]
 
 
+def traced_from_afar(depth: int, *arguments, **options):
+    if depth:
+        return traced_from_afar(depth - 1, *arguments, **options)
+    return export(*arguments, **options)
+
+
+@pytest.mark.parametrize(("runtime", "precision"), TARGETS)
+def test_the_same_network_is_the_same_bytes_from_anywhere(runtime, precision, tmp_path):
+    some, others = (
+        traced_from_afar(depth, trained_cnn(), path, runtime=runtime, precision=precision)
+        for depth, path in ((0, tmp_path / "a"), (7, tmp_path / "deep" / "another-name"))
+    )
+    assert some.path.read_bytes() == others.path.read_bytes()
+
+
 def test_torch_int8_is_exported_in_deterministic_mode(tmp_path):
     torch.use_deterministic_algorithms(True)
     try:

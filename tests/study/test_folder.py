@@ -100,6 +100,17 @@ def test_tables_come_back_as_they_went(run):
     pd.testing.assert_frame_equal(run.read_table("sweep.csv"), df.reset_index(drop=True))
 
 
+def test_texts_are_no_formulas_in_a_spreadsheet_and_come_back_as_they_were(run):
+    names = ["=cmd|' /C calc'!A0", "+1", "-1+1", "@SUM(A1)", "nan", "None", "'=", "plain", "\t="]
+    df = pd.DataFrame({"class_name": names, "change": [-0.5, *range(8)], "=heading": "NULL"})
+    run.write_table("names.csv", df)
+    head, *lines = run.path("names.csv").read_text().splitlines()
+    assert head == "class_name,change,'=heading"
+    assert not [line for line in lines if line.lstrip('"').startswith(("=", "+", "-", "@", "\t"))]
+    assert lines[0].split(",")[1] == "-0.5"
+    pd.testing.assert_frame_equal(run.read_table("names.csv"), df)
+
+
 def test_json_has_no_nan_and_no_numpy(run):
     value = {
         "a": np.float32(0.5),

@@ -3,6 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
+from matplotlib.figure import Figure
 
 from edgeopt.study.tables import cell_text, column_heading, table_html, use_style
 
@@ -19,6 +20,15 @@ def test_use_style_sets_the_figures_parameters():
         use_style()
         assert mpl.rcParams["font.size"] == 11.5
         assert pd.get_option("display.max_colwidth") is None
+
+
+def test_a_class_name_with_dollars_is_drawn_as_it_is():
+    with mpl.rc_context(), pd.option_context("display.max_colwidth", 50):
+        use_style()
+        figure = Figure()
+        figure.text(0.5, 0.5, r"$5 to $10 \\frac{")
+        figure.canvas.draw()
+        assert not mpl.rcParams["text.parse_math"]
 
 
 def test_headings_have_units_and_numbers_are_in_them():
