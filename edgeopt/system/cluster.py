@@ -6,7 +6,7 @@ import logging
 import sysconfig
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,24 +85,34 @@ class Cluster(Executor):
 
 def connected(address: str) -> tuple[Client, SpecCluster | None]:
     """Reach a scheduler, or start one, with workers like this process."""
-    started = None
-    try:
-        started = _started(address)
-        client = Client(started or address, timeout=SECONDS, set_as_default=False)
-    except Exception as error:  # of Dask, ssh, TLS and their files
-        if started:
-            started.close()
-        reason = f"{type(error).__name__}: {error}"
-        raise SchedulerError(f"scheduler {address} cannot be used: {reason}") from error
+    with ExitStack() as opened:
+        try:
+            started = _started(address)
+            if started:
+                opened.callback(started.close)
+            client = Client(started or address, timeout=SECONDS, set_as_default=False)
+            opened.callback(client.close)
+            workers = _checked_workers(client, address)
+        except SchedulerError:
+            raise
+        except Exception as error:  # of Dask, ssh, TLS and their files
+            reason = f"{type(error).__name__}: {error}"
+            raise SchedulerError(f"scheduler {address} cannot be used: {reason}") from error
+        opened.pop_all()
+    tqdm.write(f"scheduler {address}: {workers} worker(s), dashboard {client.dashboard_link}")
+    return client, started
+
+
+def _checked_workers(client: Client, address: str) -> int:
+    """Count the workers; ``SchedulerError`` where there is none, or one is unlike this process."""
     try:
         client.wait_for_workers(1, timeout=SECONDS)
-        for worker, facts in client.run(own_facts).items():
-            require_alike(facts, own_facts(), worker=worker)
     except TimeoutError as error:
         raise SchedulerError(f"scheduler {address} has no worker after {SECONDS} s") from error
-    workers = len(client.scheduler_info(n_workers=-1)["workers"])
-    tqdm.write(f"scheduler {address}: {workers} workers, dashboard {client.dashboard_link}")
-    return client, started
+    found = client.run(own_facts)
+    for worker, facts in found.items():
+        require_alike(facts, own_facts(), worker=worker)
+    return len(found)
 
 
 def _started(address: str) -> SpecCluster | None:
