@@ -202,6 +202,6 @@ if "fine-tuned" in by_recipe:
     print("Fine-tuning beats scratch beyond the images' noise:", ", ".join(clear) or "nowhere")
 
 # %% tags=["nbval-ignore-output"]
-tuned = compared[compared["recipe"] == "fine-tuned"].groupby("criterion")["accuracy"].mean()
+tuned = compared[compared["recipe"] == "one-epoch"].groupby("criterion")["accuracy"].mean()
 words = [f"{name} {share:.1%}" for name, share in tuned.sort_values(ascending=False).items()]
-print("Mean accuracy after fine-tuning, by criterion:", ", ".join(words) or "none")
+print("Mean accuracy one epoch after pruning, by criterion:", ", ".join(words) or "none")

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from edgeopt.runtimes import registered, runtime_named
-from edgeopt.schema import PRECISIONS
+from edgeopt.schema import MINUS, PRECISIONS
 
 INK = "#222222"
 QUIET = "#777777"
@@ -57,7 +57,7 @@ def log_axis(axis: Axis, *, unit: str = "") -> None:
 
 def percent_axis(axis: Axis) -> None:
     """Write shares on an axis as percentages."""
-    axis.set_major_formatter(ticker.PercentFormatter(1.0))
+    axis.set_major_formatter(lambda share, _: f"{100 * share:.4g}%".replace("-", MINUS))
 
 
 def key_below(ax: Axes, *groups: Sequence[Line2D | Patch]) -> None:

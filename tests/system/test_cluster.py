@@ -18,6 +18,7 @@ from edgeopt.system import SchedulerError, check_scheduler, open_scheduler, run_
 from edgeopt.system import cluster as clusters
 from edgeopt.system.delivery import LARGE
 from edgeopt.system.workers import ByValue
+from tests.devices.servers import SSHD, AsyncSsh, OpenSsh
 
 
 def where(subject: Path | np.ndarray) -> tuple[str, bytes, int]:
@@ -49,6 +50,11 @@ def killed(job: int) -> int:
     if job == 13:
         os.kill(os.getpid(), signal.SIGKILL)
     return job + 1
+
+
+def slowly_where(_: int) -> int:
+    time.sleep(1)
+    return os.getpid()
 
 
 def failed(_: int) -> None:
@@ -173,6 +179,19 @@ def elsewhere(tmp_path):
             time.sleep(0.1)
         yield process, json.loads(file.read_text())["address"]
         process.kill()
+
+
+def test_hosts_by_ssh_have_a_worker_as_often_as_they_are_named(tmp_path, monkeypatch) -> None:
+    server = (OpenSsh if Path(SSHD).exists() else AsyncSsh)(tmp_path / "server")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with server.running():
+        server.accept(tmp_path)
+        server.trust(tmp_path)
+        with (tmp_path / ".ssh" / "config").open("a") as config:
+            config.write(f"  Port {server.port}\n")
+        with open_scheduler("ssh:[localhost, localhost]") as opened:
+            calls = [opened.submit(slowly_where, number) for number in range(4)]
+            assert len({call.result(timeout=60) for call in calls}) == 2
 
 
 def test_a_scheduler_without_workers_and_one_that_ends(elsewhere, monkeypatch) -> None:
