@@ -190,6 +190,7 @@ def test_hosts_by_ssh_have_a_worker_as_often_as_they_are_named(tmp_path, monkeyp
         with (tmp_path / ".ssh" / "config").open("a") as config:
             config.write(f"  Port {server.port}\n")
         with open_scheduler("ssh:[localhost, localhost]") as opened:
+            opened.bring("tests")  # nothing of this folder is installed there
             calls = [opened.submit(slowly_where, number) for number in range(4)]
             assert len({call.result(timeout=60) for call in calls}) == 2
 
