@@ -89,10 +89,14 @@ def mutants(source: str) -> list[tuple[str, ast.Module]]:
 
 
 def _seeds(walked: list[ast.AST]) -> Iterator[ast.expr]:
-    """Defaults of arguments called ``seed``: another one is no defect."""
+    """Defaults of ``seed`` and ``replicates``: another one is no defect."""
     for function in (node for node in walked if isinstance(node, ast.FunctionDef)):
         pairs = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
-        yield from (default for argument, default in pairs if argument.arg == "seed" and default)
+        yield from (
+            default
+            for argument, default in pairs
+            if argument.arg in ("seed", "replicates") and default
+        )
 
 
 def _mutate(node: ast.AST) -> bool:
