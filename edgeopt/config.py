@@ -32,6 +32,7 @@ from edgeopt.system import check_scheduler, load_yaml, project_root, shortened, 
 
 Spec = TypeVar("Spec")
 PARTS = (Schedule, Target, Gates, Constraints)
+Side = Annotated[int, Field(ge=1, le=4096)]  # of an image in pixels, or of a layer in channels
 Level = Annotated[float, Field(ge=0, lt=1)]
 Numbers = Annotated[tuple[float, ...], Field(min_length=1)]
 DEVICES_NOTEBOOK = "07_devices"
@@ -85,7 +86,7 @@ class ExperimentConfig(_Parts):
     test_subset: Positive | None = 1500
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field((0,), min_length=1)
 
-    image_size: Positive | None = None
+    image_size: Side | None = None
     channels: Literal[1, 3] | None = None
     resize: Literal["stretch", "crop"] = "stretch"
     interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
@@ -97,11 +98,11 @@ class ExperimentConfig(_Parts):
     models: tuple[str, ...] = Field(("small_cnn",), min_length=1)
     weights: str | None = None
     allow_chance: bool = False
-    conv1_channels: Positive = 16
-    conv2_channels: Positive = 32
+    conv1_channels: Side = 16
+    conv2_channels: Side = 32
     pruning_levels: tuple[Level, ...] = Field((0.0, 0.5, 0.7), min_length=1)
     pruning_criteria: tuple[Literal[CRITERIA], ...] = Field(CRITERIA, min_length=1)
-    channel_multiple: Positive | None = None
+    channel_multiple: Side | None = None
 
     precisions: tuple[Literal[REQUESTED_PRECISIONS], ...] = Field(
         REQUESTED_PRECISIONS, min_length=1
@@ -113,7 +114,7 @@ class ExperimentConfig(_Parts):
     device_python: str = Field("python3", min_length=1)
     device_wheels: Literal[WHEELS] = "fetch"
     threads: Positive = 1
-    benchmark_batch_size: Positive = 1
+    benchmark_batch_size: Side = 1
     rounds: Positive = 10
     calls_per_round: Positive = 30
 
@@ -122,6 +123,8 @@ class ExperimentConfig(_Parts):
 
     search: SearchSpec | None = None
     scheduler: str | None = None
+    max_hours: PositiveFloat = 24.0
+    ignore_estimates: bool = False
 
     max_int8_drop: Share = 0.01
     all_remedies: bool = True
@@ -170,7 +173,8 @@ class ExperimentConfig(_Parts):
         return value
 
     @field_validator(
-        "seeds", "pruning_levels", "precisions", "runtimes", "notebooks", "models", "devices"
+        *("seeds", "pruning_levels", "precisions", "runtimes", "notebooks", "models", "devices"),
+        "memory_budgets_mb",
     )
     @classmethod
     def _no_repeats(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -157,13 +157,14 @@ print("int8 that fell, and its recovery:", ", ".join(r.candidate.name for r in r
 # device of the run by the same program. Timing has the device to itself. Every round visits all
 # candidates in a new random order, so that a machine that slows down slows all of them alike, and loads
 # each of them anew, because where its memory falls moves a latency by a per cent or two. The clock runs
-# around the runtime's own call and nothing else. Each single call is kept on disk. A network that does next to nothing runs along, one a runtime: what it takes
-# is the floor, the call itself.
+# around the runtime's own call and nothing else. A network that does next to nothing runs along, one a
+# runtime: what it takes is the floor, the call itself. Each single call is kept on disk, and read from
+# there where only a budget or a gate changed.
 
 # %%
 prepared += [repair.candidate for repair in repairs]
 candidates = [c for c in prepared if c.spec.seed == config.seeds[0]]
-results = study.measure(candidates, floors=floors)
+results = study.measure(candidates, stage="sweep", floors=floors)
 measured = results[config.decides].measured
 own = measured.samples["candidate"].isin([c.name for c in candidates])
 samples = folder.write_table("latency_samples.csv", measured.samples[own])

@@ -143,7 +143,7 @@ with study.workers() as pool:
 # %% tags=["nbval-ignore-output"]
 prepared = [*uniform, *found]
 first = [own for own in prepared if own.spec.seed == config.seeds[0]]
-measured = study.measure(first)[config.decides].measured
+measured = study.measure(first, stage="search")[config.decides].measured
 
 # %% tags=["nbval-ignore-output"]
 labels, target = study.validation_labels, config.part(Target)

@@ -14,14 +14,17 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
 import yaml
 
 from edgeopt.config import ConfigError, load_config
-from edgeopt.reports import find_run, verify
+from edgeopt.reports import verify
 from edgeopt.reports.stamps import read_record
+from edgeopt.study import RunFolder
+from edgeopt.system import usable_cores
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -39,6 +42,7 @@ TINY = {
     "calls_per_round": 3,
 }
 LONGEST = 3000  # characters of a message; an unknown key is told with all that are known
+KILLS = ("SIGKILL of the group", "SIGTERM", "SIGINT", "SIGKILL of the kernel")
 SETTLED = 8  # seconds for what belongs to a dead run to end
 
 
@@ -95,9 +99,27 @@ class Run:
     @property
     def finished(self) -> dict[str, str]:
         """Digests of the notebooks that ended well, by name."""
-        paths = sorted((self.home / "reports" / "tiny").glob("[0-9]*.ipynb"))
+        paths = sorted(self.folder.glob("[0-9]*.ipynb"))
         records = {path.stem: read_record(path) for path in paths}
         return {n: r.content for n, r in records.items() if r and r.status == "done"}
+
+    @property
+    def lingering(self) -> list[int]:
+        """Processes that are alive still when there was time to end."""
+        until = time.monotonic() + SETTLED
+        while (alive := self.processes) and time.monotonic() < until:
+            time.sleep(0.2)
+        return alive
+
+    @property
+    def folder(self) -> Path:
+        """Where the report is."""
+        return self.home / "reports" / "tiny"
+
+    @property
+    def verified(self) -> bool:
+        """Whether every file is as the manifest says."""
+        return verify(RunFolder(self.folder)).empty
 
     @property
     def half_files(self) -> list[str]:
@@ -110,28 +132,59 @@ def traceback_in(said: str) -> bool:
 
 
 def kills(count: int, draw: random.Random, scratch: Path) -> Iterator[dict[str, object]]:
-    """Kill a run at random moments; a third each the group, the parent, and the kernel alone."""
-    run = Run(scratch)
+    """Kill runs at random moments, a fourth each in another way, and let them go on.
+
+    As many runs as there are cores go on side by side, each from where its last kill left it; one
+    that came to its end is verified and begins anew.
+    """
+    homes = [scratch / f"run{number}" for number in range(usable_cores())]
+    shares = [range(number, count, len(homes)) for number in range(len(homes))]
+    seeds = [draw.random() for _ in homes]
+    for home in homes:
+        home.mkdir()
+    with ThreadPoolExecutor(len(homes)) as threads:
+        for rows in threads.map(_killed_again_and_again, shares, seeds, homes):
+            yield from rows
+
+
+def _killed_again_and_again(numbers: range, seed: float, home: Path) -> list[dict[str, object]]:
+    run, draw, rows = Run(home), random.Random(seed), []
+    whole = _whole_run(run)
+    for number in numbers:
+        fault = KILLS[number % len(KILLS)]
+        process = run.start()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(draw.uniform(0.1, 0.9) * whole)
+        before, alive = run.finished, process.poll() is None
+        if alive:
+            _strike(process, fault, run)
+        said = process.communicate()[0]
+        row = {"fault": fault if alive else "none: it came to its end", "left": len(run.lingering)}
+        row["lost"] = sum(run.finished.get(name) != own for name, own in before.items())
+        row["half"] = 0 if fault.startswith("SIGKILL of the g") else len(run.half_files)
+        row["traceback"] = traceback_in(said) and "kernel" not in fault
+        row["wrong"] = not alive and (process.returncode != 0 or not run.verified)
+        if row["wrong"] or row["traceback"] or row["lost"] or row["left"]:
+            logging.error("%s: %s", row, said[-1500:])
+        if not alive:
+            shutil.rmtree(run.folder)
+        rows.append(row)
+    rows.append({"fault": "none: let go on to its end", "wrong": not _finished(run)})
+    return rows
+
+
+def _whole_run(run: Run) -> float:
+    """Seconds that a run takes whose data are there; it leaves nothing else behind."""
+    assert run.report()[0] == 0
+    shutil.rmtree(run.folder)
     start = time.monotonic()
     assert run.report()[0] == 0
-    whole = time.monotonic() - start
-    for number in range(count):
-        shutil.rmtree(scratch / "reports" / "tiny", ignore_errors=True)
-        fault = ("SIGKILL of the group", "SIGTERM", "SIGINT", "SIGKILL of the kernel")[number % 4]
-        process = run.start()
-        time.sleep(draw.uniform(0.2, 0.9) * whole)
-        before = run.finished
-        _strike(process, fault, run)
-        said = process.communicate()[0]
-        time.sleep(SETTLED)
-        yield {
-            "fault": fault,
-            "left": len(run.processes),
-            "lost": sum(run.finished.get(name) != own for name, own in before.items()),
-            "half": 0 if fault.startswith("SIGKILL of the g") else len(run.half_files),
-            "traceback": traceback_in(said) and "kernel" not in fault,
-            "wrong": run.report()[0] != 0 or len(run.finished) != len(TINY["notebooks"]),
-        }
+    shutil.rmtree(run.folder)
+    return time.monotonic() - start
+
+
+def _finished(run: Run) -> bool:
+    return run.report()[0] == 0 and run.verified
 
 
 def _strike(process: subprocess.Popen, fault: str, run: Run) -> None:
@@ -220,8 +273,7 @@ def corruption(count: int, draw: random.Random, scratch: Path) -> Iterator[dict[
     """Break a file of a finished run: it is named, and made again, and no other is."""
     run = Run(scratch)
     assert run.report()[0] == 0
-    folder = scratch / "reports" / "tiny"
-    os.environ["EDGEOPT_REPORTS"] = str(scratch / "reports")
+    folder = run.folder
     for _ in range(count):
         manifest = json.loads((folder / "manifest.json").read_text())
         kept = [*(scratch / "data").rglob("*.training"), *(scratch / "data").rglob("*.prepared")]
@@ -229,12 +281,11 @@ def corruption(count: int, draw: random.Random, scratch: Path) -> Iterator[dict[
         path = draw.choice(draw.choice([kept, own, own]))
         fault = draw.choice(["flipped", "cut", "deleted", "emptied"])
         _break(path, fault, draw)
-        noticed = path in kept or path.name in {
-            Path(f).name for f in verify(find_run("tiny"))["file"]
-        }
+        found = verify(RunFolder(folder))["file"]
+        noticed = path in kept or path.relative_to(folder).as_posix() in {*found}
         status, said = run.report()
         row = {"fault": f"a file {fault}", "traceback": traceback_in(said)}
-        row["wrong"] = not noticed or status != 0 or not verify(find_run("tiny")).empty
+        row["wrong"] = not noticed or status != 0 or not run.verified
         if row["wrong"]:
             logging.error("%s %s: noticed %s, status %d: %s", path, fault, noticed, status, said)
         yield row
@@ -271,28 +322,78 @@ def surroundings(count: int, draw: random.Random, scratch: Path) -> Iterator[dic
         home = scratch / f"around{number}"
         home.mkdir()
         yield _surrounded(fault, Run(home), **options)
-    for number in range(min(10, count) if root and shutil.which("mount") else 0):
-        home = scratch / f"full{number}"
+    for number, own in enumerate((_held, _beside, _clock_set_back)):
+        home = scratch / f"other{number}"
         home.mkdir()
-        size = draw.randint(100, 4000)
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "x", home], check=True)
-        try:
-            run = Run(home)
-            status, said = run.report()
-            row = {"fault": "a full disk", "traceback": traceback_in(said)}
-            subprocess.run(["mount", "-o", "remount,size=1g", home], check=True)
-            row["wrong"] = run.report()[0] != 0 or (status != 0 and "No space left" not in said)
-            if row["traceback"] or row["wrong"]:
-                logging.error("disk of %d KiB: %s", size, said[-600:])
-            yield row
-        finally:
-            subprocess.run(["umount", "-l", home], check=True)
+        yield own(Run(home))
+    if not (root and shutil.which("mount")):
+        return
+    yield _mounted("a folder that is read-only", scratch / "fixed", "ro", "cannot")
+    for number in range(min(10, count)):
+        size = f"size={draw.randint(100, 4000)}k"
+        yield _mounted("a full disk", scratch / f"full{number}", size, "No space left")
+
+
+def _held(run: Run) -> dict[str, object]:
+    """A second run in the same folder is told who holds it."""
+    first = run.start()
+    while not (run.folder / ".lock").exists():
+        time.sleep(0.1)
+    status, said = run.report()
+    row = {"fault": "a second run in one folder", "traceback": traceback_in(said)}
+    row["wrong"] = (status, f"process {first.pid} on" in said) != (2, True)
+    row["wrong"] |= first.communicate()[0] is None or first.returncode != 0
+    return row
+
+
+def _beside(run: Run) -> dict[str, object]:
+    """Two runs that share their data, side by side."""
+    home = run.home / "second"
+    home.mkdir()
+    other = Run(home, data_dir=str(run.home / "data"))
+    with ThreadPoolExecutor(2) as threads:
+        ended = [*threads.map(Run.report, (run, other))]
+    row = {"fault": "two runs beside each other"}
+    row["traceback"] = any(traceback_in(said) for _, said in ended)
+    row["wrong"] = any(status for status, _ in ended) or not (run.verified and other.verified)
+    return row
+
+
+def _clock_set_back(run: Run) -> dict[str, object]:
+    """What was made an hour from now, by this clock, is as good as before."""
+    assert run.report()[0] == 0
+    before = run.finished
+    for path in [*run.home.rglob("*")]:
+        times = (path.stat().st_atime + 3600, path.stat().st_mtime + 3600)
+        os.utime(path, times, follow_symlinks=False)
+    status, said = run.report()
+    row = {"fault": "a clock set back by an hour", "traceback": traceback_in(said)}
+    row["wrong"] = status != 0 or run.finished != before or not run.verified
+    return row
+
+
+def _mounted(fault: str, home: Path, option: str, word: str) -> dict[str, object]:
+    """A file system of its own: what it cannot take is told in a line; later the run goes on."""
+    home.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "x", home], check=True)
+    try:
+        run = Run(home)
+        subprocess.run(["mount", "-o", f"remount,{option}", home], check=True)
+        status, said = run.report()
+        row = {"fault": fault, "traceback": traceback_in(said)}
+        subprocess.run(["mount", "-o", "remount,rw,size=1g", home], check=True)
+        row["wrong"] = not _finished(run) or (status != 0 and word not in said)
+        if row["traceback"] or row["wrong"]:
+            logging.error("%s, %s: status %d: %s", fault, option, status, said[-600:])
+        return row
+    finally:
+        subprocess.run(["umount", "-l", home], check=True)
 
 
 def _surrounded(fault: str, run: Run, **options: str) -> dict[str, object]:
     status, said = run.report(**options)
     row = {"fault": fault, "left": len(run.processes), "traceback": traceback_in(said)}
-    row["wrong"] = run.report()[0] != 0
+    row["wrong"] = not _finished(run)
     if row["traceback"] or row["wrong"]:
         logging.error("%s: status %d: %s", fault, status, said[-600:])
     return row

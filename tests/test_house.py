@@ -20,7 +20,7 @@ from edgeopt.config import NOTEBOOKS, SEARCH_NOTEBOOK, ExperimentConfig, load_co
 from edgeopt.data.preprocessing import Preprocessing
 from edgeopt.decision.gates import Constraints, Gates
 from edgeopt.experiments.sweep import Target
-from edgeopt.experiments.trainings import Schedule
+from edgeopt.experiments.training_plan import Schedule
 from edgeopt.system.workers import PRELOADED
 
 ROOT = Path(__file__).parent.parent
@@ -155,11 +155,10 @@ def test_notebook_parameters_are_the_quick_run(path):
     quick = ExperimentConfig().model_dump(mode="json")
     assert names == {key: quick[key] for key in names}
     study = (ROOT / "edgeopt/study").glob("*.py")
+    elsewhere = ("searching.py", "checks.py", "resources.py")
     used, of_study = (
         parameters_read(source),
-        parameters_read(
-            "".join(p.read_text() for p in study if p.name not in ("searching.py", "checks.py"))
-        ),
+        parameters_read("".join(p.read_text() for p in study if p.name not in elsewhere)),
     )
     if "study.preparation(" not in source:
         of_study -= {"benchmark_batch_size"}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import numpy as np
 
 from edgeopt.agent.session import Artifact, open_session
+from edgeopt.system.host import status_bytes
 
 CALLS = 3
 
@@ -21,24 +19,16 @@ def memory_of(artifact: Artifact, *, place: str) -> dict[str, int]:
     Read from ``/proc/self/status`` (Linux only), because ``ru_maxrss`` of a child starts at the
     memory of the process that spawned it.
     """
-    idle = _status_bytes("VmRSS")
+    idle = status_bytes("VmRSS")
     sessions, resident = [], []
     for _ in range(2):
         sessions.append(open_session(artifact, place=place))
         for _ in range(CALLS):
             sessions[-1](np.zeros(artifact.input_shape, dtype=np.float32))
-        resident.append((_status_bytes("VmRSS"), _status_bytes("VmHWM")))
+        resident.append((status_bytes("VmRSS"), status_bytes("VmHWM")))
     (one, peak), (two, _) = resident
     return {
         "idle_rss_bytes": idle,
         "peak_rss_bytes": peak,
         "added_rss_bytes": max(two - one, 0),
     }
-
-
-def _status_bytes(field: str) -> int:
-    text = Path("/proc/self/status").read_text()
-    found = re.search(rf"^{field}:\s+(\d+) kB$", text, re.M)
-    if found is None:
-        raise RuntimeError(f"/proc/self/status has no {field}")
-    return int(found[1]) * 1024

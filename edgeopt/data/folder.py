@@ -103,6 +103,30 @@ def folder_classes(path: str) -> list[str]:
     return class_folders(next(iter(_role_folders(root).values()), root))
 
 
+def folder_counts(path: str) -> dict[str, int]:
+    """Count the pictures of a folder by role, at most: copies are dropped when they are read.
+
+    Raises ``ValueError`` as :func:`load_folder` does before it reads a picture.
+    """
+    _, by_role = _list_folder(_root(path))
+    if "" not in by_role:
+        return {role: len(listed) for role, listed in by_role.items()}
+    of_class = Counter(picture.class_name for picture in by_role[""]).values()
+    test, validation = (
+        sum(max(1, round(share * count)) for count in of_class)
+        for share in (TEST_SHARE, VALIDATION_SHARE)
+    )
+    train = sum(of_class) - validation - test
+    return {"train": train, "validation": validation, "test": test}
+
+
+def picture_shape(path: str, preprocessing: Preprocessing) -> tuple[int, int, int]:
+    """Channels, height and width of a folder's first picture, which all others share."""
+    by_role = _list_folder(_root(path))[1]
+    first = next(chain.from_iterable(by_role.values()))
+    return read_picture(first.path, preprocessing)[0].shape
+
+
 def _root(path: str) -> Path:
     if not path:
         raise ValueError(f"{FOLDER_PREFIX} lacks its path; write {FOLDER_PREFIX}<path>")

@@ -10,9 +10,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from edgeopt.data.decoded import pixel_path, resize_once
-from edgeopt.data.embedded import EMBEDDED_NAME, load_embedded
+from edgeopt.data.embedded import EMBEDDED_NAME, IMAGES_PER_CLASS, load_embedded
 from edgeopt.data.fetch import combined_checksum, fetch
-from edgeopt.data.folder import FOLDER_PREFIX, folder_classes, load_folder
+from edgeopt.data.folder import FOLDER_PREFIX, folder_classes, folder_counts, load_folder
 from edgeopt.data.preprocessing import Preprocessing, require_whole
 from edgeopt.data.sources import FULL_SETS
 from edgeopt.data.splits import (
@@ -29,6 +29,7 @@ from edgeopt.schema import DATASETS, require_known
 
 logger = logging.getLogger(__name__)
 
+FULL_TRAIN_IMAGES, FULL_TEST_IMAGES = 60_000, 10_000  # official, of MNIST and Fashion-MNIST
 FULL_VALIDATION_IMAGES = 10_000
 CALIBRATION_IMAGES = 640
 CLASSES_OF_ARRAYS = 10  # of MNIST and Fashion-MNIST
@@ -75,11 +76,8 @@ def load_splits(
     population = _load_population(dataset_name, data_dir=data_dir, preprocessing=preprocessing)
     if class_names is not None:
         population = population.with_classes(class_names)
-    half = len(population.train) // 2
-    if calibration_images is None:
-        calibration_images = min(CALIBRATION_IMAGES, half)
-    require_whole(calibration_images, name="calibration_images", high=half)
-    calibration, rest = split_off(population.train, calibration_images, seed=seed)
+    count = _calibration_count(calibration_images, train=len(population.train))
+    calibration, rest = split_off(population.train, count, seed=seed)
     drawn = {
         "train": _draw(rest, train_subset, name="train_subset", seed=seed),
         "validation": _draw(population.validation, val_subset, name="val_subset", seed=SPLIT_SEED),
@@ -97,6 +95,31 @@ def class_count(dataset_name: str) -> int:
         return len(folder_classes(dataset_name.removeprefix(FOLDER_PREFIX)))
     require_known(dataset_name, allowed=(*DATASETS, "folder:<path>"), what="data set")
     return CLASSES_OF_ARRAYS
+
+
+def image_counts(dataset_name: str, *, calibration_images: int | None = None) -> dict[str, int]:
+    """Count the images that each role has at most, without reading one; copies are counted too.
+
+    Raises ``ValueError`` for an unknown data set, a folder that has none, or
+    ``calibration_images`` above half of the training images.
+    """
+    class_count(dataset_name)  # refuses an unknown one
+    if dataset_name.startswith(FOLDER_PREFIX):
+        counts = folder_counts(dataset_name.removeprefix(FOLDER_PREFIX))
+    elif dataset_name == EMBEDDED_NAME:
+        counts = {role: CLASSES_OF_ARRAYS * each for role, each in IMAGES_PER_CLASS.items()}
+    else:
+        train = FULL_TRAIN_IMAGES - FULL_VALIDATION_IMAGES
+        counts = {"train": train, "validation": FULL_VALIDATION_IMAGES, "test": FULL_TEST_IMAGES}
+    calibration = _calibration_count(calibration_images, train=counts["train"])
+    return counts | {"train": counts["train"] - calibration, "calibration": calibration}
+
+
+def _calibration_count(asked: int | None, *, train: int) -> int:
+    """Check how many images set ranges: at most half of the training images."""
+    count = min(CALIBRATION_IMAGES, train // 2) if asked is None else asked
+    require_whole(count, name="calibration_images", high=train // 2)
+    return count
 
 
 def build_loaders(

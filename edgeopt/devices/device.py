@@ -7,6 +7,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from edgeopt.agent.journal import key_of, parsed
 from edgeopt.agent.plan import Plan
-from edgeopt.devices.results import DeviceResults, results_of
+from edgeopt.devices.results import DeviceResults, keep_records, kept_records, results_of
 from edgeopt.system import host_facts
 
 logger = logging.getLogger(__name__)
@@ -139,13 +140,25 @@ def device_named(name: str, **options: str) -> Device:
     return SshDevice(name, **options)
 
 
-def measure_on(device: Device, plan: Plan) -> DeviceResults:
+def measure_on(device: Device, plan: Plan, *, kept: Path | None = None) -> DeviceResults:
     """Measure a bundle on a device; lost agents and connections are started again.
 
     Nothing that came is measured twice. What the device was given is removed; where the measurement
-    ended in its middle, it stays, and the same measurement goes on from there. Raises
-    ``DeviceError`` after five starts in a row that brought nothing.
+    ended in its middle, it stays, and the same measurement goes on from there. With ``kept``, a
+    file, the records of this very plan, device and code that it holds are taken as they are;
+    others are measured, and written there. Raises ``DeviceError`` after five starts in a row that
+    brought nothing.
     """
+    if kept and (found := kept_records(kept, plan=plan, facts=device.facts())):
+        logger.info("%s was measured before: %s", device.name, kept)
+        return results_of(found, plan=plan, device=device.name)
+    records = _measured(device, plan)
+    if kept:
+        keep_records(records, plan=plan, to=kept)
+    return results_of(records, plan=plan, device=device.name)
+
+
+def _measured(device: Device, plan: Plan) -> list[dict[str, Any]]:
     records: Records = {}
     with tqdm(total=plan.values["rounds"], desc=f"rounds on {device.name}", disable=None) as bar:
         try:
@@ -153,7 +166,7 @@ def measure_on(device: Device, plan: Plan) -> DeviceResults:
         finally:
             if not records or DONE in records:
                 _clean(device, plan)
-    return results_of(records.values(), plan=plan, device=device.name)
+    return [*records.values()]
 
 
 def _clean(device: Device, plan: Plan) -> None:
@@ -176,6 +189,8 @@ def _until_done(device: Device, plan: Plan, records: Records, bar: tqdm) -> None
         before = len(records)
         try:
             device.run(plan, on_line=take)
+            if DONE not in records:
+                raise DeviceLost(f"{device.name}: the agent ended before the measurement did")
         except DeviceLost as error:
             logger.warning("%s; trying again", error)
             idle = 0 if len(records) > before else idle + 1

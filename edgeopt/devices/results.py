@@ -1,6 +1,7 @@
 """What a device sent back, checked and in tables."""
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,15 @@ import numpy as np
 import pandas as pd
 
 from edgeopt.agent.journal import key_of
-from edgeopt.agent.offline import records_digest
+from edgeopt.agent.offline import records_digest, sealed
 from edgeopt.agent.plan import Plan
 from edgeopt.metrics import Measurement
 from edgeopt.metrics.conditions import with_clock_falls
 from edgeopt.metrics.rounds import visit_samples
 from edgeopt.schema import DASH, quantity
+from edgeopt.system import environment_facts, package_sha256, write_atomically
+
+logger = logging.getLogger(__name__)
 
 EMULATED = "unavailable: emulated"
 SHOWN_FACTS = (
@@ -127,6 +131,38 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     if found != digest:
         raise ResultsError(f"{path} was changed: its SHA-256 is {found}, not {digest}")
     return records
+
+
+def keep_records(records: list[dict[str, Any]], *, plan: Plan, to: Path) -> Path:
+    """Write records to a file that :func:`kept_records` reads."""
+    held = {"measured_by": _measured_by(), **sealed(records, plan=plan.digest)}
+    return write_atomically(to, json.dumps(held).encode())
+
+
+def kept_records(
+    path: Path, *, plan: Plan, facts: Mapping[str, Any]
+) -> list[dict[str, Any]] | None:
+    """Read records of a plan that this very code and packages kept, on a device of these facts.
+
+    None where they are of another plan, code or device, or not there; that the file is broken is
+    logged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        records = read_results(path)
+        measured_by = json.loads(path.read_bytes())["measured_by"]
+        begin = next(_checked(record) for record in records if record["kind"] == "begin")
+    except (ResultsError, LookupError, TypeError, StopIteration) as error:
+        logger.warning("%s will be measured again: %s", path, error)
+        return None
+    same_device = begin["facts"] | json.loads(json.dumps(facts)) == begin["facts"]
+    same = (measured_by, begin["plan"]) == (_measured_by(), plan.digest)
+    return records if same and same_device else None
+
+
+def _measured_by() -> dict[str, Any]:
+    return {"code": package_sha256(), **environment_facts()}
 
 
 def _checked(record: Any) -> Mapping[str, Any]:

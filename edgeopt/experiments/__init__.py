@@ -33,6 +33,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "sweep_table",
             "train_model",
         ],
-        "trainings": ["Schedule", "Training", "TrainingPlan", "train_networks"],
+        "training_plan": ["Schedule", "Training", "TrainingPlan"],
+        "trainings": ["train_networks"],
     },
 )

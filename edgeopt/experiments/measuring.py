@@ -36,6 +36,7 @@ def measure_candidates(
     calls_per_round: int,
     device: Device | None = None,
     threads: int = 1,
+    kept: Path | None = None,
 ) -> DeviceResults:
     """Time all candidates that were prepared in interleaved rounds, alone on a device.
 
@@ -46,6 +47,8 @@ def measure_candidates(
         that were scored, with as many threads as were asked for, else the candidate fails.
     device : Device, optional
         This machine when omitted. On any other each candidate is scored on all images first.
+    kept : Path, optional
+        File with what was measured, as :func:`edgeopt.devices.measure_on` takes it.
 
     Raises ``ValueError`` with every candidate's error when none could be prepared.
     """
@@ -64,7 +67,7 @@ def measure_candidates(
     shown = {model: split.first(batch) if here else split for model, split in images.items()}
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as scratch:
         plan = write_bundle(Path(scratch), tasks, images=shown, **counts)
-        return measure_on(device, plan)
+        return measure_on(device, plan, kept=kept)
 
 
 def _batch(candidate: Candidate) -> int:

@@ -5,10 +5,11 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,7 +33,7 @@ from edgeopt.reports.manifest import (
     write_manifest,
 )
 from edgeopt.reports.site import build_run_site, build_runs_index
-from edgeopt.study import RunFolder, check_parameters, open_run
+from edgeopt.study import RunFolder, check_parameters, check_run, open_run
 from edgeopt.system import environment_facts, file_sha256, project_root, write_atomically
 
 log = logging.getLogger(__name__)
@@ -100,18 +101,25 @@ def plan(notebooks: Sequence[Path], *, parameters: Mapping[str, Any]) -> Iterato
 
 
 def execute_notebooks(
-    run: RunFolder, notebooks: Sequence[Path], *, parameters: Mapping[str, Any]
+    run: RunFolder,
+    notebooks: Sequence[Path],
+    *,
+    parameters: Mapping[str, Any],
+    check: Callable[[], str] = str,
 ) -> bool:
     """Execute, in order, the notebooks that are not up to date; stop at the first that fails.
 
-    An executed notebook appears in the run's folder whole, with the record that lets the next call
-    skip it. Returns whether all of them ended well.
+    Where that is all of them, ``check`` is called first, and what it says is logged. An executed
+    notebook appears in the run's folder whole, with the record that lets the next call skip it.
+    Returns whether all of them ended well.
     """
     for path in [*run.root.rglob(".*.tmp"), *run.root.rglob(".*.running.ipynb")]:
         path.unlink()  # left by a run that was killed
     steps = [*plan(notebooks, parameters=parameters)]
     records = [stamps.read_record(run.path(path.name)) for path in notebooks]
     done = stamps.count_current(run, records, stamps=[step.stamp for step in steps])
+    if not done and (found := check()):
+        log.info("%s: %s", run.name, found)
     for step in steps[:done]:
         log.info("%s: up to date", step.notebook.stem)
     kept = stamps.last_written(records[:done])
@@ -208,12 +216,15 @@ def make_report(config: ExperimentConfig, *, write_back: bool = False) -> bool:
         Naming a notebook that is not there and those that are.
     BlockingIOError
         When another process is making this report.
+    ConfigError
+        And what else :func:`edgeopt.study.check_run` raises, before the first notebook begins.
     """
     notebooks, run = find_notebooks(config.notebooks), open_run(config.run)
     check_parameters(config)
     parameters = config.model_dump(mode="json")
     with only_one(run):
-        succeeded = execute_notebooks(run, notebooks, parameters=parameters)
+        check = partial(check_run, config)
+        succeeded = execute_notebooks(run, notebooks, parameters=parameters, check=check)
         states = {path.stem: stamps.notebook_state(run.path(path.name)) for path in notebooks}
         facts = provenance(run, parameters=parameters, notebooks=states, root=project_root())
         succeeded = publish_run(run, facts) and succeeded

@@ -14,6 +14,7 @@ import nbformat
 
 from edgeopt.reports.manifest import MANIFEST, artifact_paths
 from edgeopt.study import RunFolder
+from edgeopt.study.layout import MEASURED
 from edgeopt.system import file_sha256, write_atomically
 
 log = logging.getLogger(__name__)
@@ -191,10 +192,18 @@ def count_current(
     return len(records)
 
 
+def _measured(run: RunFolder, name: str, *, sha: str) -> bool:
+    path = run.path(name)
+    return name.startswith(f"{MEASURED}/") and path.is_file() and file_sha256(path) == sha
+
+
 def clear(run: RunFolder, names: Sequence[str], *, keep: Container[str] = ()) -> None:
-    """Remove what the named notebooks left but for ``keep``, and the pages made from it."""
+    """Remove what the named notebooks left but for ``keep``, and the pages made from it.
+
+    Measurements stay where they are as they were written: they know what they are of.
+    """
     for name in names:
         written = last_written([read_record(run.path(f"{name}.ipynb"))])
-        outputs = [output for output in written if output not in keep]
+        outputs = [n for n in written if n not in keep and not _measured(run, n, sha=written[n])]
         for left in [*outputs, f"{name}.ipynb", f"{name}.html", INDEX, MANIFEST]:
             run.path(left).unlink(missing_ok=True)

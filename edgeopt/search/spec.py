@@ -6,6 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from edgeopt.schema import Positive, PositiveFloat
 
+Trials = Annotated[int, Field(ge=1, le=100_000)]
+
 
 class SearchSpec(BaseModel):
     """What is searched for, and how long.
@@ -34,8 +36,8 @@ class SearchSpec(BaseModel):
     precision: Literal["fp32", "int8"] = "fp32"
     model: str | None = None
     channels: dict[str, list[Positive]] | None = None
-    trials: Positive = 400
-    one_epoch: Positive = 12
-    finalists: Positive = 6
+    trials: Trials = 400
+    one_epoch: Trials = 12
+    finalists: Trials = 6
     max_weights_mb: PositiveFloat | None = None
     seed: Annotated[int, Field(ge=0)] = 0

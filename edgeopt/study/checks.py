@@ -7,6 +7,7 @@ from edgeopt.config import ConfigError, ExperimentConfig
 from edgeopt.experiments import grid
 from edgeopt.study.folder import RunFolder, open_run
 from edgeopt.study.layout import NEEDS
+from edgeopt.study.resources import estimate, require_resources, subset_sizes
 from edgeopt.study.study import open_study
 from edgeopt.system import open_scheduler
 
@@ -15,7 +16,8 @@ def check_parameters(config: ExperimentConfig) -> int:
     """Count the candidates of a run's grid; ``ConfigError`` for what cannot end well.
 
     Each notebook's input has to be made by another one of the run, or to lie in its folder; one of
-    the runtimes has to run one of the precisions; the folder of the data has to be writable.
+    the runtimes has to run one of the precisions; the folder of the data has to be writable; the
+    data set has to have the images that are asked for.
     """
     run = open_run(config.run)
     for notebook in config.notebooks:
@@ -25,23 +27,29 @@ def check_parameters(config: ExperimentConfig) -> int:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     _check_writable(config.data_folder)
+    subset_sizes(config)
     return len(config.models) * len(specs)
 
 
 def check_run(config: ExperimentConfig) -> str:
     """Check a run's parameters, networks, weights and devices, and say what it would make.
 
-    No image is decoded and nothing is trained. What is wrong is raised as by
-    :func:`check_parameters` and :func:`edgeopt.study.open_study`; ``DeviceError`` for a device that
-    cannot be reached, ``SchedulerError`` for such a scheduler.
+    Nothing is trained, and of a folder of pictures at most one is decoded. What is wrong is raised
+    as by :func:`check_parameters`, :func:`edgeopt.study.open_study` and
+    :func:`edgeopt.study.resources.require_resources`; ``DeviceError`` for a device that cannot be
+    reached, ``SchedulerError`` for such a scheduler.
     """
     candidates = check_parameters(config)
     if config.scheduler not in (None, "local"):
         open_scheduler(config.scheduler).shutdown()
-    devices = ", ".join(open_study(config).device_facts)
+    study = open_study(config)
+    devices = ", ".join(study.device_facts)
+    needed = estimate(study, sizes=subset_sizes(config))
+    require_resources(config, needed)
     return (
         f"{len(config.notebooks)} notebooks, {len(config.models)} network(s), "
-        f"{len(config.seeds)} seed(s), {candidates} candidates, measured on {devices}"
+        f"{len(config.seeds)} seed(s), {candidates} candidates, measured on {devices}; "
+        f"{needed}"
     )
 
 

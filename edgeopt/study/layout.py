@@ -2,6 +2,8 @@
 
 from fnmatch import fnmatch
 
+from edgeopt.schema import file_stem
+
 DATA = "data.json"
 SWEEP = "sweep_results.csv"
 FRONTIER_TABLE = "pareto_frontier_latency.csv"
@@ -12,6 +14,7 @@ CALL_FLOORS = "call_floors.csv"
 HOST_ANSWERS = "host_answers.csv"
 SAMPLES = "latency_samples.csv"
 BUNDLE = "bundle.pyz"
+MEASURED = "measured"
 # Of each device whose results were taken in, in a folder of its own below devices/.
 ROWS, COMPARISON, FACTS = "rows.csv", "comparison.csv", "facts.json"
 SUMMARY = "summary.json"
@@ -53,6 +56,11 @@ NEEDS = {
     "07_devices": ("04_sweep",),
     "08_search": ("01_baseline_training",),
 }
+
+
+def measured_file(stage: str, device: str) -> str:
+    """Name the file of what a stage of the run measured on a device, record by record."""
+    return f"{MEASURED}/{stage}-{file_stem(device)}.json"
 
 
 def maker(name: str) -> str:

@@ -38,6 +38,7 @@ from edgeopt.model import build_model, check_network, dump_weights, input_channe
 from edgeopt.search import SearchSpec
 from edgeopt.study.folder import RunFolder, open_run
 from edgeopt.study.images import image_shape, load_images, test_warning, with_pictures_of
+from edgeopt.study.layout import measured_file
 from edgeopt.system import Int8Scheme, Store, int8_scheme, open_scheduler, process_pool
 
 logger = logging.getLogger(__name__)
@@ -129,14 +130,20 @@ class Study:
         return facts
 
     def measure(
-        self, candidates: Sequence[Candidate], *, floors: Sequence[Candidate] = ()
+        self, candidates: Sequence[Candidate], *, stage: str, floors: Sequence[Candidate] = ()
     ) -> dict[str, DeviceResults]:
-        """Measure candidates, and the smallest networks with them, on every device of the run."""
+        """Measure candidates, and the smallest networks with them, on every device of the run.
+
+        What a ``stage`` of the run measured stays in its folder, and is not measured again for a
+        change of gates or budgets.
+        """
         config, images = self.config, self.role("validation")
         counts = {"rounds": config.rounds, "calls_per_round": config.calls_per_round}
         timed = ([*candidates, *floors], images | floor_images(images))
+        counts["threads"] = config.threads
+        kept = {name: self.folder.path(measured_file(stage, name)) for name in self.devices}
         return {
-            name: measure_candidates(*timed, device=device, threads=config.threads, **counts)
+            name: measure_candidates(*timed, device=device, kept=kept[name], **counts)
             for name, device in self.devices.items()
         }
 

@@ -16,8 +16,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "host": [
             "HOST_IDENTITY",
+            "available_bytes",
             "environment_facts",
             "host_facts",
+            "status_bytes",
             "usable_cores",
         ],
         "int8": ["Int8Scheme", "U8S8", "int8_scheme"],

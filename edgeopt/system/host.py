@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
@@ -11,6 +12,7 @@ from typing import Any
 
 CPUINFO = Path("/proc/cpuinfo")
 MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
 CPU0 = Path("/sys/devices/system/cpu/cpu0")
 KERNEL_ARCH = Path("/proc/sys/kernel/arch")
 
@@ -137,6 +139,25 @@ def _cache_bytes(level: int) -> int | str:
 def _memory_bytes(meminfo: str) -> int | str:
     total = re.search(r"^MemTotal:\s+(\d+) kB", meminfo, re.M)
     return int(total[1]) * 1024 if total else f"unavailable: no MemTotal in {MEMINFO}"
+
+
+def status_bytes(field: str) -> int:
+    """Read a size of this process from ``/proc/self/status``, e.g. ``VmRSS``; Linux only."""
+    found = re.search(rf"^{field}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.M)
+    if found is None:
+        raise RuntimeError(f"/proc/self/status has no {field}")
+    return int(found[1]) * 1024
+
+
+def available_bytes() -> float:
+    """Memory that programs could still take: the kernel's estimate, or less in a container.
+
+    Infinite where neither is told. Source: https://docs.kernel.org/admin-guide/cgroup-v2.html
+    """
+    told = re.search(r"^MemAvailable:\s+(\d+) kB", _read(MEMINFO), re.M)
+    free = int(told[1]) * 1024 if told else math.inf
+    limit = _read(CGROUP / "memory.max").strip()
+    return min(free, int(limit)) if limit.isdecimal() else free
 
 
 def _version(package: str) -> str:

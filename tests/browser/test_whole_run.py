@@ -1,6 +1,7 @@
 """All eight notebooks on a user's own network: what they find, and their pages in a browser."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,11 +21,33 @@ from edgeopt.study.folder import RunFolder
 from edgeopt.study.study import Study, open_study
 from tests.browser.visits import faults
 from tests.devices.servers import SSHD, AsyncSsh, OpenSsh
-from tests.own_network import COLOUR
+from tests.own_network import CLASSES, COLOUR
+
+# Classes in the order of the network's answers: mathematics, a script, a formula, a name written
+# from right to left, and one that is longer than a page is wide.
+HOSTILE = (
+    "$5 to $10 \\alpha_",
+    "<img src=x onerror=alert('class')>",
+    "=cmd|' C'!A0 \"><svg onload=alert('class')>\n\u202e" + 150 * "n",
+)
+HOSTILE_FILE = "<img src=x onerror=alert('file')>.png"
 
 
 @pytest.fixture(scope="module")
-def whole_run(pictures, weights, tmp_path_factory) -> Study:
+def hostile(pictures, tmp_path_factory) -> Path:
+    """Pictures whose folders and files have names that would do something."""
+    root = tmp_path_factory.mktemp("hostile") / "pictures"
+    shutil.copytree(pictures, root)
+    for role in root.iterdir():
+        for name, worse in zip(CLASSES, HOSTILE, strict=True):
+            folder = (role / name).rename(role / worse)
+            next(folder.iterdir()).rename(folder / HOSTILE_FILE)
+        (role / HOSTILE[0] / "=1+1.gif").touch()
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole_run(hostile, weights, tmp_path_factory) -> Study:
     """All eight notebooks on a user's network with weights trained elsewhere, taken as they are."""
     root = tmp_path_factory.mktemp("report")
     kind = OpenSsh if Path(SSHD).exists() else AsyncSsh
@@ -33,7 +56,7 @@ def whole_run(pictures, weights, tmp_path_factory) -> Study:
         "devices": ["host", server.name],
         "decide_on": server.name,
         "device_python": sys.executable,
-        "dataset": f"folder:{pictures}",
+        "dataset": f"folder:{hostile}",
         "data_dir": str(root / "data"),
         "models": [COLOUR],
         "weights": str(weights),
@@ -155,6 +178,15 @@ def test_every_page_of_a_whole_run_is_sound(visit, whole_run, screenshots):
     for path in pages:
         opened = visit(path, size="phone", scheme="dark")
         assert faults(opened, screenshots / f"whole-{path.stem}.png") == []
+
+
+def test_names_of_classes_come_back_as_they_were_and_start_no_formula(whole_run):
+    assert whole_run.class_names == HOSTILE
+    recalls = whole_run.folder.read_table("per_class.csv")
+    assert (*recalls["class_name"].unique(),) == HOSTILE
+    for path in whole_run.folder.root.rglob("*.csv"):
+        cells = pd.read_csv(path, keep_default_na=False, dtype=str).to_numpy().ravel()
+        assert not [cell for cell in cells if cell.startswith(("=", "@", "+"))], path
 
 
 def test_a_device_reached_by_ssh_decides_and_answers_as_the_host(whole_run):

@@ -18,6 +18,7 @@ class Visit:
         page.on("pageerror", lambda error: self.problems.append(str(error)))
         page.on("console", self._console)
         page.on("request", self._request)
+        page.on("dialog", self._dialog)
         page.goto(path.as_uri())
         page.wait_for_function(
             "!document.getElementById('frontier') || document.querySelector('#frontier .main-svg')"
@@ -30,6 +31,10 @@ class Visit:
     def _request(self, request) -> None:
         if not request.url.startswith(("file:", "data:", "blob:")):
             self.problems.append(f"asked the network for {request.url}")
+
+    def _dialog(self, dialog) -> None:
+        self.problems.append(f"ran a script: {dialog.message}")
+        dialog.dismiss()
 
     def findings(self) -> list[str]:
         """Serious and critical findings of axe-core, with all folded parts open."""

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgeopt.data.loading import load_splits
+from edgeopt.data.folder import picture_shape
+from edgeopt.data.loading import AS_THEY_ARE, image_counts, load_splits
 from edgeopt.data.preprocessing import Preprocessing
-from edgeopt.data.splits import OWN_ROLES, SPLIT_BY_SEED, shared_images
+from edgeopt.data.splits import OWN_ROLES, ROLE_NAMES, SPLIT_BY_SEED, shared_images
 
 
 def write_image(path: Path, *, seed: int, size: tuple[int, int] = (8, 8)) -> None:
@@ -228,6 +229,27 @@ def test_a_folder_keeps_its_own_roles(given):
         assert {image.tobytes() for image in pixels_of(split)} == on_disk
     assert len(splits.calibration) == 3
     assert splits.train.labels.bincount().sum() == 12 - 3
+
+
+def test_the_images_of_given_roles_are_counted_without_reading_one(given):
+    next(given.rglob("*.png")).write_bytes(b"no picture")
+    counts = {"train": 6, "validation": 6, "test": 4, "calibration": 6}
+    assert image_counts(f"folder:{given}") == counts
+    fewer = counts | {"train": 10, "calibration": 2}
+    assert image_counts(f"folder:{given}", calibration_images=2) == fewer
+    with pytest.raises(ValueError, match=r"calibration_images must be .* from 1 to 6, got 7"):
+        image_counts(f"folder:{given}", calibration_images=7)
+
+
+def test_the_images_of_a_plain_folder_are_counted_as_they_will_be_split(tmp_path):
+    root = tmp_path / "plain"
+    for label, count in {"cat": 11, "dog": 4}.items():
+        for number in range(count):
+            write_image(root / label / f"{number}.png", seed=100 * count + number)
+    splits = load(root, calibration_images=None)
+    counts = {role: len(getattr(splits, role)) for role in ROLE_NAMES}
+    assert image_counts(f"folder:{root}") == counts
+    assert picture_shape(str(root), AS_THEY_ARE) == splits.train.pixels.shape[1:]
 
 
 def test_images_of_two_given_roles_are_dropped_from_train(given, caplog):

@@ -1,8 +1,11 @@
 import fcntl
 import json
+from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 
+from edgeopt.agent.offline import records_digest
 from edgeopt.agent.plan import read_plan
 from edgeopt.devices import DeviceError, device_named, measure_on, write_bundle
 from edgeopt.devices.device import address_of
@@ -55,6 +58,60 @@ def test_a_measurement_that_another_process_makes_is_refused(plan):
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(DeviceError, match="another process measures"):
             measure_on(device_named("host"), plan)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory, tasks, images):
+    """A plan, what it gave, and the file that it was kept in."""
+    folder = tmp_path_factory.mktemp("measured")
+    plan = write_bundle(
+        folder / "bundle", tasks, images={"net": images}, rounds=2, calls_per_round=3
+    )
+    return plan, measure_on(device_named("host"), plan, kept=folder / "kept"), folder / "kept"
+
+
+def refusing():
+    """This machine, which measures nothing."""
+    host = device_named("host")
+    host.run = Mock(side_effect=DeviceError("it would measure"))
+    return host
+
+
+def test_what_was_measured_is_read_and_not_measured_again(measured):
+    plan, first, kept = measured
+    again = measure_on(refusing(), plan, kept=kept)
+    assert again.measured.samples.equals(first.measured.samples)
+    assert again.measured.conditions.equals(first.measured.conditions)
+    assert again.digests == first.digests
+
+
+@pytest.mark.parametrize("change", ["plan", "facts", "packages", "content", "nothing in it"])
+def test_what_was_measured_of_something_else_is_measured_again(measured, tmp_path, change, caplog):
+    plan, _, kept = measured
+    held = json.loads(kept.read_text())
+    if change == "plan":
+        plan = replace(plan, digest="another")
+    elif change == "packages":
+        held["measured_by"]["packages"]["torch"] = "another"
+    elif change == "nothing in it":
+        held = {}
+    else:
+        [begin] = [record for record in held["records"] if record["kind"] == "begin"]
+        begin["facts"]["cpu"] = "another"
+    if change == "facts":  # as another device would have sealed them
+        held["sha256"] = records_digest(held["records"])
+    (tmp_path / "kept").write_text(json.dumps(held))
+    with pytest.raises(DeviceError, match="it would measure"):
+        measure_on(refusing(), plan, kept=tmp_path / "kept")
+    assert ("will be measured again" in caplog.text) == (change in ("content", "nothing in it"))
+
+
+def test_an_agent_that_ends_too_early_without_an_error_is_lost(plan, monkeypatch):
+    monkeypatch.setattr("edgeopt.devices.device.time.sleep", lambda _: None)
+    silent = device_named("host")
+    silent.run = Mock()
+    with pytest.raises(DeviceError, match="ended before the measurement did, 5 times in a row"):
+        measure_on(silent, plan)
 
 
 def test_an_address_is_read_in_its_parts():

@@ -12,7 +12,8 @@ from edgeopt.experiments.candidates import grid, prepare_candidates
 from edgeopt.experiments.recipes import Recipe
 from edgeopt.experiments.repairs import recover_collapsed
 from edgeopt.experiments.seeds import score
-from edgeopt.experiments.trainings import Schedule, Training, TrainingPlan, train_networks
+from edgeopt.experiments.training_plan import Schedule, Training, TrainingPlan
+from edgeopt.experiments.trainings import train_networks
 from edgeopt.model.weights import dump_weights
 from edgeopt.quantization.planting import plant_collapse
 from edgeopt.system import Store, open_scheduler

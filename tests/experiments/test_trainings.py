@@ -8,16 +8,16 @@ import torch
 from torch import nn
 
 from edgeopt.data.splits import Split
-from edgeopt.experiments import trainings
+from edgeopt.experiments import training_plan
 from edgeopt.experiments.recipes import Recipe, pruned_recipes
-from edgeopt.experiments.trainings import (
+from edgeopt.experiments.training_plan import (
     Schedule,
     Training,
     TrainingPlan,
     reinitialized,
-    train_networks,
     train_recipe,
 )
+from edgeopt.experiments.trainings import train_networks
 from edgeopt.model import networks as model
 from edgeopt.model.networks import SmallCNN, build_model, set_deterministic
 from edgeopt.model.training import fit, predict_logits
@@ -191,7 +191,7 @@ def test_train_networks_trains_the_same_weights_in_a_pool(plan, tmp_path):
 def test_train_networks_trains_nothing_the_second_time(plan, store, monkeypatch):
     recipes = [BASELINE, *pruned_recipes(["small_cnn"], [0.5], [0])]
     first = train_networks(recipes, {"small_cnn": plan}, store=store)
-    monkeypatch.delattr(trainings, "fit")
+    monkeypatch.delattr(training_plan, "fit")
     second = train_networks(recipes, {"small_cnn": plan}, store=store)
     assert all(state_equal(first[r].state, second[r].state) for r in recipes)
 
@@ -339,7 +339,8 @@ def test_a_killed_training_leaves_those_before_it(tmp_path):
 import os, sys
 from edgeopt.experiments import trainings
 from edgeopt.experiments.recipes import Recipe
-from edgeopt.experiments.trainings import Training, train_networks
+from edgeopt.experiments.training_plan import Training
+from edgeopt.experiments.trainings import train_networks
 from edgeopt.system import Store
 from tests.conftest import striped_split
 from tests.experiments.test_trainings import SCHEDULE, TrainingPlan

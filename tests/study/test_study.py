@@ -153,7 +153,7 @@ def test_networks_are_trained_once_kept_and_found_again(config_of, monkeypatch):
     widths = [networks[r][0].conv1.out_channels for r in recipes]
     assert widths == [8, 8]  # half of 8 is 4, the nearest multiple of 8 is 8
     monkeypatch.setattr(
-        "edgeopt.experiments.trainings.fit", lambda *_, **__: pytest.fail("trained again")
+        "edgeopt.experiments.training_plan.fit", lambda *_, **__: pytest.fail("trained again")
     )
     assert [*opened.train(recipes)] == recipes
 
