@@ -17,7 +17,6 @@ from torch import Tensor, fx, nn
 
 from edgeopt.model.tracing import (
     LAYERS,
-    NORMALIZATIONS,
     channel_axis,
     operation_of,
     submodule_of,
@@ -125,7 +124,7 @@ class _Numbering(fx.Interpreter):
             self._fix(node)
             return None
         module = submodule_of(self.module, node)
-        if isinstance(module, LAYERS + NORMALIZATIONS) and isinstance(value, Tensor):
+        if isinstance(module, (*LAYERS, nn.LayerNorm)) and isinstance(value, Tensor):
             return self._layer(node, module, value)
         if isinstance(value, Tensor) and not value.is_floating_point():
             return torch.zeros(value.shape, dtype=torch.long)
@@ -229,7 +228,7 @@ class _Numbering(fx.Interpreter):
         fresh = self._fresh(value.shape[axis])
         alone = node.target not in self._shared and _by_channel(layer)
         free = alone and bool((inputs == inputs[:, :1]).all())
-        if not free or isinstance(layer, NORMALIZATIONS):
+        if not free or isinstance(layer, nn.LayerNorm):
             self._fix(node)
         if not free:
             self._tie(fresh, torch.zeros(1, dtype=torch.long))
@@ -283,7 +282,7 @@ def _broadcastable(numbers: Tensor) -> Tensor:
 
 def _by_channel(layer: nn.Module) -> bool:
     """Whether a normalization has weights a channel, and a BatchNorm its statistics too."""
-    if isinstance(layer, NORMALIZATIONS):
+    if isinstance(layer, nn.LayerNorm):
         return layer.elementwise_affine and len(layer.normalized_shape) == 1
     kept = not isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) or layer.track_running_stats
     return kept and getattr(layer, "affine", True)

@@ -149,6 +149,8 @@ def input_channels(model: nn.Module) -> int | None:
 
 
 def _from_factory(name: str, *, num_classes: int) -> nn.Module:
+    import edgeopt.system.torchvision  # noqa: F401 - which may not load by itself in that module
+
     module_name, _, factory_name = name.partition(":")
     problem = "cannot be imported"
     try:

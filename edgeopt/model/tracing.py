@@ -10,15 +10,11 @@ from torch import fx, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from edgeopt.system.torchvision import models
-
 LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
-NORMALIZATIONS = (nn.LayerNorm, models.convnext.LayerNorm2d)  # by each input's own statistics
 # What a node does, by the modules, functions and tensor methods that do it. A gate is a barrier
 # whose result multiplies another tensor.
 OPERATIONS: dict[str, tuple[Any, ...]] = {
     "layer": LAYERS,
-    "normalization": NORMALIZATIONS,
     "rectifier": (nn.ReLU, nn.LeakyReLU, "relu", "relu_", functional.leaky_relu),
     "identity": (
         *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, functional.dropout),
@@ -50,7 +46,7 @@ class _Tracer(fx.Tracer):
     """Leaves modules that say so, as torch's own, in one piece."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        whole = getattr(module, "traced_as_one", False) or type(module) in NORMALIZATIONS
+        whole = getattr(module, "traced_as_one", False) or isinstance(module, nn.LayerNorm)
         return whole or super().is_leaf_module(module, name)
 
 
@@ -75,8 +71,13 @@ def submodule_of(model: nn.Module, node: object) -> nn.Module | None:
 
 
 def operation_of(model: nn.Module, node: fx.Node) -> str:
-    """Say what a node does to channels, a key of :data:`OPERATIONS`; "" where it is not known."""
+    """Say what a node does to channels: ``normalization`` or a key of :data:`OPERATIONS`.
+
+    "" where it is not known.
+    """
     module = submodule_of(model, node)
+    if isinstance(module, nn.LayerNorm):  # torchvision's LayerNorm2d too
+        return "normalization"
     if module is not None:
         does = (kind for kind, known in OPERATIONS.items() if type(module) in known)
         return next(does, "")

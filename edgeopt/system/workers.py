@@ -1,9 +1,11 @@
 """Worker processes for what is prepared and trained, many at once."""
 
 import ctypes
+import io
 import multiprocessing
 import os
 import pickle
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
@@ -16,7 +18,11 @@ from tqdm import tqdm
 from edgeopt.system.host import usable_cores
 
 # What the workers' server imports once, so that each worker starts with it.
-PRELOADED = ("edgeopt.experiments.candidates", "edgeopt.experiments.trainings")
+PRELOADED = (
+    "edgeopt.experiments.candidates",
+    "edgeopt.experiments.trainings",
+    "edgeopt.system.torchvision",
+)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -31,10 +37,16 @@ class ByValue(dict):
 
 
 def _from_bytes(content: bytes) -> dict[Any, Any]:
-    # pickle would import torchvision, which may not load by itself
-    import edgeopt.system.torchvision  # noqa: F401
+    return _Unpickler(io.BytesIO(content)).load()
 
-    return pickle.loads(content)
+
+class _Unpickler(pickle.Unpickler):
+    """Loads torchvision before a module that may import it, because it may not load by itself."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module not in sys.modules:
+            import edgeopt.system.torchvision  # noqa: F401
+        return super().find_class(module, name)
 
 
 class Workers(Executor):
