@@ -169,7 +169,9 @@ print(f"{len(contest)} networks by {len(criteria)} criteria")
 
 # %% tags=["nbval-ignore-output"]
 compared = folder.write_table("pruning_criteria.csv", accuracy_table(contest, validation))
-compared.pivot_table("accuracy", [*levels, "macs"], ["recipe", "criterion"], sort=False).round(3)
+by_criterion = [*levels, "macs"], ["recipe", "criterion"]
+wide = compared.pivot_table("accuracy", *by_criterion, sort=False).mul(100).round(1)
+wide.set_axis([f"{recipe}, {criterion} (%)" for recipe, criterion in wide], axis=1)
 
 # %% [markdown]
 # ## Handing over

@@ -162,7 +162,8 @@ axes = ([0.0], ["fp32", "int8"], config.runtimes)
 specs = [spec for model in specimens for spec in grid(*axes, model=model, seed=seed)]
 options = study.preparation("artifacts/specimen")
 with study.workers() as pool:
-    tried = prepare_candidates(specs, models=planted, executor=pool, **options) if specs else []
+    kept["executor"] = pool
+    tried = prepare_candidates(specs, models=planted, **kept, **options) if specs else []
 
 # %% [markdown]
 # The fp32 network is as accurate as it was; its int8 falls on every runtime alike.

@@ -27,7 +27,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "training_history",
         ],
         "scaling": ["scaling"],
-        "search": ["latency_map", "latency_steps", "layer_sums", "searched_frontier"],
+        "search": ["latency_map", "searched_frontier"],
         "sweep": ["budgets", "energy_tiers", "frontier", "precision_tradeoffs"],
     },
 )

@@ -16,7 +16,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "searching": [
             "finalists",
-            "map_networks",
             "one_epoch_accuracy",
             "prepare_finalists",
             "search_space",

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from edgeopt import plots
-from edgeopt.plots import readings
+from edgeopt.plots import readings, search
 from edgeopt.schema import TIMES
 from edgeopt.search import LatencyMap
 
@@ -29,7 +29,7 @@ def test_latency_steps_have_a_line_per_width_of_the_other_group() -> None:
 def test_latency_steps_of_one_group_are_one_line() -> None:
     own = steps()
     table = own.table[own.table["conv2"] == 32]
-    ax = plots.latency_steps(table, ["conv1"], precision="int8")
+    ax = search.latency_steps(table, ["conv1"], precision="int8")
     assert len(ax.lines) == 1
 
 
@@ -53,7 +53,7 @@ def test_layer_sums_show_the_networks_that_were_checked() -> None:
             "relative_error": [0.0, 0.1, -0.25],
         }
     )
-    ax = plots.layer_sums(checked)
+    ax = search.layer_sums(checked)
     drawn = np.concatenate([points.get_offsets() for points in ax.collections])
     assert sorted(map(tuple, drawn.tolist())) == [(1, 1), (2, 2.2), (4, 3)]
     assert "off by 17.5% (median of 2 whole networks), at most 25%" in readings.layer_sums(
