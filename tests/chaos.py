@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,7 @@ import yaml
 from edgeopt.config import ConfigError, load_config
 from edgeopt.reports import verify
 from edgeopt.reports.stamps import read_record
-from edgeopt.study import RunFolder
+from edgeopt.study import RunFolder, needed_by
 from edgeopt.system import usable_cores
 
 ROOT = Path(__file__).parents[1]
@@ -120,6 +121,16 @@ class Run:
     def verified(self) -> bool:
         """Whether every file is as the manifest says."""
         return verify(RunFolder(self.folder)).empty
+
+    def makers_and_readers(self, path: Path) -> set[str]:
+        """Notebooks that made a file of the run, and those that need them."""
+        executed = {own.stem: own for own in self.folder.glob("[0-9]*.ipynb")}
+        outputs = {name: (read_record(own) or NOTHING).outputs for name, own in executed.items()}
+        left = {
+            name: [own, *map(self.folder.joinpath, outputs[name])] for name, own in executed.items()
+        }
+        makers = {name for name, paths in left.items() if path in paths}
+        return makers | {name for name in executed if makers & {*needed_by(name)}}
 
     @property
     def half_files(self) -> list[str]:
@@ -280,14 +291,17 @@ def corruption(count: int, draw: random.Random, scratch: Path) -> Iterator[dict[
         own = [folder / name for name in manifest["artifacts"]]
         path = draw.choice(draw.choice([kept, own, own]))
         fault = draw.choice(["flipped", "cut", "deleted", "emptied"])
+        may_run = run.makers_and_readers(path)
         _break(path, fault, draw)
         found = verify(RunFolder(folder))["file"]
         noticed = path in kept or path.relative_to(folder).as_posix() in {*found}
         status, said = run.report()
+        needless = {*re.findall(r"^(\d\w+): running", said, re.M)} - may_run
         row = {"fault": f"a file {fault}", "traceback": traceback_in(said)}
-        row["wrong"] = not noticed or status != 0 or not run.verified
+        row["wrong"] = not noticed or status != 0 or not run.verified or bool(needless)
         if row["wrong"]:
-            logging.error("%s %s: noticed %s, status %d: %s", path, fault, noticed, status, said)
+            how = (path, fault, noticed, status, needless, said)
+            logging.error("%s %s: noticed %s, status %d, needlessly %s: %s", *how)
         yield row
 
 

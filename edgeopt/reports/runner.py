@@ -33,7 +33,7 @@ from edgeopt.reports.manifest import (
     write_manifest,
 )
 from edgeopt.reports.site import build_run_site, build_runs_index
-from edgeopt.study import RunFolder, check_parameters, check_run, open_run
+from edgeopt.study import RunFolder, check_parameters, check_run, needed_by, open_run
 from edgeopt.system import environment_facts, file_sha256, project_root, write_atomically
 
 log = logging.getLogger(__name__)
@@ -84,20 +84,24 @@ class Step:
     stamp: str
 
 
-def plan(notebooks: Sequence[Path], *, parameters: Mapping[str, Any]) -> Iterator[Step]:
-    """Yield the steps of a run in order, each stamp resting on the one before.
+def step_of(
+    notebook: Path, *, parameters: Mapping[str, Any], left: Mapping[str, Mapping[str, str]]
+) -> Step:
+    """Make the step of a notebook, which gets those parameters that its first code cell declares.
 
-    A notebook gets those of the run's parameters that its ``parameters`` cell declares.
+    ``left`` is the SHA-256 of each file by the notebook that left it; those of the notebooks that
+    this one needs are in its stamp.
     """
-    environment = {"code": stamps.package_digest(), **environment_facts()}
-    root, stamp = project_root(), ""
-    for notebook in notebooks:
-        names = papermill.inspect_notebook(str(notebook))
-        own = {name: value for name, value in parameters.items() if name in names}
-        stamp = stamps.stamp_of(
-            notebook, parameters=own, environment=environment, upstream=stamp, root=root
-        )
-        yield Step(notebook, own, stamp)
+    names = papermill.inspect_notebook(str(notebook))
+    own = {name: value for name, value in parameters.items() if name in names}
+    stamp = stamps.stamp_of(
+        notebook,
+        parameters=own,
+        environment={"code": stamps.package_digest(), **environment_facts()},
+        inputs={name: left[name] for name in needed_by(notebook.stem) if name in left},
+        root=project_root(),
+    )
+    return Step(notebook, own, stamp)
 
 
 def execute_notebooks(
@@ -109,22 +113,32 @@ def execute_notebooks(
 ) -> bool:
     """Execute, in order, the notebooks that are not up to date; stop at the first that fails.
 
-    Where that is all of them, ``check`` is called first, and what it says is logged. An executed
-    notebook appears in the run's folder whole, with the record that lets the next call skip it.
-    Returns whether all of them ended well.
+    One is up to date as long as its cells, its parameters, the code, and what the notebooks that it
+    needs have left are the same, and its files are there as it left them. Where the first is not,
+    ``check`` is called before, and what it says is logged. An executed notebook appears in the
+    run's folder whole, with the record that lets the next call skip it. Returns whether all of them
+    ended well.
     """
     for path in [*run.root.rglob(".*.tmp"), *run.root.rglob(".*.running.ipynb")]:
         path.unlink()  # left by a run that was killed
-    steps = [*plan(notebooks, parameters=parameters)]
-    records = [stamps.read_record(run.path(path.name)) for path in notebooks]
-    done = stamps.count_current(run, records, stamps=[step.stamp for step in steps])
-    if not done and (found := check()):
-        log.info("%s: %s", run.name, found)
-    for step in steps[:done]:
-        log.info("%s: up to date", step.notebook.stem)
-    kept = stamps.last_written(records[:done])
-    stamps.clear(run, [path.stem for path in notebooks[done:]], keep=kept)
-    return all(execute(run, step) for step in steps[done:])
+    records = {path.stem: stamps.read_record(run.path(path.name)) for path in notebooks}
+    left: dict[str, Mapping[str, str]] = {}
+    for place, notebook in enumerate(notebooks):
+        name, step = notebook.stem, step_of(notebook, parameters=parameters, left=left)
+        expected = stamps.last_written(records.values())
+        if stamps.is_current(run, records[name], stamp=step.stamp, expected=expected):
+            log.info("%s: up to date", name)
+        else:
+            if not place and (found := check()):
+                log.info("%s: %s", run.name, found)
+            earlier = stamps.last_written(records[path.stem] for path in notebooks[:place])
+            stamps.clear(run, [name], keep=earlier)
+            if not execute(run, step):
+                stamps.clear(run, [path.stem for path in notebooks[place + 1 :]], keep=earlier)
+                return False
+            records[name] = stamps.read_record(run.path(notebook.name))
+        left[name] = records[name].outputs
+    return True
 
 
 def execute(run: RunFolder, step: Step) -> bool:
@@ -185,7 +199,8 @@ def publish_run(run: RunFolder, facts: Mapping[str, Any]) -> bool:
     """
     front = _front_page("index", run=run.name, facts=facts)
     record = stamps.read_record(run.path(front.notebook.name))
-    current = stamps.count_current(run, [record], stamps=[front.stamp])
+    expected = stamps.last_written([record])
+    current = stamps.is_current(run, record, stamp=front.stamp, expected=expected)
     if current and run.path(MANIFEST).is_file() and verify(run).empty:
         log.info("report: up to date: %s", run.path(stamps.INDEX))
         return True
@@ -234,7 +249,7 @@ def make_report(config: ExperimentConfig, *, write_back: bool = False) -> bool:
 
 
 def remake_devices_chapter(run: RunFolder) -> bool:
-    """Execute the chapter on devices of a finished run again, and all that comes after it."""
+    """Execute the chapter on devices of a finished run again."""
     config = ExperimentConfig(**read_manifest(run)["parameters"])
     run.path(f"{DEVICES_NOTEBOOK}.ipynb").unlink(missing_ok=True)
     return make_report(config)

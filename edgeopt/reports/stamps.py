@@ -57,13 +57,13 @@ def stamp_of(
     *,
     parameters: Mapping[str, Any],
     environment: Mapping[str, Any],
-    upstream: str,
+    inputs: Mapping[str, Any],
     root: Path,
 ) -> str:
-    """Stamp of a notebook: its cells, parameters, files they name, code, machine, what came before.
+    """Stamp of a notebook: its cells, parameters, files they name, code, machine and inputs.
 
     The files are the user's images, weights and the modules that his networks' factories are in.
-    ``upstream`` is the stamp of the notebook before it, so that a change runs on to all after it.
+    ``inputs`` are the digests of what other notebooks left for it.
     """
     cells = nbformat.read(notebook, as_version=4).cells
     decides = {name: value for name, value in parameters.items() if name not in PLACES}
@@ -77,7 +77,7 @@ def stamp_of(
             "files": {value: _listing(value, root, whole=value == weights) for value in named},
             "factories": {name: _source_digest(name.partition(":")[0]) for name in factories},
             "environment": dict(environment),
-            "upstream": upstream,
+            "inputs": dict(inputs),
         }
     )
 
@@ -175,21 +175,17 @@ def last_written(records: Iterable[Record | None]) -> dict[str, str]:
     return {name: sha for outputs in left for name, sha in outputs.items()}
 
 
-def count_current(
-    run: RunFolder, records: Sequence[Record | None], *, stamps: Sequence[str]
-) -> int:
-    """Count the notebooks, from the first on, that ended well from these stamps.
+def is_current(
+    run: RunFolder, record: Record | None, *, stamp: str, expected: Mapping[str, str]
+) -> bool:
+    """Whether a notebook ended well from this stamp, and its files are as they should be.
 
-    Their files are all as the last of the notebooks that wrote each left it.
+    ``expected`` is :func:`last_written` of all notebooks: a later one may have changed a file.
     """
-    expected = last_written(records)
-    for place, (record, stamp) in enumerate(zip(records, stamps, strict=True)):
-        if record is None or (record.status, record.stamp) != ("done", stamp):
-            return place
-        paths = {name: run.path(name) for name in record.outputs}
-        if not all(p.is_file() and file_sha256(p) == expected[n] for n, p in paths.items()):
-            return place
-    return len(records)
+    if record is None or (record.status, record.stamp) != ("done", stamp):
+        return False
+    paths = {name: run.path(name) for name in record.outputs}
+    return all(p.is_file() and file_sha256(p) == expected[name] for name, p in paths.items())
 
 
 def _measured(run: RunFolder, name: str, *, sha: str) -> bool:

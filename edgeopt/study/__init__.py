@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "read_table",
             "reports_folder",
         ],
+        "layout": ["needed_by"],
         "searching": [
             "finalists",
             "one_epoch_accuracy",

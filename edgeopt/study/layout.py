@@ -58,6 +58,12 @@ NEEDS = {
 }
 
 
+def needed_by(notebook: str) -> list[str]:
+    """List the notebooks whose files a notebook reads, and those that these need."""
+    direct = NEEDS.get(notebook, ())
+    return sorted({*direct, *(own for other in direct for own in needed_by(other))})
+
+
 def measured_file(stage: str, device: str) -> str:
     """Name the file of what a stage of the run measured on a device, record by record."""
     return f"{MEASURED}/{stage}-{file_stem(device)}.json"

@@ -120,9 +120,42 @@ def test_a_run_is_published_and_only_what_changed_runs_again(project):
 
     project.run.path(f"{FIRST}.txt").write_text("tampered with")
     assert project.report() == 0
-    assert project.executed() == [FIRST, SECOND]
+    assert project.executed() == [FIRST]
     assert project.run.path(f"{FIRST}.txt").read_text() == "x"
     assert [p.name for p in project.run.root.glob(".*")] == [".lock"]
+
+
+def test_another_content_runs_on_to_the_notebooks_that_read_it_and_no_further(project):
+    project.notebook(
+        FIRST, "run = ''\nbatch_size = 1", "folder.write_json('n.json', batch_size // 2)"
+    )
+    project.notebook(SECOND, "run = ''")
+    project.notebook(THIRD, "run = ''", "folder.write_bytes('third', b'x')")
+    project.notebook("04_sweep", "run = ''")
+    names = (FIRST, SECOND, THIRD, "04_sweep")
+    project.params(*names, batch_size=2)
+    assert project.report() == 0
+    assert project.executed() == [*names]
+    project.params(*names, batch_size=3)  # which makes the same file
+    assert project.report() == 0
+    assert project.executed() == [FIRST]
+    project.params(*names, batch_size=4)
+    assert project.report() == 0
+    assert project.executed() == [*names]
+    project.run.path("third").unlink()  # chapter 4 reads nothing of chapter 3
+    assert project.report() == 0
+    assert project.executed() == [THIRD]
+
+
+def test_what_comes_after_a_failed_notebook_is_not_kept(project):
+    project.notebook(FIRST, "run = ''\nbatch_size = 1", "assert batch_size < 3")
+    project.notebook(SECOND, "run = ''")
+    project.params(FIRST, SECOND, batch_size=2)
+    assert project.report() == 0
+    project.params(FIRST, SECOND, batch_size=3)
+    assert project.report() == 1
+    assert not project.run.path(f"{SECOND}.ipynb").exists()
+    assert not project.run.path(f"{SECOND}.txt").exists()
 
 
 def test_a_failed_notebook_leaves_its_traceback_and_stops_the_run(project):

@@ -8,8 +8,8 @@ import pytest
 from edgeopt.reports.stamps import (
     Record,
     clear,
-    count_current,
     file_times,
+    is_current,
     last_written,
     outputs_since,
     package_digest,
@@ -34,12 +34,21 @@ def write_notebook(path, *sources):
 
 
 def stamp(path, **changes):
-    made_from = {"parameters": {"epochs": 3}, "environment": {"cpu": "A"}, "upstream": "u"}
+    made_from = {
+        "parameters": {"epochs": 3},
+        "environment": {"cpu": "A"},
+        "inputs": {"01": {"a.csv": "u"}},
+    }
     return stamp_of(path, root=path.parent, **made_from | changes)
 
 
 @pytest.mark.parametrize(
-    "changes", [{"parameters": {"epochs": 4}}, {"environment": {"cpu": "B"}}, {"upstream": "v"}]
+    "changes",
+    [
+        {"parameters": {"epochs": 4}},
+        {"environment": {"cpu": "B"}},
+        {"inputs": {"01": {"a.csv": "v"}}},
+    ],
 )
 def test_a_stamp_depends_on_all_that_goes_in(tmp_path, changes):
     path = write_notebook(tmp_path / "a.ipynb", "1 + 1")
@@ -127,15 +136,16 @@ def test_outputs_are_the_files_that_are_new_or_rewritten(run):
 def test_current_means_done_same_stamp_and_all_files_there(run):
     run.write_bytes("table.csv", b"x")
     done = Record("done", "s", outputs={"table.csv": X})
-    assert count_current(run, [done], stamps=["s"]) == 1
-    assert count_current(run, [done], stamps=["t"]) == 0
-    assert count_current(run, [Record("failed", "s")], stamps=["s"]) == 0
-    assert count_current(run, [None], stamps=["s"]) == 0
-    rewritten = Record("done", "s", outputs={"table.csv": Y})
-    assert count_current(run, [rewritten], stamps=["s"]) == 0
-    assert count_current(run, [rewritten, done, None], stamps=["s"] * 3) == 2
+    as_it_is, otherwise = {"table.csv": X}, {"table.csv": Y}
+    assert is_current(run, done, stamp="s", expected=as_it_is)
+    assert not is_current(run, done, stamp="t", expected=as_it_is)
+    assert not is_current(run, Record("failed", "s"), stamp="s", expected=as_it_is)
+    assert not is_current(run, None, stamp="s", expected=as_it_is)
+    assert not is_current(run, done, stamp="s", expected=otherwise)
+    rewritten_later = Record("done", "s", outputs=otherwise)
+    assert is_current(run, rewritten_later, stamp="s", expected=as_it_is)
     run.path("table.csv").unlink()
-    assert count_current(run, [done], stamps=["s"]) == 0
+    assert not is_current(run, done, stamp="s", expected=as_it_is)
 
 
 def test_of_two_notebooks_that_write_a_file_the_last_decides():
