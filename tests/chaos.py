@@ -124,13 +124,11 @@ class Run:
 
     def makers_and_readers(self, path: Path) -> set[str]:
         """Notebooks that made a file of the run, and those that need them."""
-        executed = {own.stem: own for own in self.folder.glob("[0-9]*.ipynb")}
-        outputs = {name: (read_record(own) or NOTHING).outputs for name, own in executed.items()}
-        left = {
-            name: [own, *map(self.folder.joinpath, outputs[name])] for name, own in executed.items()
-        }
-        makers = {name for name, paths in left.items() if path in paths}
-        return makers | {name for name in executed if makers & {*needed_by(name)}}
+        name = path.relative_to(self.home).as_posix().removeprefix("reports/tiny/")
+        records = {own.stem: read_record(own) for own in self.folder.glob("[0-9]*.ipynb")}
+        made = {notebook: {f"{notebook}.ipynb", *own.outputs} for notebook, own in records.items()}
+        makers = {notebook for notebook, names in made.items() if name in names}
+        return makers | {notebook for notebook in made if makers & {*needed_by(notebook)}}
 
     @property
     def half_files(self) -> list[str]:
