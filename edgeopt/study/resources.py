@@ -19,7 +19,7 @@ from edgeopt.data import (
     picture_shape,
 )
 from edgeopt.experiments import Schedule, grid
-from edgeopt.model import build_model
+from edgeopt.model import build_model, check_network
 from edgeopt.schema import MIB, PRUNED_RECIPES, RECIPES, significant
 from edgeopt.study.folder import reports_folder
 from edgeopt.study.images import image_shape
@@ -105,7 +105,7 @@ def image_cost(network: nn.Module, shape: tuple[int, int, int]) -> ImageCost:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             nn.functional.cross_entropy(network(images), labels).backward()
 
-    network, threads = network.eval(), torch.get_num_threads()
+    network, threads = network.eval().requires_grad_(True), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         training = _seconds(step)
@@ -135,7 +135,7 @@ def estimate(study: Study, *, sizes: Mapping[str, int]) -> Resources:
     """Add up what a run takes that has as many images of each role as ``sizes`` says."""
     config = study.config
     shapes = {model: _shape(config, spec) for model, spec in study.preprocessing.items()}
-    costs = [image_cost(_untrained(config, model), shape) for model, shape in shapes.items()]
+    costs = [image_cost(_untrained(config, model, shape), shape) for model, shape in shapes.items()]
     candidates = len(grid(config.pruning_levels, config.precisions, config.runtimes))
     calls = candidates * config.rounds * config.calls_per_round * config.benchmark_batch_size
     cores, batch = usable_cores(), min(config.batch_size, sizes["train"])
@@ -170,9 +170,13 @@ def _shape(config: ExperimentConfig, spec: Preprocessing) -> tuple[int, int, int
     return image_shape(config, spec) or picture_shape(folder, spec)
 
 
-def _untrained(config: ExperimentConfig, model: str) -> nn.Module:
+def _untrained(config: ExperimentConfig, model: str, shape: tuple[int, int, int]) -> nn.Module:
+    """Build a network that takes such images; ``ValueError`` where it does not."""
     channels = {"conv1_channels": config.conv1_channels, "conv2_channels": config.conv2_channels}
-    return build_model(model, num_classes=class_count(config.dataset), **channels)
+    classes = class_count(config.dataset)
+    network = build_model(model, num_classes=classes, **channels)
+    check_network(network, name=model, input_shape=(1, *shape), num_classes=classes)
+    return network
 
 
 def require_resources(config: ExperimentConfig, needed: Resources) -> None:
