@@ -23,6 +23,9 @@ INDEX = "index.html"
 PACKAGE = Path(__file__).parents[1]
 # Neither changes what a notebook computes.
 PAGE_PARTS = {"reports", "__main__.py"}
+# What reading a broken notebook raises.
+BROKEN = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+BROKEN += (nbformat.ValidationError,)
 PLACES = ("scheduler", "data_dir")  # parameters: who computes, and where what is fetched lies
 
 
@@ -115,7 +118,7 @@ def read_record(executed: Path) -> Record | None:
         notebook = nbformat.read(executed, as_version=4)
         record = Record(**notebook.metadata["edgeopt"])
         changed = "" if record.content == content_digest(notebook) else "was changed since"
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except BROKEN as error:
         changed = f"is broken ({type(error).__name__})"
     if changed:
         log.warning("%s %s: it does not count as executed", executed, changed)

@@ -13,6 +13,7 @@ from bs4 import BeautifulSoup
 
 from edgeopt.__main__ import main
 from edgeopt.reports import runner as reports
+from edgeopt.reports import stamps
 from edgeopt.reports.manifest import read_manifest, verify
 from edgeopt.reports.runner import ThisPythonKernel, find_notebooks, only_one
 from edgeopt.study.folder import RunFolder, open_run
@@ -20,6 +21,7 @@ from edgeopt.system import project_root
 
 ROOT = Path(__file__).parents[2]
 FIRST, SECOND, THIRD = "01_baseline_training", "02_pruning", "03_quantization"
+CHAPTERS = (FIRST, SECOND, THIRD, "04_sweep")
 LOG = "open('executed.log', 'a').write('{name}\\n')"
 
 
@@ -125,37 +127,60 @@ def test_a_run_is_published_and_only_what_changed_runs_again(project):
     assert [p.name for p in project.run.root.glob(".*")] == [".lock"]
 
 
-def test_another_content_runs_on_to_the_notebooks_that_read_it_and_no_further(project):
-    project.notebook(
-        FIRST, "run = ''\nbatch_size = 1", "folder.write_json('n.json', batch_size // 2)"
-    )
-    project.notebook(SECOND, "run = ''")
-    project.notebook(THIRD, "run = ''", "folder.write_bytes('third', b'x')")
-    project.notebook("04_sweep", "run = ''")
-    names = (FIRST, SECOND, THIRD, "04_sweep")
-    project.params(*names, batch_size=2)
-    assert project.report() == 0
-    assert project.executed() == [*names]
-    project.params(*names, batch_size=3)  # which makes the same file
-    assert project.report() == 0
-    assert project.executed() == [FIRST]
-    project.params(*names, batch_size=4)
-    assert project.report() == 0
-    assert project.executed() == [*names]
-    project.run.path("third").unlink()  # chapter 4 reads nothing of chapter 3
-    assert project.report() == 0
-    assert project.executed() == [THIRD]
+@pytest.fixture
+def executed(project, monkeypatch):
+    """Names of the notebooks that are executed, by something quick: no kernel is started.
+
+    Each leaves half of its batch size, whole; chapter 2 fails with a batch size of 9.
+    """
+    names = []
+    for name in CHAPTERS:
+        project.notebook(
+            name, "run = ''\nbatch_size = 1" if name in (FIRST, SECOND) else "run = ''"
+        )
+
+    def execute(run, step):
+        name, size = step.notebook.stem, step.parameters.get("batch_size", 0)
+        names.append(name)
+        before = stamps.file_times(run)
+        run.write_json(f"{name}.json", size // 2)
+        failed = (name, size) == (SECOND, 9)
+        temporary = run.path(f".{name}.running.ipynb")
+        nbformat.write(nbformat.v4.new_notebook(), temporary)
+        outputs = stamps.outputs_since(run, before)
+        record = stamps.Record("failed" if failed else "done", step.stamp, outputs=outputs)
+        stamps.publish(temporary, record, to=run.path(step.notebook.name))
+        return not failed
+
+    monkeypatch.setattr(reports, "execute", execute)
+    return names
 
 
-def test_what_comes_after_a_failed_notebook_is_not_kept(project):
-    project.notebook(FIRST, "run = ''\nbatch_size = 1", "assert batch_size < 3")
-    project.notebook(SECOND, "run = ''")
-    project.params(FIRST, SECOND, batch_size=2)
-    assert project.report() == 0
-    project.params(FIRST, SECOND, batch_size=3)
-    assert project.report() == 1
-    assert not project.run.path(f"{SECOND}.ipynb").exists()
-    assert not project.run.path(f"{SECOND}.txt").exists()
+def executed_with(project, executed, **parameters):
+    executed.clear()
+    run = open_run("tiny", root=project.root / "reports")
+    values = {"run": "tiny", **parameters}
+    reports.execute_notebooks(run, find_notebooks(CHAPTERS), parameters=values)
+    return executed
+
+
+def test_another_content_runs_on_to_the_notebooks_that_read_it_and_no_further(project, executed):
+    assert executed_with(project, executed, batch_size=2) == [*CHAPTERS]
+    assert executed_with(project, executed, batch_size=2) == []
+    # Both that read the parameter run, and leave the same.
+    assert executed_with(project, executed, batch_size=3) == [FIRST, SECOND]
+    assert executed_with(project, executed, batch_size=4) == [*CHAPTERS]
+    project.run.path(f"{THIRD}.json").unlink()  # chapter 4 reads nothing of chapter 3
+    assert executed_with(project, executed, batch_size=4) == [THIRD]
+    project.run.path("04_sweep.ipynb").write_text("{}")
+    assert executed_with(project, executed, batch_size=4) == ["04_sweep"]
+
+
+def test_what_comes_after_a_failed_notebook_is_not_kept(project, executed):
+    executed_with(project, executed, batch_size=8)
+    assert executed_with(project, executed, batch_size=9) == [FIRST, SECOND]
+    left = {path.name for path in project.run.root.iterdir()}
+    assert left == {f"{name}{end}" for name in (FIRST, SECOND) for end in (".ipynb", ".json")}
 
 
 def test_a_failed_notebook_leaves_its_traceback_and_stops_the_run(project):
