@@ -137,6 +137,8 @@ def main(arguments: list[str] | None = None) -> int:
         log.error("%s", error)
         return 2
     except KeyboardInterrupt:
+        # Tasks that are given up now would be told of, with their tracebacks.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         log.error("interrupted; what is finished is kept, and the same command goes on from there")
         return 130  # as shells say it of a program that was interrupted
 
