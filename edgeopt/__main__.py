@@ -6,21 +6,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from edgeopt import reports  # each of whose parts is loaded when it is asked for
 from edgeopt.config import load_config
 from edgeopt.data import rebuild_embedded
 from edgeopt.devices import DeviceError
-from edgeopt.reports import (
-    compare_runs,
-    find_run,
-    make_comparison,
-    make_report,
-    read_manifest,
-    remake_devices_chapter,
-    take_results,
-    verify,
-    write_readme,
-    write_run_bundle,
-)
 from edgeopt.study import check_run
 from edgeopt.system import RuntimeUnavailable, SchedulerError, project_root
 
@@ -30,7 +19,7 @@ log = logging.getLogger("edgeopt")
 def report(options: argparse.Namespace) -> int:
     """Execute the notebooks of a parameter file; 1 when one of them failed."""
     config = load_config(options.params)
-    return 0 if make_report(config, write_back=options.write_back) else 1
+    return 0 if reports.make_report(config, write_back=options.write_back) else 1
 
 
 def check(options: argparse.Namespace) -> int:
@@ -41,25 +30,25 @@ def check(options: argparse.Namespace) -> int:
 
 def verify_run(options: argparse.Namespace) -> int:
     """Check a run against its manifest; 1 when something differs."""
-    run = find_run(options.run)
-    differences = verify(run)
+    run = reports.find_run(options.run)
+    differences = reports.verify(run)
     for row in differences.itertuples():
         log.error("%-8s %s", row.problem, row.file)
     if len(differences):
         log.error("run %s: %d of its files differ from manifest.json", run.name, len(differences))
         return 1
-    total = len(read_manifest(run)["artifacts"])
+    total = len(reports.read_manifest(run)["artifacts"])
     log.info("run %s: all %d files are as manifest.json says", run.name, total)
     return 0
 
 
 def compare(options: argparse.Namespace) -> int:
     """Compare two runs on a page; with --fail 1 when the second's pick got worse beyond noise."""
-    runs = find_run(options.first), find_run(options.second)
-    found = compare_runs(*runs)
+    runs = reports.find_run(options.first), reports.find_run(options.second)
+    found = reports.compare_runs(*runs)
     for warning in found.warnings:
         log.warning("%s", warning)
-    if not make_comparison(*runs):
+    if not reports.make_comparison(*runs):
         return 1
     for number in found.regressions if options.fail else ():
         log.error("%s of the pick got worse from run %s to %s", number, *(r.name for r in runs))
@@ -68,21 +57,21 @@ def compare(options: argparse.Namespace) -> int:
 
 def bundle(options: argparse.Namespace) -> int:
     """Write a run as one file that a device without a network measures."""
-    path = write_run_bundle(find_run(options.run))
+    path = reports.write_run_bundle(reports.find_run(options.run))
     log.info("bundle: %s; on the device: python3 %s", path, path.name)
     return 0
 
 
 def results(options: argparse.Namespace) -> int:
     """Take in the results of a run's bundle, and make the pages of the run anew."""
-    run = find_run(options.run)
-    log.info("results of %s", take_results(run, options.from_file))
-    return 0 if remake_devices_chapter(run) else 1
+    run = reports.find_run(options.run)
+    log.info("results of %s", reports.take_results(run, options.from_file))
+    return 0 if reports.remake_devices_chapter(run) else 1
 
 
 def readme(options: argparse.Namespace) -> int:
     """Write a run's results into README.md."""
-    path = write_readme(find_run(options.run), root=project_root())
+    path = reports.write_readme(reports.find_run(options.run), root=project_root())
     log.info("results of run %s: %s", options.run, path)
     return 0
 

@@ -312,6 +312,6 @@ def test_an_interrupted_report_is_one_line_that_says_what_is_kept(monkeypatch, c
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("edgeopt.__main__.make_report", interrupted)
+    monkeypatch.setattr("edgeopt.reports.make_report", interrupted)
     assert main(["report", "--params", str(project_root() / "params/quick.yaml")]) == 130
     assert "what is finished is kept" in caplog.text
