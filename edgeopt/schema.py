@@ -90,6 +90,7 @@ COLUMNS = {
     "pruning_level": Column(
         "Pruning level", "%", "Share of the channels that every prunable layer lost."
     ),
+    "level_reached": Column("Level reached", "%", "Share of all prunable channels that is gone."),
     "precision": Column("Precision", meaning="Type that the executed graph multiplies in."),
     "runtime": Column("Runtime"),
     "recipe": Column("Training recipe", meaning="How the network came by its weights."),

@@ -169,9 +169,8 @@ print(f"{len(contest)} networks by {len(criteria)} criteria")
 
 # %% tags=["nbval-ignore-output"]
 compared = folder.write_table("pruning_criteria.csv", accuracy_table(contest, validation))
-by_criterion = [*levels, "macs"], ["recipe", "criterion"]
-wide = compared.pivot_table("accuracy", *by_criterion, sort=False).mul(100).round(1)
-wide.set_axis([f"{recipe}, {criterion} (%)" for recipe, criterion in wide], axis=1)
+by_criterion = compared.pivot_table("accuracy", [*levels, "criterion"], "recipe", sort=False)
+by_criterion.mul(100).round(1).add_suffix(" (%)").rename_axis(columns=None)
 
 # %% [markdown]
 # ## Handing over
