@@ -214,8 +214,12 @@ def _time(hours: float) -> str:
 
 
 def _memory(count: float) -> str:
-    return f"{significant(count / GIB)} GiB of memory"
+    return f"{_size(count)} of memory"
 
 
 def _disk(count: float) -> str:
-    return f"{significant(count / GIB)} GiB of disk"
+    return f"{_size(count)} of disk"
+
+
+def _size(count: float) -> str:
+    return f"{significant(count / GIB)} GiB" if count >= GIB else f"{count / MIB:.0f} MiB"

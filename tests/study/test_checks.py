@@ -24,7 +24,7 @@ def test_a_sound_run_is_told_in_one_line(tmp_path) -> None:
     text = check_run(config)
     known = "7 notebooks, 1 network(s), 1 seed(s), 6 candidates, measured on host; estimated: "
     assert text.startswith(known)
-    assert re.search(r"hours|minutes of training, .* of timing, .* GiB of memory, .* of disk", text)
+    assert re.search(r"hours|minutes of training, .* of timing, .* of memory, .* of disk", text)
     assert not (tmp_path / "data").exists()
 
 

@@ -102,7 +102,7 @@ def test_what_a_machine_has_is_enough(monkeypatch, tmp_path):
         ({"training_hours": 2.0}, r"2\.5 hours with .*epochs 6.*, as max_hours allows 2 hours"),
         ({"timing_hours": 1.5}, r"2\.5 hours with .*calls_per_round 30.*max_hours allows 2 hours"),
         ({"memory_bytes": 3 * GIB}, r"3 GiB of memory with .*batch_size 64.* has 2 GiB of memory"),
-        ({"disk_bytes": 10**18}, r"GiB of disk with .*dataset fashion-mnist-20k.*there is room"),
+        ({"disk_bytes": 10**18}, r"of disk with .*dataset fashion-mnist-20k.*there is room"),
     ],
 )
 def test_what_a_machine_has_not_got_is_named_and_can_be_overridden(
