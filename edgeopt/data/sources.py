@@ -2,7 +2,6 @@
 
 import contextlib
 import gzip
-import os
 import re
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from edgeopt.schema import require_known
+from edgeopt.system import folder_bytes
 
 if TYPE_CHECKING:
     from edgeopt.system.torchvision import datasets
@@ -159,23 +159,13 @@ def _run(command: Sequence[str], *, folder: Path) -> None:
 
 def _follow(process: subprocess.Popen[bytes], *, folder: Path, bar: tqdm) -> None:
     """Advance the bar by what appears in the folder until the process ends, or kill it."""
-    deadline, bytes_before = time.monotonic() + COMMAND_TIMEOUT_S, _folder_bytes(folder)
+    deadline, bytes_before = time.monotonic() + COMMAND_TIMEOUT_S, folder_bytes(folder)
     while process.returncode is None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(POLL_S)
         if time.monotonic() > deadline:
             process.kill()
-        bar.update(max(0, _folder_bytes(folder) - bytes_before - bar.n))
-
-
-def _folder_bytes(folder: Path) -> int:
-    """Bytes under a folder in which another process creates and renames files."""
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                total += os.lstat(os.path.join(parent, name)).st_size
-    return total
+        bar.update(max(0, folder_bytes(folder) - bytes_before - bar.n))
 
 
 def _error_lines(log: Path, command: Sequence[str], returncode: int) -> str:

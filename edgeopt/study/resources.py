@@ -24,7 +24,7 @@ from edgeopt.schema import MIB, PRUNED_RECIPES, RECIPES, significant
 from edgeopt.study.folder import reports_folder
 from edgeopt.study.images import image_shape
 from edgeopt.study.study import Study
-from edgeopt.system import available_bytes, shortened, status_bytes, usable_cores
+from edgeopt.system import available_bytes, folder_bytes, shortened, status_bytes, usable_cores
 
 GIB = 1024 * MIB
 HOUR = 3600
@@ -203,8 +203,7 @@ def require_resources(config: ExperimentConfig, needed: Resources) -> None:
 def _room(folder: Path) -> int:
     """Bytes that a folder holds, or that could still be written to it."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
-    held = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
-    return shutil.disk_usage(there).free + sum(held)
+    return shutil.disk_usage(there).free + folder_bytes(folder)
 
 
 def _time(hours: float) -> str:

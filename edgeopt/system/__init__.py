@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "files": [
             "REPORTS_VARIABLE",
             "file_sha256",
+            "folder_bytes",
             "package_sha256",
             "project_root",
             "replacing",
