@@ -122,9 +122,9 @@ def folder_counts(path: str) -> dict[str, int]:
 
 def picture_shape(path: str, preprocessing: Preprocessing) -> tuple[int, int, int]:
     """Channels, height and width of a folder's first picture, which all others share."""
-    by_role = _list_folder(_root(path))[1]
-    first = next(chain.from_iterable(by_role.values()))
-    return read_picture(first.path, preprocessing)[0].shape
+    root = _root(path)
+    pictures, _ = list_pictures(next(iter(_role_folders(root).values()), root), root=root)
+    return read_picture(pictures[0].path, preprocessing)[0].shape
 
 
 def _root(path: str) -> Path:

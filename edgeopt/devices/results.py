@@ -122,6 +122,10 @@ def results_of(records: Iterable[Mapping[str, Any]], *, plan: Plan, device: str)
 
 def read_results(path: Path) -> list[dict[str, Any]]:
     """Read the records of a ``results.json``; ``ResultsError`` when it was changed or cut."""
+    return _read_sealed(path)["records"]
+
+
+def _read_sealed(path: Path) -> dict[str, Any]:
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
         records, digest = held["records"], held["sha256"]
@@ -130,7 +134,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
         raise ResultsError(f"{path} is not a results file: {type(error).__name__}") from error
     if found != digest:
         raise ResultsError(f"{path} was changed: its SHA-256 is {found}, not {digest}")
-    return records
+    return held
 
 
 def keep_records(records: list[dict[str, Any]], *, plan: Plan, to: Path) -> Path:
@@ -150,8 +154,8 @@ def kept_records(
     if not path.is_file():
         return None
     try:
-        records = read_results(path)
-        measured_by = json.loads(path.read_bytes())["measured_by"]
+        held = _read_sealed(path)
+        records, measured_by = held["records"], held["measured_by"]
         begin = next(_checked(record) for record in records if record["kind"] == "begin")
     except (ResultsError, LookupError, TypeError, StopIteration) as error:
         logger.warning("%s will be measured again: %s", path, error)

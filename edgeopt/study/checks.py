@@ -16,8 +16,7 @@ def check_parameters(config: ExperimentConfig) -> int:
     """Count the candidates of a run's grid; ``ConfigError`` for what cannot end well.
 
     Each notebook's input has to be made by another one of the run, or to lie in its folder; one of
-    the runtimes has to run one of the precisions; the folder of the data has to be writable; the
-    data set has to have the images that are asked for.
+    the runtimes has to run one of the precisions; the folder of the data has to be writable.
     """
     run = open_run(config.run)
     for notebook in config.notebooks:
@@ -27,7 +26,6 @@ def check_parameters(config: ExperimentConfig) -> int:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     _check_writable(config.data_folder)
-    subset_sizes(config)
     return len(config.models) * len(specs)
 
 
@@ -35,16 +33,16 @@ def check_run(config: ExperimentConfig) -> str:
     """Check a run's parameters, networks, weights and devices, and say what it would make.
 
     Nothing is trained, and of a folder of pictures at most one is decoded. What is wrong is raised
-    as by :func:`check_parameters`, :func:`edgeopt.study.open_study` and
-    :func:`edgeopt.study.resources.require_resources`; ``DeviceError`` for a device that cannot be
-    reached, ``SchedulerError`` for such a scheduler.
+    as by :func:`check_parameters`, :func:`edgeopt.study.open_study`,
+    :func:`edgeopt.study.resources.subset_sizes` and ``require_resources``; ``DeviceError`` for a
+    device that cannot be reached, ``SchedulerError`` for such a scheduler.
     """
     candidates = check_parameters(config)
     if config.scheduler not in (None, "local"):
         open_scheduler(config.scheduler).shutdown()
-    study = open_study(config)
+    sizes, study = subset_sizes(config), open_study(config)
     devices = ", ".join(study.device_facts)
-    needed = estimate(study, sizes=subset_sizes(config))
+    needed = estimate(study, sizes=sizes)
     require_resources(config, needed)
     return (
         f"{len(config.notebooks)} notebooks, {len(config.models)} network(s), "

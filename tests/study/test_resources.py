@@ -91,9 +91,13 @@ def test_a_run_is_added_up(monkeypatch):
     assert found.disk_bytes == 2 * 2 * (2 + 6 + 4) * 50 + 130 * 28 * 28
 
 
-def test_what_a_machine_has_is_enough(monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "available_bytes", lambda: 2 * GIB)
-    require_resources(ExperimentConfig(data_dir=str(tmp_path / "data")), MODEST)
+def test_all_that_a_machine_has_is_enough_and_a_byte_more_is_not(monkeypatch, tmp_path):
+    config = ExperimentConfig(data_dir=str(tmp_path / "data"))
+    monkeypatch.setattr(module, "available_bytes", lambda: MODEST.memory_bytes)
+    assert require_resources(config, MODEST) is None
+    monkeypatch.setattr(module, "available_bytes", lambda: MODEST.memory_bytes - 1)
+    with pytest.raises(ConfigError, match="of memory"):
+        require_resources(config, MODEST)
 
 
 @pytest.mark.parametrize(
