@@ -19,8 +19,8 @@ setup: $(VENV)/.edgeopt  ## make the virtual environment and install the pinned 
 
 $(VENV)/.edgeopt: pyproject.toml requirements.lock
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --no-deps --require-hashes --requirement $(LOCK)
-	$(PY) -m pip install --quiet --editable '.[distributed,executorch,litert,openvino,dev]'
+	$(PY) -m pip install --quiet --no-compile --no-deps --require-hashes --requirement $(LOCK)
+	$(PY) -m pip install --quiet --no-compile --editable '.[distributed,executorch,litert,openvino,dev]'
 	touch $@
 
 litert: setup $(LITERT)/.edgeopt  ## install the converter of the runtime litert, in an environment of its own

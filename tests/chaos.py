@@ -202,7 +202,7 @@ def _strike(process: subprocess.Popen, fault: str, run: Run) -> None:
             os.killpg(process.pid, signal.SIGKILL)
         elif fault == "SIGKILL of the kernel":
             for own in run.processes:
-                if b"ipykernel_launcher" in Path(f"/proc/{own}/cmdline").read_bytes():
+                if own != process.pid and os.getsid(own) == own:
                     os.kill(own, signal.SIGKILL)
         else:
             process.send_signal(getattr(signal, fault))

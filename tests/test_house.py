@@ -21,7 +21,7 @@ from edgeopt.data.preprocessing import Preprocessing
 from edgeopt.decision.gates import Constraints, Gates
 from edgeopt.experiments.sweep import Target
 from edgeopt.experiments.training_plan import Schedule
-from edgeopt.system.workers import PRELOADED
+from edgeopt.system.fork_server import PRELOADED
 
 ROOT = Path(__file__).parent.parent
 ROOMS = sorted(path.parent.name for path in (ROOT / "edgeopt").glob("*/__init__.py"))

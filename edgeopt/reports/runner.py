@@ -11,20 +11,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import nbformat
 import papermill
-import zmq
-from jupyter_client.kernelspec import KernelSpecManager
-from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
-from traitlets import default
 
 from edgeopt.config import DEVICES_NOTEBOOK, ExperimentConfig
 from edgeopt.reports import stamps
+from edgeopt.reports.kernels import ThisPythonKernel
 from edgeopt.reports.manifest import (
     MANIFEST,
     provenance,
@@ -37,31 +33,6 @@ from edgeopt.study import RunFolder, check_parameters, check_run, needed_by, ope
 from edgeopt.system import environment_facts, file_sha256, project_root, write_atomically
 
 log = logging.getLogger(__name__)
-
-
-class ThisPythonKernel(AsyncKernelManager):
-    """Starts ``python3`` with this very interpreter, whatever kernels are registered elsewhere.
-
-    A kernel has a folder of its own for temporary files, so that one that is killed leaves none.
-    """
-
-    async def start_kernel(self, **options: Any) -> None:
-        """Start the kernel with its own ``TMPDIR``."""
-        self._scratch = TemporaryDirectory(prefix="edgeopt-")
-        await super().start_kernel(env={**os.environ, "TMPDIR": self._scratch.name}, **options)
-
-    async def cleanup_resources(self, restart: bool = False) -> None:
-        """Remove the ended kernel's temporary files too; safe to call twice."""
-        await super().cleanup_resources(restart=restart)
-        self._scratch.cleanup()
-
-    @default("kernel_spec_manager")
-    def _only_the_native_kernel(self) -> KernelSpecManager:
-        return KernelSpecManager(parent=self, kernel_dirs=[])
-
-    @default("transport_encryption")
-    def _encrypted_where_possible(self) -> str:
-        return "auto" if zmq.has("curve") else "disabled"
 
 
 def find_notebooks(names: Sequence[str]) -> list[Path]:
@@ -155,7 +126,6 @@ def execute(run: RunFolder, step: Step) -> bool:
             parameters=dict(step.parameters),
             kernel_name="python3",
             kernel_manager_class=ThisPythonKernel,
-            shutdown_kernel="immediate",  # the nice way waits seconds for a fork server
             progress_bar=sys.stderr.isatty(),
             cwd=project_root(),
         )

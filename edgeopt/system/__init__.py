@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "replacing",
             "write_atomically",
         ],
+        "fork_server": ["end_with_parent", "fork_server", "share_server"],
         "host": [
             "HOST_IDENTITY",
             "available_bytes",

@@ -2,11 +2,8 @@
 
 import ctypes
 import io
-import multiprocessing
-import os
 import pickle
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
 from functools import partial
@@ -15,14 +12,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from edgeopt.system.fork_server import end_with_parent, fork_server
 from edgeopt.system.host import usable_cores
 
-# What the workers' server imports once, so that each worker starts with it.
-PRELOADED = (
-    "edgeopt.experiments.candidates",
-    "edgeopt.experiments.trainings",
-    "edgeopt.system.torchvision",
-)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -78,21 +70,12 @@ class Workers(Executor):
 
 
 def process_pool(workers: int | None = None) -> Workers:
-    """Workers with one torch thread each, as many as there are usable cores unless told.
-
-    They are forked from a server that has imported the package once, and has no threads.
-    """
+    """Workers with one torch thread each, as many as there are usable cores unless told."""
     return Workers(workers or usable_cores())
 
 
 def _started(count: int) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOADED])
-    return ProcessPoolExecutor(
-        count,
-        mp_context=context,
-        initializer=_begin,
-    )
+    return ProcessPoolExecutor(count, mp_context=fork_server(), initializer=_begin)
 
 
 def keep_freed_memory() -> None:
@@ -108,19 +91,10 @@ def keep_freed_memory() -> None:
 
 
 def _begin() -> None:
-    """Compute with one thread, and end when the process that asked for the work does.
-
-    Killed, it cannot say so; without this its workers and their server would stay for good.
-    """
+    """Compute with one thread, and end when the process that asked for the work does."""
     torch.set_num_threads(1)
     keep_freed_memory()
-    asking = multiprocessing.parent_process()
-
-    def end() -> None:
-        asking.join()
-        os._exit(1)
-
-    threading.Thread(target=end, daemon=True).start()
+    end_with_parent()
 
 
 def run_in_order(

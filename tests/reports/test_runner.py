@@ -1,4 +1,3 @@
-import json
 import os
 import signal
 import subprocess
@@ -15,7 +14,7 @@ from edgeopt.__main__ import main
 from edgeopt.reports import runner as reports
 from edgeopt.reports import stamps
 from edgeopt.reports.manifest import read_manifest, verify
-from edgeopt.reports.runner import ThisPythonKernel, find_notebooks, only_one
+from edgeopt.reports.runner import find_notebooks, only_one
 from edgeopt.study.folder import RunFolder, open_run
 from edgeopt.system import project_root
 
@@ -219,15 +218,18 @@ def test_a_kernel_leaves_no_temporary_files_however_it_ends(project, last_words,
 
 
 def test_a_killed_run_resumes_after_its_last_finished_notebook(project):
-    slow = "import pathlib, time\nwhile pathlib.Path('slow').exists(): time.sleep(0.1)"
+    tell = "import os, pathlib, time\npathlib.Path('kernel').write_text(str(os.getpid()))"
+    slow = f"{tell}\nwhile pathlib.Path('slow').exists(): time.sleep(0.1)"
     project.notebook(FIRST, "run = ''")
     project.notebook(SECOND, "run = ''", slow)
     project.params(FIRST, SECOND)
     (project.root / "slow").touch()
     command = [sys.executable, "-m", "edgeopt", "report", "--params", "params/tiny.yaml"]
     with subprocess.Popen(command, cwd=project.root, stderr=subprocess.DEVNULL) as process:
-        wait_for(lambda: SECOND in (project.root / "executed.log").read_text())
+        wait_for(lambda: (project.root / "kernel").read_text())
         os.kill(process.pid, signal.SIGKILL)
+    kernel = Path("/proc") / (project.root / "kernel").read_text()
+    wait_for(lambda: not kernel.exists() or "State:\tZ" in (kernel / "status").read_text())
     names = {path.name for path in project.run.root.iterdir() if not path.name.startswith(".")}
     assert names == {f"{FIRST}.ipynb", f"{FIRST}.txt"}
     nbformat.validate(nbformat.read(project.run.path(f"{FIRST}.ipynb"), 4))
@@ -296,16 +298,6 @@ def test_notebooks_run_in_the_order_of_their_numbers(project):
         project.notebook(name, "run = ''")
     found = find_notebooks([SECOND, FIRST])
     assert [path.stem for path in found] == [FIRST, SECOND]
-
-
-def test_the_kernel_is_this_interpreter_whatever_is_registered(tmp_path, monkeypatch):
-    fake = tmp_path / "kernels/python3"
-    fake.mkdir(parents=True)
-    spec = {"argv": ["/no/such/python"], "display_name": "fake", "language": "python"}
-    (fake / "kernel.json").write_text(json.dumps(spec))
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    manager = ThisPythonKernel(kernel_name="python3")
-    assert manager.kernel_spec.argv[0] == sys.executable
 
 
 def test_an_interrupted_report_is_one_line_that_says_what_is_kept(monkeypatch, caplog):

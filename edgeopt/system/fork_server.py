@@ -1,0 +1,45 @@
+"""A server that has imported the package once, from which workers and kernels are forked."""
+
+import multiprocessing
+import os
+import threading
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.context import ForkServerContext
+
+PRELOADED = (
+    "ipykernel.kernelapp",
+    "edgeopt.experiments.candidates",
+    "edgeopt.experiments.trainings",
+    "edgeopt.plots.sweep",
+    "edgeopt.study.study",
+    "edgeopt.system.torchvision",
+)
+
+
+def fork_server() -> ForkServerContext:
+    """Give the context whose processes are forked from the server, which has no threads."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*PRELOADED])
+    return context
+
+
+def share_server() -> None:
+    """Have this process, forked from a server, ask that one for its own processes.
+
+    CPython would start another one: its ``ensure_running`` looks for a server that is a child.
+    """
+    forkserver._forkserver.ensure_running = resource_tracker.ensure_running
+
+
+def end_with_parent() -> None:
+    """End this process when the one that asked for it does.
+
+    Killed, that one cannot say so; without this its processes and the server would stay for good.
+    """
+    asking = multiprocessing.parent_process()
+
+    def end() -> None:
+        asking.join()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()

@@ -1,0 +1,57 @@
+"""Kernels: forked ready from one server, in surroundings of their own."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+from edgeopt.reports.kernels import ThisPythonKernel
+
+FACTS = """
+import os, sys, tempfile
+from edgeopt.system import process_pool
+loaded = "edgeopt.study.study" in sys.modules
+facts = [os.getpid(), os.getppid(), os.getsid(0), os.getcwd(), tempfile.gettempdir(), loaded]
+"""
+WORKERS = "with process_pool(1) as pool: facts.append(pool.submit(os.getppid).result())"
+TOLD = "import json; print(json.dumps([*facts, sys.executable, os.environ.get('EDGEOPT_TOLD')]))"
+
+
+def told(folder: Path) -> list:
+    cells = [nbformat.v4.new_code_cell(code) for code in (FACTS, WORKERS, TOLD)]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    place = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(notebook, kernel_manager_class=ThisPythonKernel, resources=place)
+    client.execute()
+    return json.loads(notebook.cells[-1].outputs[0].text)
+
+
+def test_kernels_and_their_workers_are_forked_from_one_server(tmp_path, monkeypatch):
+    first = told(tmp_path)
+    monkeypatch.setenv("EDGEOPT_TOLD", "later")
+    process, server, session, folder, temporary, loaded, workers_server, python, _ = first
+    assert session == process
+    assert workers_server == server not in (process, os.getpid())
+    assert folder == str(tmp_path)
+    assert Path(temporary).name.startswith("edgeopt-")
+    assert loaded
+    assert python == sys.executable
+
+    second = told(tmp_path)
+    assert second[0] != process
+    assert second[1] == server
+    assert second[4] != temporary
+    assert second[-1] == "later"
+
+
+def test_the_kernel_is_this_interpreter_whatever_is_registered(tmp_path, monkeypatch):
+    fake = tmp_path / "kernels/python3"
+    fake.mkdir(parents=True)
+    spec = {"argv": ["/no/such/python"], "display_name": "fake", "language": "python"}
+    (fake / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    manager = ThisPythonKernel(kernel_name="python3")
+    assert manager.kernel_spec.argv[0] == sys.executable
