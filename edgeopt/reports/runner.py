@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -177,9 +178,11 @@ def publish_run(run: RunFolder, facts: Mapping[str, Any]) -> bool:
     write_manifest(run, facts)
     succeeded = execute(run, front)
     names = ["index", *facts["notebooks"]]
-    log.info("report: %s", build_run_site(run, names, title=f"edgeopt: run {run.name}"))
-    write_manifest(run, facts)
-    build_runs_index(run.root.parent)
+    with ThreadPoolExecutor() as pool:
+        runs = pool.submit(build_runs_index, run.root.parent)
+        log.info("report: %s", build_run_site(run, names, title=f"edgeopt: run {run.name}"))
+        write_manifest(run, facts)
+        runs.result()
     return succeeded
 
 

@@ -9,6 +9,7 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+import jsonschema
 import pandas as pd
 
 from edgeopt.study.layout import ROWS, SWEEP, maker
@@ -38,8 +39,6 @@ def check_schema(value: Any, *, name: str) -> None:
     schema = ASSETS / f"{Path(name).stem}.schema.json"
     if not schema.is_file():
         return
-    import jsonschema  # takes a second, which notebooks that write no such file do without
-
     validator = jsonschema.Draft202012Validator(json.loads(schema.read_text(encoding="utf-8")))
     problem = jsonschema.exceptions.best_match(validator.iter_errors(value))
     if problem is not None:
