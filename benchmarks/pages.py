@@ -15,6 +15,9 @@ from edgeopt.reports import find_run, open_browser
 from edgeopt.system import REPORTS_VARIABLE
 from tests.browser.synthetic import synthetic_run, synthetic_sweep
 
+USABLE = """() => document.querySelector('#candidates.dataTable')
+    && (document.querySelector('#frontier img')?.complete
+        || document.querySelector('#frontier .main-svg')) && performance.now()"""
 DRAWN = "() => document.querySelector('#frontier .main-svg') && performance.now()"
 # From the click to the end of the next frame, which is when its result can be seen.
 FILTERING = """async (selector) => {
@@ -43,16 +46,19 @@ def index_page() -> Iterator[str]:
     size = sum(path.stat().st_size for path in parts if path.is_file())
     yield f"size: {size / 1e6:.1f} MB (goal: at most 15)"
     with open_browser() as browser:
-        times = [_time_to_draw(browser, index) for _ in range(5)]
-    yield f"usable after {median(times) / 1e3:.2f} s, at worst {max(times) / 1e3:.2f} (goal: 1.5)"
+        usable, drawn = zip(*(_times_to_open(browser, index) for _ in range(5)), strict=True)
+    for what, times in (("frontier seen, table sorts", usable), ("chart answers", drawn)):
+        spent = f"{median(times) / 1e3:.2f} s, at worst {max(times) / 1e3:.2f}"
+        yield f"{what} after {spent} (goal: 1.5)"
 
 
-def _time_to_draw(browser, index: Path) -> float:
+def _times_to_open(browser, index: Path) -> list[float]:
+    """Measure until the frontier is seen and the table sorts, and until the chart answers."""
     page = browser.new_page()
     page.goto(index.as_uri(), wait_until="commit")
-    drawn = page.wait_for_function(DRAWN, polling=10).json_value()
+    times = [page.wait_for_function(met, polling=10).json_value() for met in (USABLE, DRAWN)]
     page.close()
-    return drawn
+    return times
 
 
 def filter_time() -> Iterator[str]:

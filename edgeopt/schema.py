@@ -248,7 +248,10 @@ JOULES = ((1, "J"), (1e-3, "mJ"), (1e-6, "\N{MICRO SIGN}J"), (1e-9, "nJ"))
 
 
 def column(name: str) -> Column:
-    """Look a column up; means and budgets by what they are of, others by their name in words."""
+    """Look a column up; means and budgets by what they are of, others by their name in words.
+
+    A name in ``_ms`` has that unit.
+    """
     if name in COLUMNS:
         return COLUMNS[name]
     stem = name.removesuffix("_mean")
@@ -256,8 +259,9 @@ def column(name: str) -> Column:
         return replace(COLUMNS[stem], title=f"{COLUMNS[stem].title} (mean)")
     if name.startswith("violates_"):
         return Column(f"Over {name.removeprefix('violates_').removesuffix('mb')} MiB of weights")
-    words = name.replace("_", " ")
-    return Column(words[:1].upper() + words[1:])
+    stem = name.removesuffix("_ms")
+    words = stem.replace("_", " ")
+    return Column(words[:1].upper() + words[1:], "" if stem == name else "ms")
 
 
 def label(name: str) -> str:
@@ -277,6 +281,12 @@ def significant(value: float) -> str:
         return f"{value:,}".replace("-", MINUS)
     text = f"{value:.4g}"
     return (text if abs(value) < 1000 else f"{float(text):,.0f}").replace("-", MINUS)
+
+
+def signed(value: float, *, digits: int) -> str:
+    """Write a change with its sign; what is written as zero has none."""
+    text = f"{value:+.{digits}f}"
+    return text.replace("-", MINUS) if text.strip("+-0.") else text[1:]
 
 
 def quantity(name: str, value: Any, *, exact: bool = False, signed: bool = False) -> str:

@@ -121,6 +121,8 @@ for model, rows in table.groupby("model", sort=False):
 # is a sharper instrument than accuracy, in which errors made and errors undone cancel.
 #
 # ## Does every class pay alike?
+#
+# The change of each class's recall from the fp32 network's, in points:
 
 # %% tags=["nbval-ignore-output"]
 recalls = recall_table(candidates, labels, class_names=study.class_names)
@@ -130,7 +132,7 @@ for model in config.models:
     change = recalls.pivot_table("recall", "class_name", "candidate", sort=False)[own]
     parent = next(c.name for c in candidates if c.name in own and c.spec.precision == "fp32")
     difference = change.sub(change[parent], axis=0).filter(like="int8").mul(100)
-    display(difference.rename_axis(index=f"{model}, points of recall", columns=None).round(2))
+    display(difference.rename_axis(index="class_name", columns="candidate").round(2))
 
 # %% [markdown]
 # ## A collapse, made to order

@@ -354,9 +354,9 @@ tests = {"paired_comparison.csv": comparison, "pick_comparison.csv": against_pic
 for name, rows in tests.items():
     display(folder.write_table(name, rows).drop(columns=brief))
 tests = {"test": comparison.to_dict("records"), "against_pick": against_pick.to_dict("records")}
-folder.write_json("summary.json", decision.to_dict() | tests | {"busy": disturbance(conditions)})
 
 # %% tags=["nbval-ignore-output"]
+folder.write_json("summary.json", decision.to_dict() | tests | {"busy": disturbance(conditions)})
 sweep = with_test(sweep, predicted, labels=labels, class_names=study.class_names)
 everywhere = folder.write_table("sweep_results.csv", pd.concat([sweep, *tables.values()]))
 everywhere[["candidate", "device", "accuracy", "test_accuracy"]].round(4)
@@ -384,7 +384,7 @@ _, axes = plt.subplots(1, 3, figsize=(18, 5.6), layout="constrained")
 for table, name, ax in zip(tables, (parent, chosen), axes, strict=False):
     plots.confusion_matrix(table, title=name, ax=ax)
 ax = plots.confusion_matrix(tables[1], before=tables[0], title="Change (points)", ax=axes[2])
-alt = f"Confusion matrices of {parent} and {chosen} on the test images, and their difference."
+alt = f"Test images, in % of each true class: {parent}, {chosen}, and the change in points."
 numbers = pd.concat(tables, keys=(parent, chosen), names=["candidate"]).reset_index()
 folder.save_figure("confusion", ax, alt=alt, numbers=numbers)
 

@@ -106,7 +106,7 @@ held = cost[(cost["precision"] == "int8") & (cost["pruning_level"] == 0)]
 held = held.loc[held.groupby("model", sort=False)["accuracy_change"].idxmax()]
 recall = recalls.pivot_table("recall", "class_name", "candidate", sort=False)
 paid = pd.DataFrame({r.model: recall[r.candidate] - recall[r.parent] for r in held.itertuples()})
-paid.mul(100).round(2)
+paid.rename_axis(columns="model").mul(100).round(2)
 
 # %% tags=["nbval-ignore-output"]
 if not paid.empty:
@@ -139,7 +139,7 @@ columns = [*shown, "artifact_bytes", "frontier_probability", "remedy", "status"]
 parts = ["# Networks: accuracy, latency and size", *sections]
 for heading, table in tables.items():
     parts += [f"## {heading}", table[columns].to_markdown(index=False, floatfmt=".4g")]
-folder.write_bytes("pareto.md", "\n\n".join([*parts, ""]).encode()).name
+_ = folder.write_bytes("pareto.md", "\n\n".join([*parts, ""]).encode())
 
 # %% [markdown]
 # ## Conclusion

@@ -83,7 +83,8 @@ compared = folder.read_taken_in("comparison.csv")
 elsewhere = pd.concat([folder.read_table("device_comparison.csv"), *compared])
 shown = ["candidate", "device", "latency_p50_ms", "device_accuracy", "device_differs"]
 others = everywhere[everywhere["device"] != config.decides]
-display(elsewhere, others[[*shown, "device_logits"]])
+if len(others):
+    display(elsewhere, others[[*shown, "device_logits"]])
 print(f"{everywhere['device'].nunique()} device(s), decided on {config.decides}")
 
 # %% tags=["nbval-ignore-output"]

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from edgeopt.schema import column, display_unit, label, quantity, significant
+from edgeopt.schema import Column, column, display_unit, label, quantity, signed, significant
 
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
@@ -26,6 +26,16 @@ DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 )
 def test_quantity_has_the_unit_that_suits_it(name, value, text):
     assert quantity(name, value) == text
+
+
+def test_signed_has_a_sign_unless_it_is_written_as_zero():
+    texts = [signed(value, digits=1) for value in (1.26, -1.26, 0.04, -0.04, 0)]
+    assert texts == ["+1.3", "\N{MINUS SIGN}1.3", "0.0", "0.0", "0.0"]
+
+
+def test_a_name_in_ms_has_that_unit():
+    assert column("slower_ms") == Column("Slower", "ms")
+    assert column("slower") == Column("Slower")
 
 
 def test_quantity_exact_tells_close_numbers_apart():

@@ -26,6 +26,7 @@ SHOWN_FACTS = (
     *("cpu", "architecture", "emulated", "isa", "usable_cores"),
     *("governor", "system", "python"),
 )
+STATES = ("before", "after")
 MEMORY_COLUMNS = ["peak_rss_bytes", "idle_rss_bytes", "added_rss_bytes", "rss_unavailable"]
 FIELDS = {
     "begin": {"plan": str, "facts": dict, "state": dict},
@@ -231,12 +232,13 @@ def facts_table(devices: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
 
     ``devices`` are :attr:`DeviceResults.facts_around` by name.
     """
-    return pd.DataFrame({name: _shown(facts) for name, facts in devices.items()})
+    table = pd.DataFrame({name: _shown(facts) for name, facts in devices.items()})
+    return table.rename_axis(index="fact", columns="device")
 
 
 def _shown(facts: Mapping[str, Any]) -> dict[str, str]:
     states = {
-        name: " -> ".join(_told(facts[when][name]) for when in ("before", "after"))
+        name: " \N{RIGHTWARDS ARROW} ".join(_told(facts[when][name]) for when in STATES)
         for name in facts["before"]
     }
     packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
@@ -252,4 +254,6 @@ def _shown(facts: Mapping[str, Any]) -> dict[str, str]:
 def _told(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return DASH if value is None else str(value)

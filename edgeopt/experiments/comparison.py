@@ -9,7 +9,7 @@ import pandas as pd
 from edgeopt.decision import Decision, paired_comparison
 from edgeopt.experiments.candidates import Candidate
 from edgeopt.experiments.seeds import with_every_seed
-from edgeopt.schema import INT8_PRECISIONS
+from edgeopt.schema import INT8_PRECISIONS, signed
 
 
 def compare_on_test(
@@ -118,10 +118,11 @@ def answer_sections(
 
 def _int8_words(row: Any, change: pd.Series) -> str:
     change = 100 * change
-    payer = f"{change.idxmin()} pays most, with {change.min():+.2f} points of recall"
+    payer = f"{change.idxmin()} pays most, with {signed(change.min(), digits=2)} points of recall"
     return (
-        f"{row.model} in static int8 ({row.runtime}) changes by {100 * row.accuracy_change:+.2f} "
-        f"points of accuracy and {100 * row.macro_f1_change:+.2f} of macro-F1 in a file "
+        f"{row.model} in static int8 ({row.runtime}) changes by "
+        f"{signed(100 * row.accuracy_change, digits=2)} points of accuracy and "
+        f"{signed(100 * row.macro_f1_change, digits=2)} of macro-F1 in a file "
         f"{row.file_ratio:.2f} times smaller, at {row.speedup:.2f} times the speed; "
         f"{payer if change.min() < 0 else 'no class loses recall'}."
     )

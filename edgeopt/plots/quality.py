@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from torch import Tensor
 from edgeopt.data import Split
 from edgeopt.plots.annotations import beside, label_lines
 from edgeopt.plots.style import INK, QUIET, dot, key_below, new_axes, percent_axis, row_height
-from edgeopt.schema import require_columns
+from edgeopt.schema import require_columns, signed
 
 FELL, ROSE = "#7B3294", "#009E73"  # of no precision
 SHEET_COLUMNS = 20
@@ -54,16 +55,18 @@ def confusion_matrix(
     """Share of each true class (row) that is predicted as each class; zeros are left blank.
 
     Takes image counts, true classes in the index and predicted classes in the columns. With a
-    second such table, ``before``, the change from it is drawn, in points of each true class.
+    second such table, ``before``, the change from it is drawn, in points of each true class. Beside
+    others, on axes given, it has no bar of colours, and labels at the edge of the figure only.
     """
-    shares, sign = 100 * table.div(table.sum(axis=1), axis=0), ""
+    shares, written = 100 * table.div(table.sum(axis=1), axis=0), "{:.0f}".format
     bar = {"label": "Share of the true class (%)", "shrink": 0.7}
-    look = {"cmap": "Blues", "vmin": 0, "vmax": 100, "cbar_kws": bar}
+    look = {"cmap": "Blues", "vmin": 0, "vmax": 100, "cbar": ax is None, "cbar_kws": bar}
     if before is not None:
-        shares, sign = shares - 100 * before.div(before.sum(axis=1), axis=0), "+"
+        shares = shares - 100 * before.div(before.sum(axis=1), axis=0)
+        written = partial(signed, digits=0)
         most = max(shares.abs().to_numpy().max(), 1)
         look = {"cmap": "PuOr", "vmin": -most, "vmax": most, "cbar": False}
-    texts = shares.map(lambda share: f"{share:{sign}.0f}" if abs(share) >= 0.5 else "")
+    texts = shares.map(lambda share: written(share) if abs(share) >= 0.5 else "")
     line = {"square": True, "linewidths": 0.5, "linecolor": "#EEEEEE"}
     ax = new_axes(ax, height=5.6)
     sns.heatmap(shares, ax=ax, annot=texts, fmt="", annot_kws={"fontsize": 10}, **line, **look)
@@ -71,6 +74,7 @@ def confusion_matrix(
     for text in ax.get_xticklabels():
         text.set(ha="right", rotation_mode="anchor")
     ax.set(xlabel="Predicted class", ylabel="True class", title=title)
+    ax.label_outer()
     return ax
 
 
@@ -92,7 +96,7 @@ def per_class_change(before_after: pd.DataFrame, *, ax: Axes | None = None) -> A
     ax.scatter(rows["after"], rows.index, s=55, c=colors, ec=INK, zorder=4)
     for y, row in rows.iterrows():
         right = max(row["before"], row["after"], row.get("after_high", 0))
-        beside(ax, right, y, f"{100 * row['change']:+.1f}")
+        beside(ax, right, y, signed(100 * row["change"], digits=1))
     ax.set_yticks(rows.index, rows["class_name"])
     percent_axis(ax.xaxis)
     ax.margins(x=0.12)

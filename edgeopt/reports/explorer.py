@@ -26,6 +26,7 @@ NUMBERS = (*COSTS, *QUALITIES, "call_share")
 FIRST = ("candidate", "latency_p50_ms", "accuracy", "memory_mb", "standing", "decided_by")
 LAST = ("call_share", "int8_mac_share", "pruning_level", "recipe", "error")
 ORDER = (*FIRST, *(name for name in (*QUALITIES, *COSTS) if name not in FIRST), *LAST)
+STILL = "figures/frontier.png"  # until the chart is there, and where no script runs
 MARKS = {"o": "\u25cf", "s": "\u25a0", "^": "\u25b2", "D": "\u25c6", "v": "\u25bc"}
 SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down"}
 
@@ -49,6 +50,7 @@ def explorer(results: Results) -> HTML:
         filters=[(n, COLUMNS[n].title, options(n, sweep)) for n in FILTERS if n in sweep],
         axes={side: [(name, titles[name]) for name in names] for side, names in axes.items()},
         drawable=drawable,
+        still=STILL if results.run.path(STILL).is_file() else "",
         wide=latency.max() > 10 * latency.min() > 0,
         heads=[(name, title, name in NUMBERS) for name, title in titles.items()],
         rows=zip(*(cells(sweep[name], *scale) for name, scale in scales.items()), strict=True),

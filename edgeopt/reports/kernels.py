@@ -49,7 +49,7 @@ class Forked(LocalProvisioner):
 
     async def launch_kernel(self, cmd: list[str], **options: Any) -> dict[str, Any]:
         """Fork the kernel, with the arguments that ``cmd`` ends in."""
-        fork_server()  # with all that it imports
+        fork_server()
         arguments = cmd[cmd.index("-f") :]
         self.cwd = options.get("cwd") or Path.cwd()
         self.process = KernelProcess(arguments, env=options["env"], cwd=self.cwd)

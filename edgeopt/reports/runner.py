@@ -31,7 +31,13 @@ from edgeopt.reports.manifest import (
 )
 from edgeopt.reports.site import build_run_site, build_runs_index
 from edgeopt.study import RunFolder, check_parameters, check_run, needed_by, open_run
-from edgeopt.system import environment_facts, file_sha256, project_root, write_atomically
+from edgeopt.system import (
+    environment_facts,
+    file_sha256,
+    fork_server,
+    project_root,
+    write_atomically,
+)
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +107,7 @@ def execute_notebooks(
         if stamps.is_current(run, records[name], stamp=step.stamp, expected=expected):
             log.info("%s: up to date", name)
         else:
+            fork_server()  # imports while the parameters are checked
             if not place and (found := check()):
                 log.info("%s: %s", run.name, found)
             earlier = stamps.last_written(records[path.stem] for path in notebooks[:place])

@@ -17,9 +17,13 @@ PRELOADED = (
 
 
 def fork_server() -> ForkServerContext:
-    """Give the context whose processes are forked from the server, which has no threads."""
+    """Start the server, where it does not run, and give the context of its processes.
+
+    It has no threads, and answers once it has imported the package, which nobody waits for here.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*PRELOADED])
+    forkserver._forkserver.ensure_running()
     return context
 
 

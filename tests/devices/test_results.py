@@ -118,5 +118,5 @@ def test_facts_table_shows_the_state_before_and_after():
     table = facts_table({"board": {**facts, **around, "packages": {"numpy": "2.4.6"}}})["board"]
     assert table["isa"] == "neon, i8mm"
     assert table["memory"] == "1,024 MiB"
-    assert table["clock_mhz"] == "1500.0 -> \N{EN DASH}"
+    assert table["clock_mhz"] == "1500.0 \N{RIGHTWARDS ARROW} \N{EN DASH}"
     assert table["packages"] == "numpy 2.4.6"

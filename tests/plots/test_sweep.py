@@ -404,7 +404,7 @@ class TestQuality:
         before, after = (pd.DataFrame([row, [0, 5]], **names) for row in ([3, 1], [2, 2]))
         ax = plots.confusion_matrix(after, before=before)
         assert np.ravel(ax.collections[0].get_array()).tolist() == [-25, 25, 0, 0]
-        assert texts(ax) == ["-25", "+25", "", ""]
+        assert texts(ax) == ["\N{MINUS SIGN}25", "+25", "", ""]
 
     def test_lost_images_are_right_before_and_wrong_after(self):
         images = torch.linspace(0.1, 0.4, 4).reshape(4, 1, 1, 1) * torch.ones(1, 1, 4, 4)
@@ -420,7 +420,7 @@ class TestQuality:
         table = pd.DataFrame({"class_name": ["a", "b"], "before": [0.9, 0.9], "after": [0.95, 0.7]})
         ax = plots.per_class_change(table)
         assert [t.get_text() for t in ax.get_yticklabels()] == ["b", "a"]
-        assert texts(ax) == ["-20.0", "+5.0"]
+        assert texts(ax) == ["\N{MINUS SIGN}20.0", "+5.0"]
         assert ax.yaxis_inverted()
 
     def test_sample_images_are_the_first_of_each_class(self):

@@ -15,6 +15,7 @@
       ? !chosen.getAll(`without-${box.name}`).includes(box.value) : chosen.has(box.name);
   });
 
+  const plotly = chart && unpacked(root.querySelector("#plotly").textContent);
   const { default: DataTable } = await window[data.tables];
   const sort = [heads.indexOf(chosen.get("sort") ?? "latency_p50_ms"), chosen.get("way") ?? "asc"];
   const table = new DataTable("#candidates", {
@@ -48,6 +49,7 @@
   const style = getComputedStyle(document.documentElement);
   const shade = (name, otherwise) => style.getPropertyValue(`--pst-color-${name}`).trim() || otherwise;
   const escaped = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;");
+  const DECADES = Array.from({ length: 45 }, (_, n) => Number(`${[1, 2, 5][n % 3]}e${Math.floor(n / 3) - 6}`));
   const gap = (from, to) => (from === null || to === null ? 0 : to - from);
 
   function bars(key, rows) {
@@ -87,7 +89,7 @@
       margin: { l: 62, r: 15, t: 10, b: 55 }, hovermode: "closest", paper_bgcolor: "#0000", plot_bgcolor: "#0000",
       dragmode: innerWidth < 640 ? false : "zoom", font: { size: 13, color: ink, family: getComputedStyle(root).fontFamily },
       hoverlabel: { bgcolor: paper, font: { color: ink }, align: "left" },
-      xaxis: { ...axis, title: { text: titles[0] }, type: log ? "log" : "linear", dtick: log ? "D2" : undefined, rangemode: log ? "normal" : "tozero" },
+      xaxis: { ...axis, title: { text: titles[0] }, type: log ? "log" : "linear", tickvals: log ? DECADES : undefined, rangemode: log ? "normal" : "tozero" },
       yaxis: { ...axis, title: { text: titles[1] } },
       annotations: rows.filter((row) => roles(row).length).map((row) => ({
         x: log ? Math.log10(x[row]) : x[row], y: y[row], text: roles(row).join(", "), ax: 0, ay: roles(row).includes("Pick") ? 40 : -40,
@@ -110,13 +112,19 @@
       if (point >= 0) { Plotly.Fx.hover(chart, [{ curveNumber: curve, pointNumber: point }]); chart.scrollIntoView({ block: "nearest" }); }
     });
   });
-  if (chart) {
-    const packed = await fetch(`data:application/gzip;base64,${root.querySelector("#plotly").textContent}`);
-    const script = document.createElement("script");
-    script.textContent = await new Response(packed.body.pipeThrough(new DecompressionStream("gzip"))).text();
-    document.head.append(script);
+  async function unpacked(text) {
+    const packed = await fetch(`data:application/gzip;base64,${text}`);
+    return new Response(packed.body.pipeThrough(new DecompressionStream("gzip"))).text();
   }
   table.draw();
+  if (chart) {
+    const script = document.createElement("script");
+    script.textContent = await plotly;
+    await new Promise((painted) => requestAnimationFrame(() => setTimeout(painted)));
+    document.head.append(script);
+    chart.replaceChildren();  // the still picture
+    draw();
+  }
   chart?.on("plotly_click", ({ points: [point] }) => {
     const place = table.rows({ order: "applied", search: "applied" }).indexes().indexOf(point.customdata);
     table.page(Math.floor(place / table.page.len())).draw("page");
