@@ -21,7 +21,7 @@ from edgeopt.plots.style import (
     row_height,
 )
 from edgeopt.runtimes import RUNTIMES, registered, runtime_named
-from edgeopt.schema import PRECISIONS, label, require_columns
+from edgeopt.schema import PRECISIONS, TIMES, label, require_columns
 
 REFUSED = {"marker": "x", "color": INK, "lw": 1.4}
 ENERGIES = ("energy_proxy_j", "energy_model_j")
@@ -118,7 +118,7 @@ def precision_tradeoffs(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         for (runtime, precision), ratio in ratios[cost].items():
             style = {"marker": runtime_named(runtime).marker, "color": PRECISIONS[precision].color}
             ax.scatter(ratio, len(names), s=75, ec=INK, zorder=3, **style)
-            beside(ax, ratio, len(names), f"{ratio:#.3g}x", left=ratio < 1)
+            beside(ax, ratio, len(names), f"{ratio:#.3g}{TIMES}", left=ratio < 1)
             names.append(f"{runtime_named(runtime).title} {precision}")
     ax.axvline(1, color=INK, lw=1.2, zorder=1)
     log_axis(ax.xaxis)
