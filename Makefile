@@ -17,10 +17,12 @@ help:  ## show this list
 
 setup: $(VENV)/.edgeopt  ## make the virtual environment and install the pinned packages
 
+# All cores compile what pip would with one; a file of torch is for newer Pythons.
 $(VENV)/.edgeopt: pyproject.toml requirements.lock
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --no-compile --no-deps --require-hashes --requirement $(LOCK)
 	$(PY) -m pip install --quiet --no-compile --editable '.[distributed,executorch,litert,openvino,dev]'
+	$(PY) -m compileall -q -j 0 -x '/tests?/' $(VENV)/lib >/dev/null || true
 	touch $@
 
 litert: setup $(LITERT)/.edgeopt  ## install the converter of the runtime litert, in an environment of its own
@@ -50,6 +52,7 @@ test-code: setup
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Chapter 8 searches, which the quick run does not.
+test-notebooks: export JUPYTER_DEFAULT_PROVISIONER_NAME = edgeopt-forked
 test-notebooks: setup
 	$(PY) -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg notebooks/0[1-7]*.ipynb
 

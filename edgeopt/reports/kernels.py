@@ -6,6 +6,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import zmq
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
@@ -45,7 +46,10 @@ class ThisPythonKernel(AsyncKernelManager):
 
 
 class Forked(LocalProvisioner):
-    """Forks a kernel where others start an interpreter, which saves each chapter its imports."""
+    """Forks a kernel where others start an interpreter, which saves each chapter its imports.
+
+    Jupyter knows it as ``edgeopt-forked``.
+    """
 
     async def launch_kernel(self, cmd: list[str], **options: Any) -> dict[str, Any]:
         """Fork the kernel, with the arguments that ``cmd`` ends in."""
@@ -77,6 +81,7 @@ class KernelProcess(ForkServerProcess):
         os.environ.clear()
         os.environ.update(env)
         tempfile.tempdir = None  # that of the server
+        pd.set_option("display.max_columns", 20)  # the server looked like a terminal
         share_server()
         end_with_parent()
         IPKernelApp.launch_instance(arguments, parent_handle=os.getppid())
