@@ -13,8 +13,10 @@ from edgeopt.reports.kernels import ThisPythonKernel
 FACTS = """
 import os, sys, tempfile
 from edgeopt.system import process_pool
+import pandas
 loaded = "edgeopt.study.study" in sys.modules
-facts = [os.getpid(), os.getppid(), os.getsid(0), os.getcwd(), tempfile.gettempdir(), loaded]
+wide = pandas.get_option("display.max_columns")
+facts = [os.getpid(), os.getppid(), os.getsid(0), os.getcwd(), tempfile.gettempdir(), loaded, wide]
 """
 WORKERS = "with process_pool(1) as pool: facts.append(pool.submit(os.getppid).result())"
 TOLD = "import json; print(json.dumps([*facts, sys.executable, os.environ.get('EDGEOPT_TOLD')]))"
@@ -32,12 +34,14 @@ def told(folder: Path) -> list:
 def test_kernels_and_their_workers_are_forked_from_one_server(tmp_path, monkeypatch):
     first = told(tmp_path)
     monkeypatch.setenv("EDGEOPT_TOLD", "later")
-    process, server, session, folder, temporary, loaded, workers_server, python, _ = first
+    process, server, session, folder, temporary, loaded, wide, *rest = first
+    workers_server, python, _ = rest
     assert session == process
     assert workers_server == server not in (process, os.getpid())
     assert folder == str(tmp_path)
     assert Path(temporary).name.startswith("edgeopt-")
     assert loaded
+    assert wide == 20  # pandas' own in a notebook; in a terminal it is 0
     assert python == sys.executable
 
     second = told(tmp_path)
