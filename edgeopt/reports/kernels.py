@@ -6,6 +6,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pandas as pd
 import zmq
 from jupyter_client.kernelspec import KernelSpecManager
@@ -15,8 +16,7 @@ from traitlets import default
 
 from edgeopt.system import end_with_parent, fork_server, share_server
 
-# Read when matplotlib is imported, which the server does before a kernel could say it.
-os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+INLINE = "module://matplotlib_inline.backend_inline"
 
 
 class ThisPythonKernel(AsyncKernelManager):
@@ -81,7 +81,9 @@ class KernelProcess(ForkServerProcess):
         os.environ.clear()
         os.environ.update(env)
         tempfile.tempdir = None  # that of the server
-        pd.set_option("display.max_columns", 20)  # the server looked like a terminal
+        # What these read when they are imported, which the server does as if in a terminal.
+        pd.set_option("display.max_columns", 20)
+        matplotlib.rcParams["backend"] = env.get("MPLBACKEND", INLINE)
         share_server()
         end_with_parent()
         IPKernelApp.launch_instance(arguments, parent_handle=os.getppid())

@@ -18,16 +18,18 @@ loaded = "edgeopt.study.study" in sys.modules
 wide = pandas.get_option("display.max_columns")
 facts = [os.getpid(), os.getppid(), os.getsid(0), os.getcwd(), tempfile.gettempdir(), loaded, wide]
 """
+FIGURE = "from matplotlib import pyplot; pyplot.plot([1, 2]);"
 WORKERS = "with process_pool(1) as pool: facts.append(pool.submit(os.getppid).result())"
 TOLD = "import json; print(json.dumps([*facts, sys.executable, os.environ.get('EDGEOPT_TOLD')]))"
 
 
 def told(folder: Path) -> list:
-    cells = [nbformat.v4.new_code_cell(code) for code in (FACTS, WORKERS, TOLD)]
+    cells = [nbformat.v4.new_code_cell(code) for code in (FACTS, WORKERS, FIGURE, TOLD)]
     notebook = nbformat.v4.new_notebook(cells=cells)
     place = {"metadata": {"path": str(folder)}}
     client = NotebookClient(notebook, kernel_manager_class=ThisPythonKernel, resources=place)
     client.execute()
+    assert "image/png" in notebook.cells[-2].outputs[0].data
     return json.loads(notebook.cells[-1].outputs[0].text)
 
 
