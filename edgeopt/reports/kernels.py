@@ -4,6 +4,7 @@ import os
 import tempfile
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import matplotlib
@@ -12,6 +13,7 @@ import zmq
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
+from tqdm import tqdm
 from traitlets import default
 
 from edgeopt.system import end_with_parent, fork_server, share_server
@@ -84,6 +86,9 @@ class KernelProcess(ForkServerProcess):
         # What these read when they are imported, which the server does as if in a terminal.
         pd.set_option("display.max_columns", 20)
         matplotlib.rcParams["backend"] = env.get("MPLBACKEND", INLINE)
+        tqdm.set_lock(
+            RLock()
+        )  # of threads: the semaphore of processes would outlive a killed kernel
         share_server()
         end_with_parent()
         IPKernelApp.launch_instance(arguments, parent_handle=os.getppid())

@@ -134,6 +134,7 @@ def execute(run: RunFolder, step: Step) -> bool:
             parameters=dict(step.parameters),
             kernel_name="python3",
             kernel_manager_class=ThisPythonKernel,
+            shutdown_kernel="immediate",  # a busy one that is asked to end tells a traceback
             progress_bar=sys.stderr.isatty(),
             cwd=project_root(),
         )
