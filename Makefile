@@ -22,7 +22,7 @@ $(VENV)/.edgeopt: pyproject.toml requirements.lock
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --no-compile --no-deps --require-hashes --requirement $(LOCK)
 	$(PY) -m pip install --quiet --no-compile --editable '.[distributed,executorch,litert,openvino,dev]'
-	$(PY) -m compileall -q -j 0 -x '/tests?/' $(VENV)/lib >/dev/null || true
+	$(PY) -m compileall -q -j 0 -x '/tests?/|py312_intrinsics' $(VENV)/lib
 	touch $@
 
 litert: setup $(LITERT)/.edgeopt  ## install the converter of the runtime litert, in an environment of its own

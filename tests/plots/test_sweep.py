@@ -406,6 +406,14 @@ class TestQuality:
         assert np.ravel(ax.collections[0].get_array()).tolist() == [-25, 25, 0, 0]
         assert texts(ax) == ["\N{MINUS SIGN}25", "+25", "", ""]
 
+    def test_confusion_beside_another_has_no_bar_and_no_labels_between_them(self):
+        names = {"index": ["shirt", "coat"], "columns": ["shirt", "coat"]}
+        figure, axes = plt.subplots(1, 2)
+        for ax in axes:
+            plots.confusion_matrix(pd.DataFrame([[3, 1], [0, 5]], **names), ax=ax)
+        assert figure.axes == [*axes]
+        assert [ax.get_ylabel() for ax in axes] == ["True class", ""]
+
     def test_lost_images_are_right_before_and_wrong_after(self):
         images = torch.linspace(0.1, 0.4, 4).reshape(4, 1, 1, 1) * torch.ones(1, 1, 4, 4)
         split = Split(images, torch.tensor([0, 0, 1, 1]), mean=0.5, std=0.1)
