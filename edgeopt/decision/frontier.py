@@ -1,5 +1,6 @@
 """The frontier of accuracy against a cost, and how sure it is."""
 
+import math
 from collections.abc import Collection, Sequence
 from functools import partial
 
@@ -118,8 +119,8 @@ def hypervolume_gain(
 
     Accuracy against median latency, with 1.1 times the slowest of all and the accuracy of
     ``chance`` as the reference. Images and rounds are drawn anew as in
-    :func:`frontier_probability`; the reference stays. Raises ``ValueError`` when there is nothing
-    to add to.
+    :func:`frontier_probability`, and with them the slowest. Infinite where something is added to
+    candidates of which none beats ``chance``. Raises ``ValueError`` when there are no others.
     """
     table = correctness(correct)
     if not {*table} - {*added}:
@@ -130,15 +131,18 @@ def hypervolume_gain(
     right = _resampled_counts(shares, replicates=replicates, seed=seed) / len(shares)
     medians = np.array([rows["latency_ms"].median() for rows in own.values()])
     others = np.array([name not in added for name in table])
-    reference = (REFERENCE * medians.max(), chance)
 
     def gain(latency: NDArray, accuracy: NDArray) -> float:
         points = pd.DataFrame({"ms": latency, "accuracy": accuracy})
+        reference = (REFERENCE * latency.max(), chance)
         area = partial(hypervolume, x_col="ms", reference=reference)
-        return area(points) / area(points[others]) - 1
+        before, after = area(points[others]), area(points)
+        if after == before:
+            return 0.0
+        return after / before - 1 if before else math.inf
 
     gains = [gain(*pair) for pair in zip(np.column_stack(drawn), right, strict=True)]
-    low, high = np.nanquantile(gains, [0.025, 0.975])
+    low, high = np.quantile(gains, [0.025, 0.975], method="inverted_cdf")  # of what may be infinite
     return gain(medians, shares.mean(axis=0)), float(low), float(high)
 
 

@@ -300,6 +300,25 @@ def test_the_gain_of_what_was_added_by_hand():
     assert low < gain < high
 
 
+def test_a_draw_in_which_all_are_slower_than_the_slowest_median_has_a_gain():
+    # The others take 10 ms in one round of two: their median can be drawn as 1 or 10 ms, and 10 is
+    # beyond 1.1 times the 5.5 ms that were observed.
+    correct = {"old": answers(0.5), "new": answers(0.5)}
+    samples = latency_samples({"old": 10.0, "new": 1.0}, rounds=2)
+    samples.loc[samples["candidate"].eq("old") & samples["round"].eq(0), "latency_ms"] = 1.0
+    _, low, high = hypervolume_gain(correct, samples, added=["new"], chance=0.1)
+    assert low == 0  # both take 1 ms
+    assert high == pytest.approx((11 - 1) / (11 - 10) - 1)
+
+
+def test_what_is_added_to_guesses_is_infinitely_more():
+    correct = {"guess": answers(0.1), "new": answers(0.5)}
+    samples = latency_samples({"guess": 1.0, "new": 2.0})
+    gain, _, high = hypervolume_gain(correct, samples, added=["new"], chance=0.1)
+    assert gain == high == np.inf
+    assert hypervolume_gain(correct, samples, added=["new"], chance=0.9) == (0, 0, 0)
+
+
 def test_what_is_beaten_adds_nothing_and_all_added_is_refused():
     correct = {"good": answers(0.9), "beaten": answers(0.5)}
     samples = latency_samples({"good": 1.0, "beaten": 2.0})
