@@ -277,16 +277,27 @@ def known(value: Any) -> bool:
 
 def significant(value: float) -> str:
     """Write a number with at most four significant digits; a count in full."""
+    return _with_sign(_four_digits(value))
+
+
+def _four_digits(value: float) -> str:
     if isinstance(value, Integral):
-        return f"{value:,}".replace("-", MINUS)
+        return f"{value:,}"
     text = f"{value:.4g}"
-    return (text if abs(value) < 1000 else f"{float(text):,.0f}").replace("-", MINUS)
+    return text if abs(value) < 1000 else f"{float(text):,.0f}"
 
 
 def signed(value: float, *, digits: int) -> str:
     """Write a change with its sign; what is written as zero has none."""
-    text = f"{value:+.{digits}f}"
-    return text.replace("-", MINUS) if text.strip("+-0.") else text[1:]
+    return _with_sign(f"{value:.{digits}f}", plus=True)
+
+
+def _with_sign(text: str, *, plus: bool = False) -> str:
+    """Write a minus for a hyphen, and a plus where asked; what is written as zero has neither."""
+    bare = text.removeprefix("-")
+    if not bare.strip("0."):
+        return bare
+    return f"{'+' if plus and bare == text else ''}{text}".replace("-", MINUS)
 
 
 def quantity(name: str, value: Any, *, exact: bool = False, signed: bool = False) -> str:
@@ -300,12 +311,8 @@ def quantity(name: str, value: Any, *, exact: bool = False, signed: bool = False
     scale, unit = display_unit(name, abs(value), exact=exact)
     number = value * scale
     digits = {"%": ",.1f", "points": ".2f"}.get(unit)
-    text = f"{number:,.10g}" if exact else f"{number:{digits}}" if digits else significant(number)
-    text = text.replace("-", MINUS)
-    if not text.strip(f"{MINUS}0."):
-        text = text.removeprefix(MINUS)
-    sign = "+" if signed and number > 0 and text.strip("0.") else ""
-    return f"{sign}{text}{'' if unit == '%' else ' '}{unit}".strip()
+    text = f"{number:,.10g}" if exact else f"{number:{digits}}" if digits else _four_digits(number)
+    return f"{_with_sign(text, plus=signed)}{'' if unit == '%' else ' '}{unit}".strip()
 
 
 def display_unit(name: str, largest: float, *, exact: bool = False) -> tuple[float, str]:

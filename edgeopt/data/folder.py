@@ -1,10 +1,9 @@
-"""The user's own images: one sub-folder per class, alone or below train/, val/ and test/."""
+"""The user's own images, decoded once and split unless their folder has roles of its own."""
 
 import hashlib
-import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -26,15 +25,9 @@ from edgeopt.data.decoded import (
 )
 from edgeopt.data.fetch import combined_checksum
 from edgeopt.data.images import read_picture
-from edgeopt.data.listing import (
-    SUFFIXES,
-    Picture,
-    class_folders,
-    known_contents,
-    list_pictures,
-    write_index,
-)
+from edgeopt.data.listing import Picture, known_contents, list_pictures, write_index
 from edgeopt.data.preprocessing import Preprocessing
+from edgeopt.data.roles import FOLDER_PREFIX, ROLE_FOLDERS, image_root, list_roles, role_folders
 from edgeopt.data.splits import (
     OWN_ROLES,
     ROLE_NAMES,
@@ -46,18 +39,9 @@ from edgeopt.data.splits import (
 )
 from edgeopt.system import process_pool
 
-logger = logging.getLogger(__name__)
-
-FOLDER_PREFIX = "folder:"
 VALIDATION_SHARE = 0.2
 TEST_SHARE = 0.2
-ROLE_FOLDERS = {
-    "train": ("train",),
-    "validation": ("val", "valid", "validation"),
-    "test": ("test",),
-}
 PARALLEL_BYTES = 16 << 20  # of files: less is decoded before a worker process has started
-SHOWN = 10  # names in a message
 
 
 def load_folder(path: str, *, preprocessing: Preprocessing, data_dir: str | Path) -> Population:
@@ -74,8 +58,8 @@ def load_folder(path: str, *, preprocessing: Preprocessing, data_dir: str | Path
         role lacks, images of several sizes without ``image_size``, or an unreadable image; each is
         named.
     """
-    root = _root(path)
-    class_names, by_role = _list_folder(root)
+    root = image_root(path)
+    class_names, by_role = list_roles(root)
     pictures = [*chain.from_iterable(by_role.values())]
     checksum, pixels = _decoded(pictures, root, preprocessing=preprocessing, data_dir=data_dir)
     labels = [class_names.index(picture.class_name) for picture in pictures]
@@ -94,21 +78,12 @@ def load_folder(path: str, *, preprocessing: Preprocessing, data_dir: str | Path
     )
 
 
-def folder_classes(path: str) -> list[str]:
-    """Names of the classes of an image folder, in alphabetical order, without listing pictures.
-
-    Raises ``ValueError`` when there is no such folder, or only some of the three roles.
-    """
-    root = _root(path)
-    return class_folders(next(iter(_role_folders(root).values()), root))
-
-
 def folder_counts(path: str) -> dict[str, int]:
     """Count the pictures of a folder by role, at most: copies are dropped when they are read.
 
     Raises ``ValueError`` as :func:`load_folder` does before it reads a picture.
     """
-    _, by_role = _list_folder(_root(path))
+    _, by_role = list_roles(image_root(path))
     if "" not in by_role:
         return {role: len(listed) for role, listed in by_role.items()}
     of_class = Counter(picture.class_name for picture in by_role[""]).values()
@@ -122,90 +97,9 @@ def folder_counts(path: str) -> dict[str, int]:
 
 def picture_shape(path: str, preprocessing: Preprocessing) -> tuple[int, int, int]:
     """Channels, height and width of a folder's first picture, which all others share."""
-    root = _root(path)
-    pictures, _ = list_pictures(next(iter(_role_folders(root).values()), root), root=root)
+    root = image_root(path)
+    pictures, _ = list_pictures(next(iter(role_folders(root).values()), root), root=root)
     return read_picture(pictures[0].path, preprocessing)[0].shape
-
-
-def _root(path: str) -> Path:
-    if not path:
-        raise ValueError(f"{FOLDER_PREFIX} lacks its path; write {FOLDER_PREFIX}<path>")
-    root = Path(path).expanduser()
-    if not root.is_dir():
-        raise ValueError(
-            f"{FOLDER_PREFIX}{root} is not a directory; allowed: one with a sub-folder per class"
-        )
-    return root
-
-
-def _list_folder(root: Path) -> tuple[list[str], dict[str, list[Picture]]]:
-    """Names of the classes, and the pictures by role; without roles of its own, all are of ""."""
-    folders = _role_folders(root) or {"": root}
-    class_names = sorted({name for f in folders.values() for name in class_folders(f)})
-    found, left_out = {}, []
-    for role, folder in folders.items():
-        found[role], others = list_pictures(folder, root=root)
-        left_out += others
-    _log_left_out(sorted(left_out), root=root)
-    _require_classes(class_names, found, root=root)
-    return class_names, found
-
-
-def _role_folders(root: Path) -> dict[str, Path]:
-    """Folders of the three roles; none where there is at most one of these names."""
-    found = {
-        role: [root / name for name in names if (root / name).is_dir()]
-        for role, names in ROLE_FOLDERS.items()
-    }
-    if sum(map(bool, found.values())) < 2:
-        return {}
-    if wrong := [role for role, folders in found.items() if len(folders) != 1]:
-        names = sorted(folder.name for folders in found.values() for folder in folders)
-        raise ValueError(
-            f"{FOLDER_PREFIX}{root} has {', '.join(names)}, and so not one folder for "
-            f"{' and '.join(wrong)}; allowed: train/, val/ (or valid/, validation/) and test/, or "
-            "one sub-folder per class"
-        )
-    return {role: folder for role, (folder,) in found.items()}
-
-
-def _log_left_out(left_out: Sequence[str], *, root: Path) -> None:
-    if not left_out:
-        return
-    kinds = Counter(Path(name).suffix.lower() or "no suffix" for name in left_out)
-    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-    more = ", ..." if len(left_out) > SHOWN else ""
-    logger.warning(
-        "%s: %d files are left out (%s), which are not pictures (%s): %s%s",
-        root,
-        len(left_out),
-        counts,
-        " ".join(SUFFIXES),
-        ", ".join(left_out[:SHOWN]),
-        more,
-    )
-
-
-def _require_classes(
-    class_names: Sequence[str], pictures: Mapping[str, Sequence[Picture]], *, root: Path
-) -> None:
-    """Refuse fewer than two classes, and a class without pictures in any of the roles."""
-    if not any(pictures.values()):
-        suffixes = " ".join(SUFFIXES)
-        raise ValueError(
-            f"{FOLDER_PREFIX}{root} has no images to offer; allowed: <class>/ with {suffixes}"
-        )
-    if len(class_names) < 2:
-        raise ValueError(
-            f"{FOLDER_PREFIX}{root} has one class, {class_names[0]!r}; at least 2 are needed"
-        )
-    for role, listed in pictures.items():
-        if missing := sorted(set(class_names) - {picture.class_name for picture in listed}):
-            where = f" in its {role} images" if role else ""
-            raise ValueError(
-                f"{FOLDER_PREFIX}{root} has no images to offer{where} of {', '.join(missing)}; "
-                "allowed: every class has some" + (" in every role" if role else "")
-            )
 
 
 def _decoded(

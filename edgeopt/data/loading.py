@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader
 from edgeopt.data.decoded import pixel_path, resize_once
 from edgeopt.data.embedded import EMBEDDED_NAME, IMAGES_PER_CLASS, load_embedded
 from edgeopt.data.fetch import combined_checksum, fetch
-from edgeopt.data.folder import FOLDER_PREFIX, folder_classes, folder_counts, load_folder
+from edgeopt.data.folder import folder_counts, load_folder
 from edgeopt.data.preprocessing import Preprocessing, require_whole
+from edgeopt.data.roles import FOLDER_PREFIX, folder_classes
 from edgeopt.data.sources import FULL_SETS
 from edgeopt.data.splits import (
     OFFICIAL_TEST,
