@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Collection, Sequence
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -98,12 +97,19 @@ def hypervolume(df: pd.DataFrame, *, x_col: str, reference: tuple[float, float])
     reference. Source: Zitzler and Thiele 1998, doi:10.1007/BFb0056872.
     """
     require_columns(df, [x_col, "accuracy"], what="hypervolume")
-    worst_x, worst_accuracy = reference
     if not np.isfinite(reference).all():
         raise ValueError(f"reference is {reference}; allowed: two finite numbers")
-    inside = df[(df[x_col] < worst_x) & (df["accuracy"] > worst_accuracy)].sort_values(x_col)
-    steps = np.diff(inside[x_col], append=worst_x)
-    return float(np.sum(steps * (inside["accuracy"].cummax() - worst_accuracy)))
+    x, accuracy = df[[x_col, "accuracy"]].to_numpy(dtype=float).T
+    return _area(x, accuracy, reference=reference)
+
+
+def _area(x: NDArray, accuracy: NDArray, *, reference: tuple[float, float]) -> float:
+    worst_x, worst_accuracy = reference
+    inside = np.flatnonzero((x < worst_x) & (accuracy > worst_accuracy))
+    inside = inside[np.argsort(x[inside])]
+    steps = np.diff(x[inside], append=worst_x)
+    heights = np.maximum.accumulate(accuracy[inside]) - worst_accuracy
+    return float(np.sum(steps * heights))
 
 
 def hypervolume_gain(
@@ -133,10 +139,9 @@ def hypervolume_gain(
     others = np.array([name not in added for name in table])
 
     def gain(latency: NDArray, accuracy: NDArray) -> float:
-        points = pd.DataFrame({"ms": latency, "accuracy": accuracy})
         reference = (REFERENCE * latency.max(), chance)
-        area = partial(hypervolume, x_col="ms", reference=reference)
-        before, after = area(points[others]), area(points)
+        before = _area(latency[others], accuracy[others], reference=reference)
+        after = _area(latency, accuracy, reference=reference)
         if after == before:
             return 0.0
         return after / before - 1 if before else math.inf
