@@ -7,7 +7,7 @@ from playwright.sync_api import expect
 
 from edgeopt.reports.runner import make_comparison
 from tests.browser.synthetic import synthetic_run, synthetic_sweep
-from tests.browser.visits import SIZES, faults
+from tests.browser.visits import faults
 
 PAGES = ("runs", "front", "notebook", "failed", "search", "comparison")
 
@@ -35,8 +35,7 @@ def pages(reports) -> dict[str, Path]:
     }
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("size", "scheme"), [("phone", "dark"), ("desk", "light")])
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_sound(visit, pages, screenshots, name, size, scheme):
     opened = visit(pages[name], size=size, scheme=scheme)
