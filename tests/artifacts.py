@@ -51,7 +51,7 @@ def artifact_of(runtime: str, precision: str, batch_size: int = 1) -> Artifact:
 @functools.cache
 def _artifact_of(runtime: str, precision: str, batch_size: int) -> Artifact:
     require_runtime(runtime, precision)
-    suited = runtime in ("onnxruntime", "openvino") and precision == "int8"
+    suited = runtime_named(runtime).takes_scheme and precision == "int8"
     scheme = int8_scheme(host_facts()["isa"])
     return export_artifact(
         trained_cnn(),

@@ -180,7 +180,7 @@ def prepare_candidates(
     batch_size : int
         Images that an artifact takes at once.
     scheme : Int8Scheme
-        Integer types of static int8 in ONNX files.
+        Integer types of static int8.
     store : Path, optional
         What the very same preparation left in this folder is written from there; what is new is
         kept in it as soon as it is made, but not what failed.
@@ -254,7 +254,7 @@ def _prepare(
     """Prepare one candidate, or say why not: picklable, and a function of its arguments alone."""
     spec, (own, validation, calibration) = job
     network = own["network"]
-    takes_scheme = spec.precision == "int8" and runtime_named(spec.runtime).takes_int8_options
+    takes_scheme = spec.precision == "int8" and runtime_named(spec.runtime).takes_scheme
     labels = validation.labels.numpy()
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as scratch:
         try:

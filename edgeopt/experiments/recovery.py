@@ -134,7 +134,7 @@ class _Judge:
 
     def _export(self, plan: Plan) -> Artifact:
         path = next(self.files)
-        scheme = self.scheme if self.runtime.takes_int8_options else U8S8
+        scheme = self.scheme if self.runtime.takes_scheme else U8S8
         options = Int8Options(plan.calibration, scheme, plan.float_layers)
         return export_artifact(
             plan.model,
@@ -191,7 +191,7 @@ def recover_int8(
     rewrites : Rewrites, optional
         What the remedies already made of the model for another runtime.
     scheme : Int8Scheme
-        Integer types of static int8 in ONNX files, those that suit the CPU that will run it.
+        Integer types of static int8, those that suit the CPU that will run it.
     exhaustive : bool
         Try every remedy, also after the budget is met.
     prepared : mapping, optional

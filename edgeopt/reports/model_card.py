@@ -59,7 +59,7 @@ def model_card(results: Results, accuracies: pd.DataFrame, *, checksums: str) ->
 
 def _scheme(pick: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
     """Say where the integers of the file are not safe, if they are of a scheme."""
-    own = runtime_named(pick["runtime"]).takes_int8_options and pick["precision"] in STATIC_INT8
+    own = runtime_named(pick["runtime"]).takes_scheme and pick["precision"] in STATIC_INT8
     return [facts["int8_scheme"]["note"]] if own else []
 
 

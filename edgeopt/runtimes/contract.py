@@ -41,7 +41,7 @@ class Int8Options:
     calibration : str
         Where the ranges come from; the default is the only one of runtimes that do not take ONNX.
     scheme : Int8Scheme
-        Which integers; of ONNX files only.
+        Which integers, of runtimes that take a scheme; torch takes whether the range is reduced.
     float_layers : frozenset of str
         Modules of the network that stay in float, with the tensors that they write.
     float_alone : frozenset of str
@@ -109,6 +109,8 @@ class Runtime(ABC):
         Optional package that it needs.
     takes_int8_options : bool
         Whether its static int8 is made as :class:`Int8Options` say.
+    takes_scheme : bool
+        Whether its static int8 depends on the CPU that will run it: ``Int8Options.scheme``.
     any_batch : bool
         Whether one file takes batches of any size.
     bare_metal : bool
@@ -124,6 +126,7 @@ class Runtime(ABC):
     packages: ClassVar[tuple[str, ...]]
     package: ClassVar[str] = ""
     takes_int8_options: ClassVar[bool] = False
+    takes_scheme: ClassVar[bool] = False
     any_batch: ClassVar[bool] = True
     bare_metal: ClassVar[bool] = False
 

@@ -27,6 +27,7 @@ class OnnxFileRuntime(Runtime):
 
     suffix = ".onnx"
     takes_int8_options = True
+    takes_scheme = True
 
     def write(self, model: "nn.Module", path: Path, **options: Any) -> "Parity":
         """Write the same ONNX file for every such runtime."""

@@ -49,6 +49,7 @@ class TorchRuntime(Runtime):
     suffix = ".pt"
     precisions = TORCH_PRECISIONS
     session = "edgeopt.runtimes.sessions.torch:TorchSession"
+    takes_scheme = True
     packages = ("torch",)
 
     def write(
@@ -65,7 +66,8 @@ class TorchRuntime(Runtime):
         """Trace the variant of the precision and hold the file to its logits."""
         if precision == "int8":
             batches = len(calibration)
-            variant = to_int8(model, calibration, batches, float_layers=options.float_layers)
+            reduced, left = options.scheme.reduce_range, options.float_layers
+            variant = to_int8(model, calibration, batches, float_layers=left, reduce_range=reduced)
         else:
             variant = precision_variant(model, precision, None)[0]
         images = parity_images(input_shape)

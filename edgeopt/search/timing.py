@@ -26,7 +26,7 @@ ENDS = (0.025, 0.975)
 class Bench:
     """A runtime and precision on a device, and how often networks are timed there.
 
-    ``scheme`` is the integer types of static int8 in ONNX files.
+    ``scheme`` is the integer types of static int8.
     """
 
     runtime: str
@@ -89,7 +89,7 @@ def time_networks(
 def _exported(job: tuple[str, ByValue], *, bench: Bench) -> Prepared | str:
     """Export one network; the text of the error where it cannot be."""
     own, precision = job[1]["timed"], job[1]["timed"].precision or bench.precision
-    takes_scheme = precision in STATIC_INT8 and runtime_named(bench.runtime).takes_int8_options
+    takes_scheme = precision in STATIC_INT8 and runtime_named(bench.runtime).takes_scheme
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as scratch:
         try:
             artifact = export_artifact(

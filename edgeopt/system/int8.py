@@ -38,9 +38,8 @@ U8S8 = Int8Scheme(
 U8S8_REDUCED = Int8Scheme(
     reduce_range=True,
     reason="x86 without VNNI adds two byte products in 16 bits, which 8-bit weights overflow; "
-    "7-bit weights cannot (2 x 255 x 64 < 2^15)",
-    note="Runs without saturation on every CPU, with one bit less in the weights than a CPU with "
-    "VNNI could use.",
+    "7-bit weights cannot (2 x 255 x 64 < 2^15), nor can 7-bit activations in PyTorch",
+    note="Runs without saturation on every CPU, with one bit less than a CPU with VNNI could use.",
 )
 U8U8 = Int8Scheme(
     weights="uint8",

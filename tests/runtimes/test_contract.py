@@ -20,8 +20,9 @@ from edgeopt.runtimes.export import export_artifact
 from edgeopt.runtimes.integer_share import executed_macs, verify_label
 from edgeopt.runtimes.registry import OWN, load_session, registered, runtime_named
 from edgeopt.schema import PRECISIONS
+from edgeopt.system.int8 import U8U8
 from edgeopt.system.upstream import RuntimeUnavailable
-from tests.artifacts import FOLDER, require_runtime
+from tests.artifacts import FOLDER, calibration_loader, require_runtime
 from tests.conftest import striped_split
 from tests.linear_runtime import NAME as FOREIGN
 from tests.linear_runtime import installed
@@ -128,6 +129,17 @@ def test_options_are_refused_where_a_runtime_takes_none(name, network, tmp_path)
     options = {"options": Int8Options("percentile"), "input_shape": SHAPE}
     with pytest.raises(ValueError, match=f"{name} fp32 takes no options"):
         export_artifact(network, tmp_path / "m", runtime=name, precision="fp32", **options)
+
+
+@pytest.mark.parametrize("name", [n for n in OWN if "int8" in runtime_named(n).precisions])
+def test_a_scheme_is_for_runtimes_whose_integers_depend_on_the_cpu(name, network, tmp_path):
+    options = {"options": Int8Options(scheme=U8U8), "calibration": calibration_loader()}
+    request = {"runtime": name, "precision": "int8", "input_shape": SHAPE, **options}
+    if runtime_named(name).takes_scheme:
+        assert export_artifact(network, tmp_path / "m", **request).precision == "int8"
+    else:
+        with pytest.raises(ValueError, match=f"{name} takes float_layers alone"):
+            export_artifact(network, tmp_path / "m", **request)
 
 
 def test_a_foreign_runtime_goes_through_a_sweep_into_the_table(network):
