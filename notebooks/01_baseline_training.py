@@ -185,7 +185,7 @@ per_class = pd.concat(
 )
 folder.write_table("per_class_baseline.csv", per_class)
 recall = per_class.pivot_table("recall", "class_name", "model", sort=False)
-recall.mul(100).add_suffix(": recall (%)").rename_axis(columns=None)
+recall.mul(100).round(1).add_suffix(": recall (%)").rename_axis(columns=None)
 
 # %% [markdown]
 # ## Handing over
@@ -207,7 +207,7 @@ for model, rows in quality.groupby("model", sort=False):
     low, high = rows["accuracy_low"].iloc[0], rows["accuracy_high"].iloc[0]
     print(
         f"{model}: {parameters[model]:,} parameters reach {rows['accuracy'].mean():.1%} on "
-        f"{len(labels):,} validation images (mean of {len(rows)} seed(s); 95 % interval of the "
+        f"{len(labels):,} validation images (mean of {len(rows)} seed(s); 95% interval of the "
         f"first: {low:.1%} to {high:.1%}). The weakest class is {worst.idxmin()}, with a recall of "
         f"{worst.min():.1%}: the one to watch from here on."
     )

@@ -82,7 +82,7 @@ shapes = {model: batch.shape for model, batch in study.batches(config.benchmark_
 
 # %% tags=["nbval-ignore-output"]
 sweep = folder.read_sweep("host")
-print("latencies of", sweep["device"].iloc[0], "- layers, ceilings and counters of this machine")
+print(f"latencies of {sweep['device'].iloc[0]}; layers, ceilings and counters of this machine")
 ran, store = sweep[sweep["status"] == "ok"], folder.path("artifacts/sweep")
 unpruned = ran[ran["pruning_level"] == 0]
 
@@ -146,8 +146,9 @@ kinds = chosen.set_index("candidate")[["model", "runtime", "precision"]]
 times = profile.join(kinds, on="candidate").pivot_table(
     "measured_ms", ["model", "runtime", "layer"], "precision", sort=False
 )
-slower = times.assign(slower_ms=times.get("int8", np.nan) - times.get("fp32", np.nan)).dropna()
-slower.sort_values("slower_ms").groupby(["model", "runtime"], sort=False).tail(1)
+slower = times.assign(slower=times.get("int8", np.nan) - times.get("fp32", np.nan)).dropna()
+worst = slower.sort_values("slower").groupby(["model", "runtime"], sort=False).tail(1)
+worst.add_suffix(" (ms)")
 
 # %% [markdown]
 # What the operators take together need not be what a call takes: the profiler itself costs time inside,

@@ -21,6 +21,7 @@ CHANGES = {
     "accuracy": "accuracy_drop",
 }
 NEEDED = ("candidate", "accuracy", "latency_p50_ms", "memory_mb")
+NAMED = 3  # candidates in a sentence
 NONE_BROKEN = "that break no gate and no limit"
 CLASS_WORDS = (
     "that pass every gate and limit",
@@ -206,8 +207,10 @@ def _reason(pick: pd.Series, fitting: pd.DataFrame, table: pd.DataFrame, baselin
     """One sentence with the pick's numbers beside the baseline's, and what is not settled."""
     peers = fitting[fitting["_class"] == pick["_class"]]
     open_gates = f" Not settled: {pick['not_settled']}." if pick["not_settled"] else ""
+    passed_over = ""
     if not open_gates:
-        peers = peers[peers["not_settled"] == ""]
+        unsettled = peers["not_settled"] != ""
+        peers, passed_over = peers[~unsettled], _passed_over(pick, peers[unsettled])
     faster = peers["latency_p50_ms"] < pick["latency_p50_ms"]
     quality = NONE_BROKEN if open_gates and not pick["_class"] else CLASS_WORDS[pick["_class"]]
     how = "the lightest of those as fast within noise as the fastest"
@@ -219,8 +222,18 @@ def _reason(pick: pd.Series, fitting: pd.DataFrame, table: pd.DataFrame, baselin
     )
     return (
         f"{pick['candidate']} is {how} of the {len(peers)} (out of {len(table)}) candidates "
-        f"{quality}: {numbers}, {against}.{_call_share(pick)}{open_gates}"
+        f"{quality}: {numbers}, {against}.{_call_share(pick)}{open_gates}{passed_over}"
     )
+
+
+def _passed_over(pick: pd.Series, unsettled: pd.DataFrame) -> str:
+    """Name the candidates that are faster, but of which the images do not settle every gate."""
+    faster = unsettled[unsettled["latency_p50_ms"] < pick["latency_p50_ms"]]
+    if faster.empty:
+        return ""
+    names = faster.sort_values("latency_p50_ms")["candidate"].tolist()
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f" Faster, but not settled by the images: {', '.join(names[:NAMED])}{more}."
 
 
 def _call_share(pick: pd.Series) -> str:

@@ -9,7 +9,7 @@ import pandas as pd
 from edgeopt.decision import Decision, paired_comparison
 from edgeopt.experiments.candidates import Candidate
 from edgeopt.experiments.seeds import with_every_seed
-from edgeopt.schema import INT8_PRECISIONS, signed
+from edgeopt.schema import INT8_PRECISIONS, quantity, signed
 
 
 def compare_on_test(
@@ -103,8 +103,8 @@ def answer_sections(
     gives.
     """
     points = [
-        f"{row.candidate} ({row.accuracy:.1%}, {row.latency_p50_ms:.3g} ms, "
-        f"{row.memory_mb:.3g} MiB of weights)"
+        f"{row.candidate} ({row.accuracy:.1%}, {quantity('latency_p50_ms', row.latency_p50_ms)}, "
+        f"{quantity('memory_mb', row.memory_mb)} of weights)"
         for row in frontier.itertuples()
     ]
     return [

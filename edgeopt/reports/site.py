@@ -28,6 +28,7 @@ SHOWN_LINES = 5
 PHOTOS = ("samples", "gallery")
 INJECTED = "injected-parameters"
 ALL_RUNS = '<a href="../index.html">All runs</a>'
+NBSP = "\N{NO-BREAK SPACE}"
 log = logging.getLogger(__name__)
 
 
@@ -158,11 +159,13 @@ def _run_row(run: RunFolder) -> dict[str, str]:
         "State": "failed" if "failed" in states else complete,
         "Recommended": pick.get("candidate", "nothing fits" if summary else "no decision"),
         "Validation accuracy": quantity("accuracy", pick.get("accuracy")),
-        "Latency, median": quantity("latency_p50_ms", pick.get("latency_p50_ms")),
+        "Latency, median": quantity("latency_p50_ms", pick.get("latency_p50_ms")).replace(
+            " ", NBSP
+        ),
         "Data": manifest["data"].get("name", DASH),
         "Seeds": str(len(manifest["parameters"].get("seeds", []))),
         "Host": manifest["host"]["cpu"],
-        "Commit": manifest["git"]["commit"][:10],
+        "Commit": manifest["git"]["commit"][:7],
         "Finished": finished(manifest["notebooks"]),
     }
     link = f'<a href="{quote(run.name)}/index.html">{escape(run.name)}</a>'

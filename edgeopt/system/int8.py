@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from edgeopt.schema import require_known
+from edgeopt.schema import TIMES, require_known
 
 VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 INTEGER_TYPES = {"uint8": "U8", "int8": "S8"}
@@ -31,14 +31,14 @@ class Int8Scheme:
 
 
 U8S8 = Int8Scheme(
-    reason="the CPU adds unsigned x signed byte products straight into 32 bits",
+    reason="the CPU adds products of unsigned and signed bytes straight into 32 bits",
     note="U8S8 with full-range weights saturates on x86 CPUs without VNNI: there the products of "
     "two neighbours are added in 16 bits, and accuracy falls. Export again for such a CPU.",
 )
 U8S8_REDUCED = Int8Scheme(
     reduce_range=True,
     reason="x86 without VNNI adds two byte products in 16 bits, which 8-bit weights overflow; "
-    "7-bit weights cannot (2 x 255 x 64 < 2^15), nor can 7-bit activations in PyTorch",
+    f"7-bit weights cannot (2 {TIMES} 255 {TIMES} 64 < 2^15), nor can 7-bit activations in PyTorch",
     note="Runs without saturation on every CPU, with one bit less than a CPU with VNNI could use.",
 )
 U8U8 = Int8Scheme(

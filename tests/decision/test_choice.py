@@ -492,6 +492,10 @@ class TestThreeVerdicts:
         assert [decision.pick["candidate"], decision.runner_up["candidate"]] == ["sure", "open"]
         assert "of the 1 (out of 3) candidates that pass every gate" in decision.reason
         assert "Not settled" not in decision.reason
+        assert decision.reason.endswith(" Faster, but not settled by the images: open.")
+        slower = judged(base=right(4800, 95), sure=right(4750, 95), open=right(4705, 95))
+        assert slower.pick["candidate"] == "sure"
+        assert "not settled" not in slower.reason
         alone = judged(base=right(4800, 95), open=right(4705, 95))
         assert "of the 1 (out of 2) candidates that break no gate and no limit" in alone.reason
         assert "Not settled" in alone.reason
@@ -508,6 +512,12 @@ class TestThreeVerdicts:
         )
         assert estimates.pick["candidate"] == "open"
         assert "accuracy_within" not in estimates.pick
+
+    def test_decide_names_three_of_the_faster_ones_that_are_not_settled(self):
+        unsettled = {name: right(4705, 95) for name in "abcd"}
+        decision = judged(base=right(4800, 95), **unsettled, sure=right(4750, 95))
+        assert decision.pick["candidate"] == "sure"
+        assert decision.reason.endswith("not settled by the images: a, b, c and 1 more.")
 
     def test_decide_names_once_what_is_not_settled_and_the_images_that_would_settle_it(self):
         decision = judged(base=right(4800, 40), open=right(4705, 35))

@@ -43,7 +43,7 @@ def test_answer_sections_say_the_numbers_of_their_tables(sweep):
     paid = pd.DataFrame({"a": [-0.2, 0.05]}, index=["x", "y"])
     decision = {"reason": "R.", "what_it_would_take": "W."}
     first, second, *rest = answer_sections(frontier, held=held, paid=paid, decision=decision)
-    assert "a0.5-torch-int8 (79.0%, 0.5 ms, 0.25 MiB of weights)" in first
+    assert "a0.5-torch-int8 (79.0%, 0.5 ms, 256 KiB of weights)" in first
     second = second.replace("\N{MINUS SIGN}", "-")
     assert "changes by -5.00 points of accuracy and -8.00 of macro-F1" in second
     assert "4.00 times smaller, at 0.50 times the speed; x pays most, with -20.00 points" in second
