@@ -52,7 +52,7 @@ from edgeopt import plots
 from edgeopt.config import ExperimentConfig
 from edgeopt.experiments import accuracy_table, filter_norms, pruned_recipes, size_table
 from edgeopt.plots import readings
-from edgeopt.schema import file_stem
+from edgeopt.schema import file_stem, signed
 from edgeopt.study import open_study, use_style, whole_maps
 
 # %% tags=["nbval-ignore-output"]
@@ -188,11 +188,12 @@ print(f"{len(recipes)} files of weights")
 kept = sizes.drop_duplicates(levels).set_index(levels)["macs_kept"]
 for place, gain in by_recipe.iterrows():
     if place[1] > 0:
-        gain = ((gain - by_recipe.loc[(place[0], 0.0), "baseline"]) * 100).round(1) + 0.0  # no -0.0
+        gain = 100 * (gain - by_recipe.loc[(place[0], 0.0), "baseline"])
+        words = {kind: signed(change, digits=1) for kind, change in gain.items()}
         print(
             f"{place[0]} at level {place[1]:g} keeps {kept[place]:.0%} of the MACs; accuracy changes "
-            f"by {gain['one-shot']:+.1f} points one-shot, {gain['fine-tuned']:+.1f} fine-tuned, "
-            f"{gain['scratch']:+.1f} from scratch."
+            f"by {words['one-shot']} points one-shot, {words['fine-tuned']} fine-tuned, "
+            f"{words['scratch']} from scratch."
         )
 
 # %% tags=["nbval-ignore-output"]

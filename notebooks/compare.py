@@ -26,8 +26,8 @@ print("\n".join(found.warnings) or "Same images, same machine: everything is jud
 # Each run's own. These verdicts are what `make compare` with `FAIL=1` goes by.
 
 # %% tags=["remove-input"]
-names = {"first": run_a, "second": run_b}
-found.pick.rename(columns=names)
+names = {"number": "Number", "fact": "Fact", "first": run_a, "second": run_b, "verdict": "Verdict"}
+found.pick.rename(columns=names).rename_axis(columns="as they are")
 
 # %% [markdown]
 # ## All candidates
@@ -38,15 +38,15 @@ found.pick.rename(columns=names)
 found.candidates["verdict"].value_counts(sort=False).rename("candidates").to_frame()
 
 # %% tags=["remove-input"]
-found.table(run_a, run_b)
+HTML(f'<div class="compared">{table_html(found.table(run_a, run_b))}</div>')
 
 # %% [markdown]
 # ## What changed in the making
 
 # %% tags=["remove-input"]
-changes = found.changes.rename(columns=names)
+changes = found.changes.rename(columns=names).rename_axis(columns="as they are")
 HTML(
-    table_html(changes)
+    f'<div class="compared">{table_html(changes)}</div>'
     if len(changes)
     else "<p>Nothing: data, code, versions and machine are the same.</p>"
 )

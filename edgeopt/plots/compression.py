@@ -9,7 +9,14 @@ from matplotlib.ticker import MaxNLocator
 from edgeopt.plots.annotations import FONT_SIZE, beside, bound, label_lines
 from edgeopt.plots.style import INK, dot, key_below, new_axes, percent_axis, row_height
 from edgeopt.runtimes import runtime_named
-from edgeopt.schema import PRECISIONS, PRUNED_RECIPES, label, require_columns
+from edgeopt.schema import (
+    PRECISIONS,
+    PRUNED_RECIPES,
+    display_unit,
+    label,
+    require_columns,
+    significant,
+)
 
 ALONE = "#9DB4C0"
 # For series that are neither precisions nor runtimes: colour, marker, line style.
@@ -71,15 +78,16 @@ def quantization(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     require_columns(table, needed, what="the quantization figure")
     rows = table.dropna(subset=["weight_bytes"]).sort_values("weight_bytes", ignore_index=True)
     ax = new_axes(ax, height=row_height(len(rows)), grid="x")
+    scale, unit = display_unit("weight_bytes", rows["weight_bytes"].max())
     for y, row in rows.iterrows():
-        kib, look = row["weight_bytes"] / 1024, PRECISIONS[row["precision"]]
-        ax.barh(y, kib, color=look.color, hatch=look.hatch, ec="white", lw=0)
-        beside(ax, kib, y, f"{kib:.1f} KiB, {row['agreement']:.1%}")
+        weights, look = scale * row["weight_bytes"], PRECISIONS[row["precision"]]
+        ax.barh(y, weights, color=look.color, hatch=look.hatch, ec="white", lw=0)
+        beside(ax, weights, y, f"{significant(weights)} {unit}, {row['agreement']:.1%}")
     titles = rows["runtime"].map(lambda name: runtime_named(name).title)
     ax.set_yticks(rows.index, titles + " " + rows["precision"])
-    ax.set_xlim(0, 1.6 * rows["weight_bytes"].max() / 1024)
+    ax.set_xlim(0, 1.6 * scale * rows["weight_bytes"].max())
     ax.invert_yaxis()
-    ax.set(xlabel="Weights (KiB)", title="Weights, top-1 agreement with fp32")
+    ax.set(xlabel=f"Weights ({unit})", title="Weights, top-1 agreement with fp32")
     return ax
 
 

@@ -65,12 +65,12 @@ class Comparison:
         shown = {
             "candidate": rows["candidate"],
             "verdict": rows["verdict"],
-            f"accuracy, {first} (%)": 100 * rows["accuracy_first"],
-            f"accuracy, {second} (%)": 100 * rows["accuracy_second"],
+            f"Accuracy, {first} (%)": 100 * rows["accuracy_first"],
+            f"Accuracy, {second} (%)": 100 * rows["accuracy_second"],
             "points": 100 * (rows["accuracy_second"] - rows["accuracy_first"]),
             "accuracy is": rows["accuracy_verdict"],
-            f"latency, {first} ({unit})": rows[f"{timed}_first"],
-            f"latency, {second} ({unit})": rows[f"{timed}_second"],
+            f"Latency, {first} ({unit})": rows[f"{timed}_first"],
+            f"Latency, {second} ({unit})": rows[f"{timed}_second"],
             "ratio": rows[f"{timed}_second"] / rows[f"{timed}_first"],
             "latency is": rows["latency_verdict"],
         }

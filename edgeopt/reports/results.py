@@ -214,10 +214,12 @@ def parameter_table(results: Results) -> pd.DataFrame:
 
 
 def in_words(value: Any) -> str:
-    """Write a value of the manifest, its parts separated by commas."""
+    """Write a value of the manifest as a parameter file does, its parts separated by commas."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {item}" for key, item in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        return ", ".join(f"{key} {in_words(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(in_words, value))
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def all_files(run: RunFolder) -> str:

@@ -486,7 +486,10 @@ class TestCompression:
         widths = [bar.get_width() for bar in ax.patches]
         assert widths == pytest.approx(sorted(rows["weight_bytes"] / 1024))
         assert ax.get_xlabel() == "Weights (KiB)"
-        assert texts(ax)[0] == f"{widths[0]:.1f} KiB, 99.0%"
+        assert texts(ax)[0] == f"{widths[0]:.4g} KiB, 99.0%"
+        large = plots.quantization(rows.assign(weight_bytes=rows["weight_bytes"] * 1024))
+        assert large.get_xlabel() == "Weights (MiB)"
+        assert texts(large)[0] == f"{widths[0]:.4g} MiB, 99.0%"
         colors = {to_hex(bar.get_facecolor()) for bar in ax.patches}
         assert colors == {to_hex(PRECISIONS[name].color) for name in REQUESTED_PRECISIONS}
 

@@ -173,7 +173,7 @@ def test_compare_runs_judges_latency_on_the_same_host(tmp_path, monkeypatch):
     compared = compared_on(tmp_path, monkeypatch, EPYC, EPYC, ceilings=(40.0, 36.0))
     assert compared.candidates.iloc[0]["latency_verdict"] == "worse"
     assert compared.warnings == []
-    assert "latency, a (ms)" in compared.table("a", "b")
+    assert "Latency, a (ms)" in compared.table("a", "b")
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_compare_runs_takes_one_name_of_two_designs_for_two_hosts(
     compared = compared_on(tmp_path, monkeypatch, EPYC, EPYC | changes)
     assert compared.candidates.iloc[0]["latency_verdict"] == "not judged"
     assert f"measured on different hosts: {said}." in compared.warnings[0]
-    assert "latency, a (of the reference kernel)" in compared.table("a", "b")
+    assert "Latency, a (of the reference kernel)" in compared.table("a", "b")
 
 
 @pytest.mark.parametrize(
