@@ -285,6 +285,8 @@ def test_pooled_seed_spread_is_the_mean_of_the_groups():
     assert found.freedom == (3 - 1) * 2
     assert pooled_seed_spread([np.eye(4)[:1]]) is None
     assert pooled_seed_spread([np.eye(3)]).variance == 0
+    # two seeds that differ by 1 on each of two images: variance of (0, 1), one degree of freedom
+    assert pooled_seed_spread([np.array([[1.0, 1.0], [0.0, 0.0]])]) == SeedSpread(0.5, 1)
 
 
 def test_two_level_spread_is_at_least_as_wide_as_it_is_told():
