@@ -87,7 +87,7 @@ def _check_options(options: Int8Options, *, model: nn.Module, runtime: str, prec
         raise ValueError(f"{runtime} {precision} takes no options; allowed: int8")
     if plain != DEFAULT_OPTIONS and not target.takes_int8_options:
         own = "float_layers and scheme" if target.takes_scheme else "float_layers"
-        raise ValueError(f"{runtime} takes {own} alone; the other options: int8 as ONNX")
+        raise ValueError(f"{runtime} takes {own} alone; calibration and float_alone: int8 as ONNX")
     named = options.float_layers | options.float_alone
     if strange := sorted(named - {name for name, _ in model.named_modules()}):
         raise ValueError(f"float layers hold {strange[0]!r}, no module of {type(model).__name__}")
