@@ -32,7 +32,15 @@ from edgeopt.runtimes import (
     verify_label,
 )
 from edgeopt.schema import MIB, MIXED, PRECISIONS, RECIPES, file_stem, require_known
-from edgeopt.system import U8S8, ByValue, Int8Scheme, RuntimeUnavailable, Store, run_in_order
+from edgeopt.system import (
+    U8S8,
+    ByValue,
+    Int8Scheme,
+    RuntimeUnavailable,
+    Store,
+    int8_scheme,
+    run_in_order,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +167,7 @@ def prepare_candidates(
     calibration: Mapping[str, Iterable],
     directory: Path,
     batch_size: int = 1,
-    scheme: Int8Scheme = U8S8,
+    scheme: Int8Scheme | None = None,
     executor: Executor | None = None,
     store: Path | None = None,
 ) -> list[Candidate]:
@@ -180,12 +188,12 @@ def prepare_candidates(
     batch_size : int
         Images that an artifact takes at once.
     scheme : Int8Scheme
-        Integer types of static int8.
+        Integer types of static int8; those that suit this machine's CPU when omitted.
     store : Path, optional
         What the very same preparation left in this folder is written from there; what is new is
         kept in it as soon as it is made, but not what failed.
     """
-    options = {"batch_size": batch_size, "scheme": scheme}
+    options = {"batch_size": batch_size, "scheme": scheme or int8_scheme()}
     jobs = {
         s: (ByValue(network=models[s.network]), validation[s.model], calibration[s.model])
         for s in specs

@@ -35,7 +35,7 @@ from edgeopt.runtimes import (
     runtime_named,
     verify_label,
 )
-from edgeopt.system import U8S8, Int8Scheme, RuntimeUnavailable
+from edgeopt.system import U8S8, Int8Scheme, RuntimeUnavailable, int8_scheme
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ def recover_int8(
     float_layers: Sequence[int] = (1, 2, 4, 8),
     train_quantized: Callable[[nn.Module], nn.Module] | None = None,
     rewrites: Rewrites | None = None,
-    scheme: Int8Scheme = U8S8,
+    scheme: Int8Scheme | None = None,
     exhaustive: bool = False,
     prepared: Mapping[str, Candidate | None] | None = None,
     threads: int = 1,
@@ -191,7 +191,8 @@ def recover_int8(
     rewrites : Rewrites, optional
         What the remedies already made of the model for another runtime.
     scheme : Int8Scheme
-        Integer types of static int8, those that suit the CPU that will run it.
+        Integer types of static int8, those that suit the CPU that will run it; this machine's when
+        omitted.
     exhaustive : bool
         Try every remedy, also after the budget is met.
     prepared : mapping, optional
@@ -219,7 +220,7 @@ def recover_int8(
         runtime=runtime_named(runtime),
         validation=validation,
         rewrites=rewrites,
-        scheme=scheme,
+        scheme=scheme or int8_scheme(),
         threads=threads,
         files=(Path(folder) / f"{number:02d}" for number in itertools.count()),
         max_accuracy_drop=max_accuracy_drop,

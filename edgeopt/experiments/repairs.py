@@ -31,7 +31,7 @@ from edgeopt.experiments.recovery import FAILURES, PARENT, ROUNDING, recover_int
 from edgeopt.experiments.remedies import AS_IT_IS, Rewrites, rescalings
 from edgeopt.runtimes import load_session, runtime_named
 from edgeopt.schema import MIXED, STATIC_INT8
-from edgeopt.system import U8S8, ByValue, Int8Scheme, run_in_order
+from edgeopt.system import ByValue, Int8Scheme, int8_scheme, run_in_order
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def recover_collapsed(
     calibration: Mapping[str, Iterable],
     max_accuracy_drop: float,
     directory: Path,
-    scheme: Int8Scheme = U8S8,
+    scheme: Int8Scheme | None = None,
     batch_size: int = 1,
     executor: Executor | None = None,
 ) -> list[Recovered]:
@@ -107,7 +107,7 @@ def recover_collapsed(
     networks |= zip(fell, begun, strict=True)
     groups = _by_writer(own, _parents(candidates))
     jobs = [(networks[key], validation[key[0]], group) for (key, _), group in groups.items()]
-    limit = {"max_accuracy_drop": max_accuracy_drop, "scheme": scheme}
+    limit = {"max_accuracy_drop": max_accuracy_drop, "scheme": scheme or int8_scheme()}
     repaired = run_in_order(partial(_repaired, **limit), jobs, executor=executor, died=_died)
     return _alike([_written(*own, directory) for own in chain.from_iterable(repaired)])
 

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from edgeopt.schema import TIMES, require_known
+from edgeopt.system.host import host_facts
 
 VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 INTEGER_TYPES = {"uint8": "U8", "int8": "S8"}
@@ -48,11 +49,14 @@ U8U8 = Int8Scheme(
 )
 
 
-def int8_scheme(isa: Collection[str]) -> Int8Scheme:
+def int8_scheme(isa: Collection[str] | None = None) -> Int8Scheme:
     """Choose the INT8 scheme that instruction sets ``isa`` (names of `host_facts`) run exactly.
+
+    Those of this machine when omitted.
 
     Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
     """
+    isa = host_facts()["isa"] if isa is None else isa
     if VNNI & set(isa) or "i8mm" in isa:
         return U8S8
     return U8S8_REDUCED if "avx2" in isa else U8U8

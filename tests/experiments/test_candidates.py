@@ -320,6 +320,17 @@ def test_a_layer_in_float_between_integers_leaves_the_others_int8(options):
     assert candidate.name == f"small_cnn-p0-onnxruntime-int8-mixed-{int(100 * share)}-float-conv1"
 
 
+def test_integers_suit_this_machine_when_no_scheme_is_given(options, monkeypatch):
+    seen = []
+    monkeypatch.setattr("edgeopt.system.int8.host_facts", lambda: {"isa": ["avx2"]})
+    monkeypatch.setattr(
+        "edgeopt.experiments.candidates.export_artifact",
+        lambda *_, options, **__: seen.append(options.scheme.name),
+    )
+    prepare_candidates([CandidateSpec(0.0, "int8", runtime="torch")], **options)
+    assert seen == ["U8S8 reduced range"]  # full range would saturate there
+
+
 def test_layers_in_float_between_integers_are_of_onnx_files(options):
     [candidate] = prepare_candidates(
         [CandidateSpec(0.0, "int8", float_layers=("conv1",))], **options

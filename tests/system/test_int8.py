@@ -28,6 +28,12 @@ def test_only_the_full_range_signed_scheme_warns_of_saturation_elsewhere():
     assert "saturates" not in int8_scheme(("neon",)).note
 
 
+def test_the_scheme_is_that_of_this_machine_unless_another_is_given(monkeypatch):
+    monkeypatch.setattr("edgeopt.system.int8.host_facts", lambda: {"isa": ["avx2"]})
+    assert int8_scheme().name == "U8S8 reduced range"
+    assert int8_scheme([]).name == "U8U8"
+
+
 def test_an_unknown_integer_type_is_refused():
     with pytest.raises(ValueError, match="unknown integer type 'int4'; allowed: uint8, int8"):
         Int8Scheme(activations="uint8", weights="int4", reduce_range=False, reason="", note="")
