@@ -49,7 +49,7 @@ test: setup  ## run everything CI runs
 	$(MAKE) --jobs=2 --output-sync=target test-code test-notebooks
 
 test-code: setup
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PY) -m pytest -n 2 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder
 
 # Chapter 8 searches, which the quick run does not.
 test-notebooks: export JUPYTER_DEFAULT_PROVISIONER_NAME = edgeopt-forked

@@ -13,6 +13,7 @@ from typing import Any
 
 import dask
 from distributed import Client, KilledWorker, LocalCluster, SpecCluster, SSHCluster
+from distributed.scheduler import NoWorkerError
 from tqdm import tqdm
 
 from edgeopt.system.delivery import Delivery, own_facts, require_alike, run_packed
@@ -20,8 +21,14 @@ from edgeopt.system.host import usable_cores
 from edgeopt.system.scheduler import SchedulerError, ssh_hosts
 
 SECONDS = 20  # for a scheduler to answer, and for its first worker to come
-# A call holds one network; Dask warns of calls of more than 10 MB.
-SETTINGS = {"distributed.admin.large-graph-warning-threshold": "1 GiB"}
+SETTINGS = {
+    # A call holds one network; Dask warns of calls of more than 10 MB.
+    "distributed.admin.large-graph-warning-threshold": "1 GiB",
+    # Dask gives up for good a worker that has died and is not back after 15 s, which a busy machine
+    # needs to start one; where none comes back, calls would wait for ever.
+    "distributed.deploy.lost-worker-timeout": "1 hour",
+    "distributed.scheduler.no-workers-timeout": "5 minutes",
+}
 
 
 class Cluster(Executor):
@@ -31,17 +38,16 @@ class Cluster(Executor):
     ``BrokenExecutor``. When the scheduler is gone every call raises ``SchedulerError``.
     """
 
-    def __init__(self, client: Client, started: SpecCluster | None, *, address: str) -> None:
-        self._client, self._started, self._address = client, started, address
+    def __init__(self, client: Client, opened: ExitStack, *, address: str) -> None:
+        self._opened, self._address = opened, address
         self._calls = client.get_executor(pure=False)
         self._delivery = Delivery(client)
         atexit.register(self.shutdown)
 
     def submit(self, task: Callable[..., Any], /, *args: Any, **options: Any) -> Future:
         """Hand over a call, as the standard library's executors do."""
-        with dask.config.set(SETTINGS):
-            packed = self._delivery.packed((task, args, options))
-            given = self._calls.submit(run_packed, packed, own_facts())
+        packed = self._delivery.packed((task, args, options))
+        given = self._calls.submit(run_packed, packed, own_facts())
         found: Future = Future()
         found.add_done_callback(lambda own: own.cancelled() and given.cancel())
         given.add_done_callback(partial(self._hand_on, found))
@@ -63,18 +69,19 @@ class Cluster(Executor):
         self._calls.shutdown(wait and not cancel_futures)
         with suppress(OSError, RuntimeError):  # the scheduler is gone
             self._delivery.take_back()
-        self._client.close()
-        if self._started:
-            self._started.close()
+        self._opened.close()
 
     def _hand_on(self, found: Future, given: Future) -> None:
         """Tell the outcome of a call in the terms of the standard library."""
         if not found.set_running_or_notify_cancel():
             return
+        kept = "what was finished is kept: run again"
         if given.cancelled():
-            gone = f"the scheduler {self._address} is gone; what was finished is kept: run again"
+            found.set_exception(SchedulerError(f"the scheduler {self._address} is gone; {kept}"))
+        elif isinstance(error := given.exception(), NoWorkerError):
+            gone = f"scheduler {self._address} has had no worker for {error.timeout:g} s; {kept}"
             found.set_exception(SchedulerError(gone))
-        elif isinstance(error := given.exception(), KilledWorker):
+        elif isinstance(error, KilledWorker):
             died = f"{error.allowed_failures + 1} workers of {self._address} died of one call"
             found.set_exception(BrokenExecutor(f"{died}: was their memory too small?"))
         elif error:
@@ -83,9 +90,10 @@ class Cluster(Executor):
             found.set_result(given.result())
 
 
-def connected(address: str) -> tuple[Client, SpecCluster | None]:
-    """Reach a scheduler, or start one, with workers like this process."""
+def connected(address: str) -> tuple[Client, ExitStack]:
+    """Reach a scheduler, or start one, with workers like this process; and what ends it all."""
     with ExitStack() as opened:
+        opened.enter_context(dask.config.set(SETTINGS))
         try:
             started = _started(address)
             if started:
@@ -98,9 +106,8 @@ def connected(address: str) -> tuple[Client, SpecCluster | None]:
         except Exception as error:  # of Dask, ssh, TLS and their files
             reason = f"{type(error).__name__}: {error}"
             raise SchedulerError(f"scheduler {address} cannot be used: {reason}") from error
-        opened.pop_all()
-    tqdm.write(f"scheduler {address}: {workers} worker(s), dashboard {client.dashboard_link}")
-    return client, started
+        tqdm.write(f"scheduler {address}: {workers} worker(s), dashboard {client.dashboard_link}")
+        return client, opened.pop_all()
 
 
 def _checked_workers(client: Client, address: str) -> int:

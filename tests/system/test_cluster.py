@@ -64,8 +64,11 @@ def failed(_: int) -> None:
 
 @pytest.fixture(scope="module")
 def cluster():
-    fewer = {"distributed.scheduler.allowed-failures": 1}  # each takes seconds
-    with dask.config.set(fewer), open_scheduler("local") as opened:
+    own = {
+        "distributed.scheduler.allowed-failures": 1,  # each takes seconds
+        "distributed.deploy.lost-worker-timeout": "1 ms",  # as on a machine that needs longer
+    }
+    with dask.config.set(own), open_scheduler("local") as opened:
         yield opened
 
 
@@ -176,8 +179,9 @@ def elsewhere(tmp_path):
     file = tmp_path / "scheduler.json"
     command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--no-dashboard"]
     options = ["--host", "127.0.0.1", "--port", "0", "--scheduler-file", file]
-    with subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL) as process:
-        while not file.exists():
+    soon = {**os.environ, "DASK_DISTRIBUTED__SCHEDULER__NO_WORKERS_TIMEOUT": "2s"}
+    with subprocess.Popen([*command, *options], env=soon, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not file.exists():
             time.sleep(0.1)
         yield process, json.loads(file.read_text())["address"]
         process.kill()
@@ -214,3 +218,16 @@ def test_a_scheduler_without_workers_and_one_that_ends(elsewhere, monkeypatch) -
                 call.result(timeout=30)
         opened.shutdown()
         worker.kill()
+
+
+def test_a_call_whose_last_worker_is_gone_is_told(elsewhere) -> None:
+    _, address = elsewhere
+    command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-dashboard"]
+    options = ["--nthreads", "1", "--no-nanny"]
+    with (
+        subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL),
+        open_scheduler(address) as opened,
+    ):
+        call = opened.submit(killed, 13)
+        with pytest.raises(SchedulerError, match=f"{address} has had no worker for 2 s; what was"):
+            call.result(timeout=60)
