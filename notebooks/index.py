@@ -91,7 +91,8 @@ results.rules()
 # %% [markdown]
 # ## What is inside the file
 #
-# The operators that the runtime executes, as its own profiler timed them.
+# The operators that the runtime executes, as its own profiler timed them. Some profilers count whole
+# microseconds: there 0 is less than one.
 
 # %% tags=["remove-input"]
 results.operators()

@@ -8,10 +8,9 @@ import pytest
 
 from edgeopt.model.networks import SmallCNN, set_deterministic
 from edgeopt.model.training import fit
-from edgeopt.runtimes.contract import DEFAULT_OPTIONS, Artifact, Int8Options
+from edgeopt.runtimes.contract import Artifact
 from edgeopt.runtimes.export import export_artifact
 from edgeopt.runtimes.registry import RUNTIMES, runtime_named
-from edgeopt.system import host_facts, int8_scheme
 from tests.conftest import striped_split
 
 CLASSES = 4
@@ -51,8 +50,6 @@ def artifact_of(runtime: str, precision: str, batch_size: int = 1) -> Artifact:
 @functools.cache
 def _artifact_of(runtime: str, precision: str, batch_size: int) -> Artifact:
     require_runtime(runtime, precision)
-    suited = runtime_named(runtime).takes_scheme and precision == "int8"
-    scheme = int8_scheme(host_facts()["isa"])
     return export_artifact(
         trained_cnn(),
         Path(FOLDER.name) / f"cnn-p12.5-{runtime}-{precision}-{batch_size}",
@@ -60,5 +57,4 @@ def _artifact_of(runtime: str, precision: str, batch_size: int) -> Artifact:
         precision=precision,
         input_shape=(batch_size, 1, 28, 28),
         calibration=calibration_loader(),
-        options=Int8Options(scheme=scheme) if suited else DEFAULT_OPTIONS,
     )

@@ -5,7 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "candidates": ["Candidate", "CandidateSpec", "artifact_of", "grid", "prepare_candidates"],
+        "candidates": ["Candidate", "CandidateSpec", "artifact_of", "grid"],
         "comparison": ["answer_sections", "compare_on_test", "int8_cost"],
         "diagnosis": ["diagnose"],
         "floor": ["floor_images", "prepare_floors"],
@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "host_answers",
         ],
         "prepared": ["Prepared", "preparation_digest"],
+        "preparing": ["prepare_candidates"],
         "pruning_results": ["accuracy_table", "filter_norms", "size_table"],
         "recipes": ["Recipe", "pruned_recipes", "searched_recipe", "widths_label"],
         "recovery": ["recover_int8"],

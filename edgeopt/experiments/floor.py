@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from edgeopt.data import Split
-from edgeopt.experiments.candidates import Candidate, CandidateSpec, prepare_candidates
+from edgeopt.experiments.candidates import Candidate, CandidateSpec
+from edgeopt.experiments.preparing import prepare_candidates
 
 FLOOR = "call-floor"
 

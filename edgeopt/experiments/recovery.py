@@ -35,7 +35,7 @@ from edgeopt.runtimes import (
     runtime_named,
     verify_label,
 )
-from edgeopt.system import U8S8, Int8Scheme, RuntimeUnavailable, int8_scheme
+from edgeopt.system import Int8Scheme, RuntimeUnavailable, int8_scheme
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ class _Judge:
 
     def _export(self, plan: Plan) -> Artifact:
         path = next(self.files)
-        scheme = self.scheme if self.runtime.takes_scheme else U8S8
+        scheme = self.scheme if self.runtime.takes_scheme else None
         options = Int8Options(plan.calibration, scheme, plan.float_layers)
         return export_artifact(
             plan.model,

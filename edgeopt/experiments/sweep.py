@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader
 from edgeopt.data import Split
 from edgeopt.decision import apply_budgets
 from edgeopt.decision import pareto_frontier as pareto_frontier
-from edgeopt.experiments.candidates import Candidate, grid, prepare_candidates
+from edgeopt.experiments.candidates import Candidate, grid
 from edgeopt.experiments.measuring import measure_candidates, with_failures
+from edgeopt.experiments.preparing import prepare_candidates
 from edgeopt.experiments.seeds import with_seeds
 from edgeopt.metrics import (
     Measurement,

@@ -100,8 +100,7 @@ def searched_frontier(
     Bars are 95 % intervals of both; ``searched`` names the candidates that were found, ``labels``
     what is written beside a candidate.
     """
-    ends = [f"{name}_{end}" for name in ("accuracy",) for end in ("low", "high")]
-    ends += ["latency_p50_low_ms", "latency_p50_high_ms"]
+    ends = ["accuracy_low", "accuracy_high", "latency_p50_low_ms", "latency_p50_high_ms"]
     needed = ["candidate", "precision", "runtime", "accuracy", "latency_p50_ms", *ends]
     require_columns(sweep, needed, what="the figure of the search")
     ax = new_axes(ax, height=5.2)
@@ -120,8 +119,10 @@ def searched_frontier(
     spots = [*zip(rows["latency_p50_ms"], rows["accuracy"], strict=True)]
     points = [(*spot, labels[name]) for spot, name in zip(spots, rows["candidate"], strict=True)]
     label_points(ax, points, avoid=spots)
-    colors = [PRECISIONS[name].color for name in dict.fromkeys(rows["precision"])]
-    key_below(ax, [dot("uniform levels", "white"), dot("found by the search", colors[-1])])
+    own = rows.iloc[0]  # a search has one precision and one runtime
+    faces = {"uniform levels": "white", "found by the search": PRECISIONS[own["precision"]].color}
+    marker = runtime_named(own["runtime"]).marker
+    key_below(ax, [dot(text, face, marker=marker) for text, face in faces.items()])
     return ax
 
 

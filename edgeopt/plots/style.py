@@ -86,6 +86,6 @@ def candidate_key(df: pd.DataFrame) -> tuple[list[Patch], list[Line2D]]:
     )
 
 
-def dot(text: str, face: str) -> Line2D:
-    """Legend entry of a round marker."""
-    return Line2D([], [], marker="o", ls="", mfc=face, mec=INK, label=text)
+def dot(text: str, face: str, *, marker: str = "o") -> Line2D:
+    """Legend entry of a marker."""
+    return Line2D([], [], marker=marker, ls="", mfc=face, mec=INK, label=text)

@@ -10,7 +10,7 @@ from edgeopt.agent.session import Artifact as Artifact
 from edgeopt.agent.session import ArtifactError as ArtifactError
 from edgeopt.agent.session import Session as Session
 from edgeopt.schema import MIXED, STATIC_INT8, require_known
-from edgeopt.system import U8S8, Int8Scheme, RuntimeUnavailable, import_extra
+from edgeopt.system import Int8Scheme, RuntimeUnavailable, import_extra, int8_scheme
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +40,7 @@ class Int8Options:
     ----------
     calibration : str
         Where the ranges come from; the default is the only one of runtimes that do not take ONNX.
-    scheme : Int8Scheme
+    scheme : Int8Scheme, optional
         Which integers, of runtimes that take a scheme; torch takes whether the range is reduced.
     float_layers : frozenset of str
         Modules of the network that stay in float, with the tensors that they write.
@@ -49,13 +49,18 @@ class Int8Options:
     """
 
     calibration: str = "minmax"
-    scheme: Int8Scheme = U8S8
+    scheme: Int8Scheme | None = None
     float_layers: frozenset[str] = frozenset()
     float_alone: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         """Refuse an unknown calibration method."""
         require_known(self.calibration, allowed=tuple(CALIBRATIONS), what="calibration method")
+
+    @property
+    def integers(self) -> Int8Scheme:
+        """The scheme, or the one that suits this machine's CPU."""
+        return self.scheme or int8_scheme()
 
 
 DEFAULT_OPTIONS = Int8Options()

@@ -81,7 +81,7 @@ def export_artifact(
 
 def _check_options(options: Int8Options, *, model: nn.Module, runtime: str, precision: str) -> None:
     target = runtime_named(runtime)
-    scheme = DEFAULT_OPTIONS.scheme if target.takes_scheme else options.scheme
+    scheme = None if target.takes_scheme else options.scheme
     plain = replace(options, float_layers=frozenset(), scheme=scheme)
     if options != DEFAULT_OPTIONS and precision != "int8":
         raise ValueError(f"{runtime} {precision} takes no options; allowed: int8")

@@ -161,9 +161,9 @@ def _quantize_static(
             _BatchReader(batches),
             quant_format=ort.QuantFormat.QDQ,
             per_channel=True,
-            reduce_range=options.scheme.reduce_range,
-            activation_type=kinds[options.scheme.activations],
-            weight_type=kinds[options.scheme.weights],
+            reduce_range=options.integers.reduce_range,
+            activation_type=kinds[options.integers.activations],
+            weight_type=kinds[options.integers.weights],
             calibrate_method=ort.CalibrationMethod[CALIBRATIONS[options.calibration]],
             nodes_to_exclude=sorted(left),
             # One batch of activations in memory at a time, whatever the method's name says.

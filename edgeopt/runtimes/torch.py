@@ -66,7 +66,7 @@ class TorchRuntime(Runtime):
         """Trace the variant of the precision and hold the file to its logits."""
         if precision == "int8":
             batches = len(calibration)
-            reduced, left = options.scheme.reduce_range, options.float_layers
+            reduced, left = options.integers.reduce_range, options.float_layers
             variant = to_int8(model, calibration, batches, float_layers=left, reduce_range=reduced)
         else:
             variant = precision_variant(model, precision, None)[0]

@@ -17,7 +17,7 @@ from edgeopt.experiments import Prepared
 from edgeopt.metrics import UNDISTURBED, resampled_quantiles
 from edgeopt.runtimes import Artifact, Int8Options, export_artifact, labelled, runtime_named
 from edgeopt.schema import STATIC_INT8
-from edgeopt.system import U8S8, ByValue, Int8Scheme, run_in_order
+from edgeopt.system import ByValue, Int8Scheme, run_in_order
 
 ENDS = (0.025, 0.975)
 
@@ -26,13 +26,13 @@ ENDS = (0.025, 0.975)
 class Bench:
     """A runtime and precision on a device, and how often networks are timed there.
 
-    ``scheme`` is the integer types of static int8.
+    ``scheme`` is the integer types of static int8, those that suit this machine's when omitted.
     """
 
     runtime: str
     precision: str
     device: Device
-    scheme: Int8Scheme = U8S8
+    scheme: Int8Scheme | None = None
     threads: int = 1
     rounds: int = 10
     calls_per_round: int = 20
@@ -100,7 +100,7 @@ def _exported(job: tuple[str, ByValue], *, bench: Bench) -> Prepared | str:
                 input_shape=(1, *own.images.shape),
                 calibration=own.calibration,
                 options=Int8Options(
-                    scheme=bench.scheme if takes_scheme else U8S8,
+                    scheme=bench.scheme if takes_scheme else None,
                     float_alone=frozenset(own.float_layers),
                 ),
             )

@@ -24,7 +24,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "status_bytes",
             "usable_cores",
         ],
-        "int8": ["Int8Scheme", "U8S8", "int8_scheme"],
+        "int8": ["Int8Scheme", "int8_scheme"],
         "scheduler": ["SchedulerError", "check_scheduler", "open_scheduler"],
         "store": ["Store"],
         "strict_yaml": ["load_yaml", "shortened"],

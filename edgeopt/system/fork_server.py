@@ -8,7 +8,7 @@ from multiprocessing.context import ForkServerContext
 
 PRELOADED = (
     "ipykernel.kernelapp",
-    "edgeopt.experiments.candidates",
+    "edgeopt.experiments.preparing",
     "edgeopt.experiments.trainings",
     "edgeopt.plots.sweep",
     "edgeopt.study.study",

@@ -18,7 +18,8 @@ from edgeopt.experiments import device_sweep
 from edgeopt.experiments.sweep import Target
 from edgeopt.runtimes import Int8Options, load_session, runtime_named
 from edgeopt.runtimes.export import export_artifact
-from edgeopt.system import U8S8, host_facts, int8_scheme
+from edgeopt.system import host_facts, int8_scheme
+from edgeopt.system.int8 import U8S8
 from tests.arm.emulator import PYTHON
 from tests.artifacts import calibration_loader, trained_cnn
 from tests.conftest import striped_split

@@ -10,16 +10,16 @@ import pandas as pd
 import pytest
 from torch.utils.data import DataLoader, TensorDataset
 
-from edgeopt.experiments import candidates, prepared
+from edgeopt.experiments import prepared, preparing
 from edgeopt.experiments.candidates import (
     Candidate,
     CandidateSpec,
     artifact_of,
     grid,
-    prepare_candidates,
     split_logits,
 )
 from edgeopt.experiments.comparison import fp32_parents, testable_parents
+from edgeopt.experiments.preparing import prepare_candidates
 from edgeopt.experiments.seeds import score
 from edgeopt.experiments.sweep import gather
 from edgeopt.model.networks import SmallCNN
@@ -264,7 +264,7 @@ def store(tmp_path) -> Path:
 def test_what_was_prepared_before_is_read_from_the_store(options, store, tmp_path, monkeypatch):
     specs = grid([0.0], ["fp32", "int8"], ["torch", "onnxruntime"])
     first = prepare_candidates(specs, store=store, **options)
-    monkeypatch.delattr(candidates, "export_artifact")
+    monkeypatch.delattr(preparing, "export_artifact")
     options["directory"] = tmp_path / "elsewhere"
     second = prepare_candidates(specs, store=store, **options)
     for made, kept in zip(first, second, strict=True):
@@ -324,7 +324,7 @@ def test_integers_suit_this_machine_when_no_scheme_is_given(options, monkeypatch
     seen = []
     monkeypatch.setattr("edgeopt.system.int8.host_facts", lambda: {"isa": ["avx2"]})
     monkeypatch.setattr(
-        "edgeopt.experiments.candidates.export_artifact",
+        "edgeopt.experiments.preparing.export_artifact",
         lambda *_, options, **__: seen.append(options.scheme.name),
     )
     prepare_candidates([CandidateSpec(0.0, "int8", runtime="torch")], **options)

@@ -5,12 +5,13 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from edgeopt.experiments.candidates import Candidate, CandidateSpec, grid, prepare_candidates
+from edgeopt.experiments.candidates import Candidate, CandidateSpec, grid
 from edgeopt.experiments.measuring import (
     measure_candidates,
     measured_energy_table,
     with_failures,
 )
+from edgeopt.experiments.preparing import prepare_candidates
 
 
 def measured(candidates, options, **counts):

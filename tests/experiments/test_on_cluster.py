@@ -8,7 +8,8 @@ import torch
 from edgeopt.data.decoded import resize_once
 from edgeopt.data.preprocessing import Preprocessing
 from edgeopt.data.splits import Split
-from edgeopt.experiments.candidates import grid, prepare_candidates
+from edgeopt.experiments.candidates import grid
+from edgeopt.experiments.preparing import prepare_candidates
 from edgeopt.experiments.recipes import Recipe
 from edgeopt.experiments.repairs import recover_collapsed
 from edgeopt.experiments.seeds import score

@@ -16,8 +16,8 @@ from edgeopt.experiments.candidates import (
     CandidateSpec,
     artifact_of,
     grid,
-    prepare_candidates,
 )
+from edgeopt.experiments.preparing import prepare_candidates
 from edgeopt.experiments.recovery import PARENT, Recovery, recover_int8
 from edgeopt.experiments.remedies import AS_IT_IS, Rewrites
 from edgeopt.experiments.repairs import (

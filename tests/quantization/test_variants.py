@@ -16,7 +16,8 @@ from edgeopt.quantization.variants import (
     to_fp16,
     to_int8,
 )
-from edgeopt.system import U8S8, host_facts, int8_scheme
+from edgeopt.system import host_facts, int8_scheme
+from edgeopt.system.int8 import U8S8
 from edgeopt.system.upstream import RuntimeUnavailable
 from tests.artifacts import calibration_loader, require_runtime, trained_cnn
 from tests.conftest import striped_split

@@ -132,6 +132,13 @@ def test_the_scheme_decides_the_weights(tmp_path, scheme, dtype, largest):
     assert max(np.abs(weight.astype(int)).max() for weight in weights) <= largest
 
 
+def test_without_a_scheme_the_weights_suit_this_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr("edgeopt.system.int8.host_facts", lambda: {"isa": ["avx2"]})
+    artifact = export(trained_cnn(), tmp_path / "m", precision="int8")
+    weights = [v for k, v in initializers(artifact.path).items() if k.endswith("weight_quantized")]
+    assert max(np.abs(weight.astype(int)).max() for weight in weights) <= 64
+
+
 @pytest.mark.parametrize("method", ["percentile", "entropy"])
 def test_calibration_methods_choose_other_ranges(tmp_path, method, capsys):
     images = striped_split(64, seed=3).take(64)
