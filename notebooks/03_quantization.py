@@ -108,7 +108,7 @@ table[["model", "runtime", "precision", "weight_bytes", "int8_mac_share", "statu
 
 # %% tags=["nbval-ignore-output"]
 shown = ["model", "runtime", "precision", "accuracy", "agreement", "macro_f1", "artifact_bytes"]
-folder.write_table("quantization.csv", table)[[*shown, "parity_difference", "error"]].round(6)
+folder.write_table("quantization.csv", table)[[*shown, "parity_difference", "error"]]
 
 # %% tags=["nbval-ignore-output"]
 for model, rows in table.groupby("model", sort=False):

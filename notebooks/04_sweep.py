@@ -230,7 +230,7 @@ folder.save_figure("budgets", plots.budgets(sweep), alt=alt, numbers=numbers)
 frontier = pareto_frontier(sweep, "latency_p50_ms")
 twins = frontier_twins(sweep, "latency_p50_ms")["candidate"]
 print("equal to one on the frontier in both numbers:", ", ".join(twins) or "none")
-folder.write_table("pareto_frontier_latency.csv", frontier)[shown[:-1]].round(4)
+folder.write_table("pareto_frontier_latency.csv", frontier)[shown[:-1]]
 
 # %% [markdown]
 # Other images and another minute on the machine could have moved it: resampling both gives the
@@ -244,7 +244,7 @@ correct = {name: right for name, right in answers.correct.items() if name in acc
 certainty = frontier_probability(correct, samples[samples["candidate"].isin(accepted)])
 sweep = sweep.merge(certainty[["candidate", "frontier_probability"]], "left", "candidate")
 likely = folder.write_table("frontier_probability.csv", certainty).drop(columns="tied_with")
-likely.sort_values("frontier_probability", ascending=False).head(8).round(4)
+likely.sort_values("frontier_probability", ascending=False).head(8)
 
 # %% [markdown]
 # The hypervolume is the area between the frontier and a point that anything should beat: the slowest
@@ -291,7 +291,7 @@ folder.save_figure("energy", ax, alt=alt, numbers=numbers)
 
 # %% tags=["nbval-ignore-output"]
 means = folder.write_table("precision_tradeoffs.csv", precision_tradeoff_table(sweep))
-display(means.drop(columns="energy_proxy_j_mean").round(4))
+display(means.drop(columns="energy_proxy_j_mean"))
 by_runtime = precision_tradeoff_table(sweep, by=("runtime", "precision"))
 folder.write_table("runtime_tradeoffs.csv", by_runtime)
 ax = plots.precision_tradeoffs(by_runtime)
@@ -359,7 +359,7 @@ tests = {"test": comparison.to_dict("records"), "against_pick": against_pick.to_
 folder.write_json("summary.json", decision.to_dict() | tests | {"busy": disturbance(conditions)})
 sweep = with_test(sweep, predicted, labels=labels, class_names=study.class_names)
 everywhere = folder.write_table("sweep_results.csv", pd.concat([sweep, *tables.values()]))
-everywhere[["candidate", "device", "accuracy", "test_accuracy"]].round(4)
+everywhere[["candidate", "device", "accuracy", "test_accuracy"]]
 
 # %% [markdown]
 # ## Class by class

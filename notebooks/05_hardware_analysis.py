@@ -133,9 +133,7 @@ profile, unavailable = profile_candidates(artifacts, counted, owners=owners, thr
 print(f"profiled: {profile['candidate'].nunique()}; unavailable: {unavailable or 'none'}")
 
 # %% tags=["nbval-ignore-output"]
-folder.write_table("runtime_profiles.csv", profile).groupby("candidate", sort=False).head(12).round(
-    4
-)
+folder.write_table("runtime_profiles.csv", profile).groupby("candidate", sort=False).head(12)
 
 # %% [markdown]
 # Is int8 slower anywhere, although it moves a quarter of the bytes? The layer that int8 slows most, by
@@ -159,7 +157,7 @@ together = profile.groupby("candidate", sort=False)["measured_ms"].sum().rename(
 calls = (
     chosen.set_index("candidate")["latency_p50_ms"].rename("call_ms") / config.latency_multiplier
 )
-pd.concat([together, calls], axis=1, join="inner").round(4)
+pd.concat([together, calls], axis=1, join="inner")
 
 # %% [markdown]
 # ## Inside the file to ship
@@ -192,7 +190,7 @@ ceilings = configure_ceilings(
     memory_bandwidth_gbps=config.memory_bandwidth_gbps,
     peak_compute_gmacs=config.peak_compute_gmacs,
 )
-folder.write_table("ceilings.csv", ceilings).round(1)
+folder.write_table("ceilings.csv", ceilings)
 
 # %% [markdown]
 # ## Under the roofline
@@ -208,7 +206,7 @@ summary = place_on_roofline(
     known, networks, shapes=shapes, ceilings=ceilings, cache_bytes=cache_bytes
 )
 columns = ["candidate", "arithmetic_intensity", "achieved_gmacs", "compute_utilization", "bound"]
-folder.write_table("hardware_summary.csv", summary)[columns].round(3)
+folder.write_table("hardware_summary.csv", summary)[columns]
 
 # %% tags=["nbval-ignore-output"]
 ax = plots.roofline(summary.assign(runtime=known["runtime"].to_numpy()), ceilings)

@@ -43,14 +43,14 @@ print(
 shown = ["candidate", "accuracy", "macro_f1", "latency_p50_ms", "memory_mb", "macs", "accepted"]
 full = ran[(ran["pruning_level"] == 0) & (ran["precision"] == "fp32")]
 fastest = full.loc[full.groupby("model", sort=False)["latency_p50_ms"].idxmin()]
-fastest[shown].round(4)
+fastest[shown]
 
 # %% tags=["nbval-ignore-output"]
 smallest = ran.groupby(["model", "pruning_level"], sort=False)[
     ["latency_p50_ms", "memory_mb"]
 ].min()
 best = ran.groupby(["model", "pruning_level"], sort=False)["accuracy"].max()
-smallest.join(best).round(4)
+smallest.join(best)
 
 # %% [markdown]
 # Above: for each network and level the least latency, the least weights and the best accuracy over all
@@ -70,11 +70,11 @@ shares.mul(100).add_suffix(" (%)").rename_axis(columns=None)
 
 # %% tags=["nbval-ignore-output"]
 frontier = pareto_frontier(sweep, "latency_p50_ms")
-frontier[[*shown[:-1], "frontier_probability"]].round(4)
+frontier[[*shown[:-1], "frontier_probability"]]
 
 # %% tags=["nbval-ignore-output"]
 by_size = pareto_frontier(sweep, "artifact_bytes")
-by_size[[*shown[:-1], "artifact_bytes"]].round(4)
+by_size[[*shown[:-1], "artifact_bytes"]]
 
 # %% tags=["nbval-ignore-output"]
 pick = decision["pick"] and decision["pick"]["candidate"]
@@ -93,7 +93,7 @@ folder.save_figure("frontier_networks", ax, alt=alt, numbers=sweep[shown])
 # %% tags=["nbval-ignore-output"]
 cost = folder.write_table("int8_cost.csv", int8_cost(sweep))
 numbers = ["accuracy_change", "macro_f1_change", "file_ratio", "speedup"]
-cost.sort_values("accuracy_change").set_index("candidate")[numbers].round(4)
+cost.sort_values("accuracy_change").set_index("candidate")[numbers]
 
 # %% [markdown]
 # ## And each class?
