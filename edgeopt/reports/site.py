@@ -1,6 +1,7 @@
 """Executed notebooks -> a site of static files: Sphinx, MyST-NB and the book theme."""
 
 import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -49,7 +50,8 @@ def build_run_site(run: RunFolder, names: Iterable[str], *, title: str) -> Path:
 def build(sources: Mapping[str, str], out: Path, *, title: str, footer: str = ALL_RUNS) -> None:
     """Build a site from the texts of its pages; ``out`` gets it at once, the front page last.
 
-    ``RuntimeError`` gives what Sphinx says when it fails; what it only warns of is logged.
+    What Sphinx only warns of is logged. Raises ``OSError`` where it could not write, and else
+    ``RuntimeError`` with all that it said.
     """
     with TemporaryDirectory(prefix="edgeopt-site-") as scratch:
         source, made = Path(scratch) / "source", Path(scratch) / "site"
@@ -61,6 +63,8 @@ def build(sources: Mapping[str, str], out: Path, *, title: str, footer: str = AL
         command = [sys.executable, "-m", "sphinx", *options]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
+            if unwritten := re.findall(r"OSError: (\[Errno \d+\] .+)", done.stderr):
+                raise OSError(f"the site of {out} cannot be built: {unwritten[-1]}")
             raise RuntimeError(f"Sphinx could not build the site of {out}: {done.stderr.strip()}")
         for warning in done.stderr.splitlines():
             log.warning("site of %s: %s", out, warning)

@@ -1,5 +1,8 @@
 import json
 import os
+import resource
+import subprocess
+from functools import partial
 from urllib.parse import unquote, urlsplit
 
 import nbformat
@@ -8,7 +11,7 @@ from bs4 import BeautifulSoup
 
 from edgeopt.reports.manifest import read_manifest, verify, write_manifest
 from edgeopt.reports.runner import make_comparison, publish_run
-from edgeopt.reports.site import build_runs_index, published, saved_figure
+from edgeopt.reports.site import build, build_runs_index, published, saved_figure
 from edgeopt.study.folder import RunFolder, open_run
 from tests.browser.synthetic import synthetic_run, synthetic_sweep
 
@@ -139,6 +142,18 @@ def test_an_unreadable_run_is_named_and_the_others_stay(reports, tmp_path):
     page = soup(build_runs_index(tmp_path))
     assert [a["href"] for a in page.select("table tbody a")] == ["new/index.html", "old/index.html"]
     assert "Run bad is not listed" in page.text
+
+
+def test_what_sphinx_cannot_write_is_told_in_one_line(tmp_path, monkeypatch):
+    def limited(*args, run=subprocess.run, **options):
+        least = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (5000, 5000))
+        return run(*args, preexec_fn=least, **options)
+
+    monkeypatch.setattr(subprocess, "run", limited)
+    with pytest.raises(
+        OSError, match=r"^the site of \S+ cannot be built: \[Errno 27\] File too large$"
+    ):
+        build({"index.md": "# Title"}, tmp_path, title="t")
 
 
 def test_no_run_yet_says_how_to_make_one(tmp_path):
