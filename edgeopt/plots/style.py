@@ -50,7 +50,9 @@ def log_axis(axis: Axis, *, unit: str = "") -> None:
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     low, high = axis.get_view_interval()
     subs = (1, 2, 5) if np.log10(high / low) < 2.5 else (1,)
-    axis.set_major_locator(ticker.LogLocator(subs=subs))
+    # A narrow range holds one of these or none; LogLocator would then set too many.
+    few = ticker.MaxNLocator(4)
+    axis.set_major_locator(few if high < 2.5 * low else ticker.LogLocator(subs=subs))
     axis.set_major_formatter(ticker.EngFormatter(unit) if unit else "{x:g}")
     axis.set_minor_formatter(ticker.NullFormatter())
 

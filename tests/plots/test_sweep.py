@@ -551,3 +551,11 @@ def test_no_text_is_smaller_than_ten_points(sweep):
     found = [t for t in ax.figure.findobj(mpl.text.Text) if t.get_text().strip()]
     assert any(isinstance(text, Annotation) for text in found)
     assert min(text.get_fontsize() for text in found) >= 10
+
+
+def test_a_narrow_log_axis_has_few_numbers() -> None:
+    ax = style.new_axes(None)
+    ax.scatter([0.0144, 0.016], [0, 1])
+    style.log_axis(ax.xaxis)
+    low, high = ax.get_xlim()
+    assert 2 <= sum(low <= tick <= high for tick in ax.get_xticks()) <= 5
