@@ -110,8 +110,7 @@ for model in config.models:
 
 # %%
 recipes = [*study.baselines(kind="pretrained"), *study.baselines()]
-with study.workers() as pool:
-    trainings = study.train(recipes, executor=pool)
+trainings = study.train(recipes, executor=study.workers)
 networks = study.networks(trainings)
 
 # %%

@@ -81,8 +81,7 @@ print(f"{len(baselines)} unpruned network(s), grid of channels:", study.channel_
 
 # %%
 recipes = pruned_recipes(*grid)
-with study.workers() as pool:
-    trainings = study.train(recipes, executor=pool)
+trainings = study.train(recipes, executor=study.workers)
 networks = baselines | study.networks(trainings)
 
 # %%
@@ -125,8 +124,7 @@ for recipe in study.baselines()[:: len(config.seeds)]:
 # channels by it, where a run searches. Networks with more groups of layers than two are left out.
 
 # %% tags=["nbval-ignore-output"]
-with study.workers() as pool:
-    maps = whole_maps(study, executor=pool)
+maps = whole_maps(study, executor=study.workers)
 for model, known in maps.items():
     name, alt = f"latency_map-{file_stem(model)}", readings.latency_map(known, model=model)
     ax = plots.latency_map(known, precision="fp32")
@@ -163,8 +161,7 @@ for model, rows in accuracies.groupby("model", sort=False):
 # %%
 kinds, criteria = ("one-shot", "one-epoch"), config.pruning_criteria
 rivals = pruned_recipes(*grid[:2], config.seeds[:1], kinds=kinds, criteria=criteria)
-with study.workers() as pool:
-    contest = study.networks(study.train(rivals, executor=pool))
+contest = study.networks(study.train(rivals, executor=study.workers))
 print(f"{len(contest)} networks by {len(criteria)} criteria")
 
 # %% tags=["nbval-ignore-output"]

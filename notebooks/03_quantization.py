@@ -92,9 +92,8 @@ specs = [spec for model in config.models for spec in grid(*axes, model=model, se
 models = {(model, seed, 0.0): network for model, network in networks.items()}
 
 # %% tags=["nbval-ignore-output"]
-with study.workers() as pool:
-    kept = {"executor": pool, "store": study.prepared}
-    candidates = prepare_candidates(specs, models=models, **kept, **options)
+kept = {"executor": study.workers, "store": study.prepared}
+candidates = prepare_candidates(specs, models=models, **kept, **options)
 
 # %% [markdown]
 # `int8_mac_share` is read from the graph that the runtime executes: the share of multiply-accumulates
@@ -163,9 +162,7 @@ planted = {(model, seed, 0.0): specimen.model for model, specimen in specimens.i
 axes = ([0.0], ["fp32", "int8"], config.runtimes)
 specs = [spec for model in specimens for spec in grid(*axes, model=model, seed=seed)]
 options = study.preparation("artifacts/specimen")
-with study.workers() as pool:
-    kept["executor"] = pool
-    tried = prepare_candidates(specs, models=planted, **kept, **options) if specs else []
+tried = prepare_candidates(specs, models=planted, **kept, **options) if specs else []
 
 # %% [markdown]
 # The fp32 network is as accurate as it was; its int8 falls on every runtime alike.
@@ -213,8 +210,7 @@ for model, diagnosis in diagnoses.items():
 
 # %% tags=["nbval-ignore-output"]
 limit = {"max_accuracy_drop": config.max_int8_drop}
-with study.workers() as pool:
-    repairs = recover_collapsed(tried, planted, executor=pool, **limit, **options)
+repairs = recover_collapsed(tried, planted, executor=study.workers, **limit, **options)
 rows = [candidate_table([repair.candidate]) for repair in repairs]
 repaired = pd.concat(rows) if rows else candidate_table([])
 folder.write_table("recovery.csv", repaired)

@@ -138,12 +138,11 @@ axes = (config.pruning_levels, config.precisions, config.runtimes)
 pairs = [(model, seed) for model in config.models for seed in config.seeds]
 specs = [s for m, seed in pairs for s in grid(*axes, recipe="fine-tuned", model=m, seed=seed)]
 options = study.preparation("artifacts/sweep")
-with study.workers() as pool:
-    kept = {"executor": pool, "store": study.prepared}
-    prepared = prepare_candidates(specs, models=models, **kept, **options)
-    floors = prepare_floors(config.runtimes, len(study.class_names), **kept, **options)
-    limit = {"executor": pool, "max_accuracy_drop": config.max_int8_drop}
-    repairs = recover_collapsed(prepared, models, **limit, **options)
+kept = {"executor": study.workers, "store": study.prepared}
+prepared = prepare_candidates(specs, models=models, **kept, **options)
+floors = prepare_floors(config.runtimes, len(study.class_names), **kept, **options)
+limit = {"executor": study.workers, "max_accuracy_drop": config.max_int8_drop}
+repairs = recover_collapsed(prepared, models, **limit, **options)
 
 # %%
 for repair in repairs:
@@ -344,8 +343,7 @@ folder.save_figure("frontier", ax, alt=alt, numbers=sweep[shown])
 # lead of the other one (`candidate`) over the pick (`parent`).
 
 # %% tags=["nbval-ignore-output"]
-with study.workers() as pool:
-    predicted = score(prepared, study.role("test"), executor=pool)
+predicted = score(prepared, study.role("test"), executor=study.workers)
 labels = study.labels("test")
 right = {name: classes == labels for name, classes in predicted.items()}
 comparison, against_pick = compare_on_test(right, candidates, decision=decision)

@@ -91,8 +91,7 @@ print(study.heading)
 
 # %% tags=["nbval-ignore-output"]
 baselines = study.kept(study.baselines())
-with study.workers() as pool:
-    space = search_space(study, baselines, executor=pool)
+space = search_space(study, baselines, executor=study.workers)
 print(f"{spec.model} in {spec.precision} on {spec.runtime}, timed on {config.decides}")
 
 # %% tags=["nbval-ignore-output"]
@@ -124,8 +123,7 @@ print(f"{len(trials)} trials, of which {len(chosen)} go on")
 # network is the baseline, with all its epochs.
 
 # %% tags=["nbval-ignore-output"]
-with study.workers() as pool:
-    tried = one_epoch_accuracy(study, chosen, executor=pool)
+tried = one_epoch_accuracy(study, chosen, executor=study.workers)
 record(tried, folder.path("search.db"), name="one epoch", space=space, score="accuracy")
 folder.write_table("search_one_epoch.csv", tried)[["network", "float_layers", "map_ms", "accuracy"]]
 
@@ -136,9 +134,8 @@ folder.write_table("search_one_epoch.csv", tried)[["network", "float_layers", "m
 # uniform levels, in the same rounds, by the clock that decides.
 
 # %% tags=["nbval-ignore-output"]
-with study.workers() as pool:
-    last = finalists(study, tried)
-    uniform, found = prepare_finalists(study, last, baselines, executor=pool)
+last = finalists(study, tried)
+uniform, found = prepare_finalists(study, last, baselines, executor=study.workers)
 
 # %% tags=["nbval-ignore-output"]
 prepared = [*uniform, *found]
@@ -188,8 +185,7 @@ worse = losses.loc[lost, "candidate"]
 fast = sweep[~sweep["candidate"].isin(worse)].sort_values("latency_p50_ms")["candidate"]
 
 # %% tags=["nbval-ignore-output"]
-with study.workers() as pool:
-    predicted = score(prepared, study.role("test"), executor=pool)
+predicted = score(prepared, study.role("test"), executor=study.workers)
 how = {"labels": study.labels("test"), "class_names": study.class_names}
 sweep = folder.write_table("search_results.csv", with_test(sweep, predicted, **how))
 final = sweep.set_index("candidate")

@@ -164,7 +164,7 @@ def test_notebook_parameters_are_the_quick_run(path):
         of_study -= {"benchmark_batch_size"}
     if "study.measure(" not in source:
         of_study -= {"rounds", "calls_per_round", "threads"}
-    if "study.workers(" not in source:
+    if "study.workers" not in source:
         of_study -= {"scheduler"}
     if "whole_maps(" in source or "search_space(" in source:
         of_study |= parameters_read((ROOT / "edgeopt/study/searching.py").read_text())

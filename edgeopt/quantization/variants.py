@@ -203,6 +203,9 @@ def xnnpack_quantizer(*, qat: bool = False, left: Collection[str] = ()) -> Any:
     config = module.get_symmetric_quantization_config(is_per_channel=True, is_qat=qat)
     filters = [module.get_module_name_filter(name) for name in left]
     quantizer = module.XNNPACKQuantizer().set_global(config)
+    if not qat:  # batch norms are folded by now, and these patterns trace twelve networks
+        patterns = quantizer.SUPPORTED_PATTERNS
+        quantizer.SUPPORTED_PATTERNS = [pattern for pattern in patterns if not pattern.is_qat]
     return quantizer.set_filter_function(lambda node: not any(inside(node) for inside in filters))
 
 

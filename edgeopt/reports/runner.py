@@ -34,7 +34,6 @@ from edgeopt.study import RunFolder, check_parameters, check_run, needed_by, ope
 from edgeopt.system import (
     environment_facts,
     file_sha256,
-    fork_server,
     project_root,
     write_atomically,
 )
@@ -107,7 +106,6 @@ def execute_notebooks(
         if stamps.is_current(run, records[name], stamp=step.stamp, expected=expected):
             log.info("%s: up to date", name)
         else:
-            fork_server()  # imports while the parameters are checked
             if not place and (found := check()):
                 log.info("%s: %s", run.name, found)
             earlier = stamps.last_written(records[path.stem] for path in notebooks[:place])

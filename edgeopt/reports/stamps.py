@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 INDEX = "index.html"
 PACKAGE = Path(__file__).parents[1]
 # Neither changes what a notebook computes.
-PAGE_PARTS = {"reports", "__main__.py"}
+PAGE_PARTS = {"reports", "__main__.py", "commands.py"}
 # What reading a broken notebook raises.
 BROKEN = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 BROKEN += (nbformat.ValidationError,)

@@ -1,9 +1,8 @@
 """A run that is open: its parameters, its folder, its networks and the images of each."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -163,18 +162,14 @@ class Study:
             "scheme": self.int8_scheme,
         }
 
-    @contextmanager
-    def workers(self) -> Iterator[Executor]:
-        """Give who trains and prepares: processes here, or the workers of the run's scheduler."""
-        if self.config.scheduler is None:
-            with process_pool() as pool:
-                yield pool
-        else:
-            yield self._cluster
-
     @cached_property
-    def _cluster(self) -> Executor:
-        """The scheduler's workers, which stay for all that this process asks of them."""
+    def workers(self) -> Executor:
+        """Who trains and prepares: processes here, or the workers of the run's scheduler.
+
+        They stay for all that this process asks of them: importing an exporter takes seconds.
+        """
+        if self.config.scheduler is None:
+            return process_pool()
         cluster = open_scheduler(self.config.scheduler)
         for model in self.config.models:
             if ":" in model:

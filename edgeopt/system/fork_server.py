@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import sys
 import threading
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
@@ -11,9 +12,12 @@ PRELOADED = (
     "edgeopt.experiments.preparing",
     "edgeopt.experiments.trainings",
     "edgeopt.plots.sweep",
+    "edgeopt.runtimes.exporters",
     "edgeopt.study.study",
     "edgeopt.system.torchvision",
 )
+# Of the process that removes the semaphores of kernels that were ended: it need not tell of it.
+QUIET = "ignore:resource_tracker:UserWarning"
 
 
 def fork_server() -> ForkServerContext:
@@ -21,6 +25,8 @@ def fork_server() -> ForkServerContext:
 
     It has no threads, and answers once it has imported the package, which nobody waits for here.
     """
+    if QUIET not in sys.warnoptions:
+        sys.warnoptions.append(QUIET)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*PRELOADED])
     forkserver._forkserver.ensure_running()

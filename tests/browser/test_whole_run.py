@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from edgeopt.__main__ import main
+from edgeopt.commands import main
 from edgeopt.config import NOTEBOOKS, SEARCH_NOTEBOOK, load_config
 from edgeopt.devices import ResultsError
 from edgeopt.experiments.recipes import pruned_recipes

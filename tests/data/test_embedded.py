@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgeopt.__main__ import main
+from edgeopt.commands import main
 from edgeopt.data import embedded
 from edgeopt.data.embedded import (
     EMBEDDED_FILE,

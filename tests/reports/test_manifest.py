@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from edgeopt.__main__ import main
+from edgeopt.commands import main
 from edgeopt.reports.manifest import (
     data_facts,
     find_run,

@@ -3,7 +3,7 @@ import json
 import pytest
 from PIL import Image
 
-from edgeopt.__main__ import main
+from edgeopt.commands import main
 from edgeopt.decision.frontier import pareto_frontier
 from edgeopt.reports import readme
 from edgeopt.reports.browser import find_browser

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from bs4 import BeautifulSoup
 
-from edgeopt.__main__ import main
+from edgeopt.commands import main
 from edgeopt.reports import runner as reports
 from edgeopt.reports import stamps
 from edgeopt.reports.manifest import read_manifest, verify
