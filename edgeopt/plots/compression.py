@@ -159,7 +159,8 @@ def _write_in_margin(ax: Axes, y: float, text: str) -> None:
 def _points_with_bars(rows: pd.DataFrame) -> pd.DataFrame:
     """Mean per pruning level, with the reach of the bar below and above it."""
     groups = rows.groupby("pruning_level")["accuracy"]
-    mean, low, high = groups.mean(), groups.min(), groups.max()
+    low, high = groups.min(), groups.max()
+    mean = groups.mean().clip(low, high)  # that of equal numbers may be off in its last bit
     if groups.size().max() == 1 and "accuracy_low" in rows:
         interval = rows.set_index("pruning_level").loc[mean.index]
         low, high = interval["accuracy_low"], interval["accuracy_high"]

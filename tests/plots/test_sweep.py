@@ -464,6 +464,15 @@ class TestCompression:
         assert (low, high) == pytest.approx((0.6, 0.8))
         assert texts(ax) == ["one-shot", "scratch"]
 
+    def test_seeds_may_be_equally_accurate(self):
+        # Their mean in floating point is below each of them.
+        equal = [0.8926666666666667] * 3
+        assert sum(equal) / 3 < equal[0]
+        rows = [(seed, level, "scratch", a) for seed, a in enumerate(equal) for level in (0.0, 0.5)]
+        columns = ["seed", "pruning_level", "recipe", "accuracy"]
+        [line] = plots.pruning_curves(pd.DataFrame(rows, columns=columns)).containers
+        assert line.lines[0].get_ydata().tolist() == [equal[0]] * 2
+
     def test_a_recipe_looks_the_same_whichever_others_are_there(self, accuracies):
         alone = plots.pruning_curves(accuracies[accuracies["recipe"] != "one-shot"]).containers[0]
         beside = plots.pruning_curves(accuracies).containers[1]
