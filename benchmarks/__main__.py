@@ -24,17 +24,18 @@ BENCHMARKS = {
     "cluster": cluster.cluster,
     "worker-kills": cluster.worker_kills,
     "specimens": specimens.specimens,
-    "all-specimens": specimens.all_specimens,
+    **{f"specimens-{name}": partial(specimens.recovered, name) for name in specimens.NETWORKS},
     "index-page": pages.index_page,
     "filter": pages.filter_time,
     "five-seeds": pages.five_seeds,
 }
+# Minutes, and for the specimens of a deep network up to an hour.
 ON_REQUEST = {
     "five-seeds",
     "backbones",
     "many-pictures",
-    "all-specimens",
-}  # minutes, and half an hour
+    *(f"specimens-{name}" for name in specimens.NETWORKS),
+}
 
 
 def main() -> None:

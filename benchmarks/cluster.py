@@ -48,9 +48,9 @@ def cluster() -> Iterator[str]:
     gain = seconds["process"] / seconds["processes"]
     yield f"the same, 1 process over 2 processes: {gain:.2f} (goal: none)"
     over = seconds["two"] / seconds["processes"] - 1
-    yield f"trainings, Dask over processes: {over:+.1%} (goal: below +5 %)"
+    yield f"trainings, Dask over processes: {over:+.1%} (goal: below +5%)"
     over = seconds["prepare"] / seconds["prepare here"] - 1
-    yield f"{len(made)} candidates, Dask over processes: {over:+.1%} (goal: below +5 %)"
+    yield f"{len(made)} candidates, Dask over processes: {over:+.1%} (goal: below +5%)"
     same_all = _equal(here, there), made == same
     yield f"weights equal, artifacts equal: {same_all} (goal: True, True)"
     each = seconds["one"] / len(recipes), 2 * seconds["prepare"] / len(made)

@@ -82,7 +82,7 @@ def repeated_measurement() -> Iterator[str]:
     for words, pair in (("ms", medians), ("relation to the reference kernel", relative)):
         change = (pair[1] / pair[0] - 1).abs()
         yield (
-            f"median |change of p50| in {words}: {change.median():.2%} (goal: at most 2 % "
+            f"median |change of p50| in {words}: {change.median():.2%} (goal: at most 2% "
             f"relative), largest {change.max():.1%} ({change.idxmax()})"
         )
     for words, pair in (("in ms", medians), ("relative", relative)):
@@ -129,9 +129,9 @@ def _disagreement(samples: pd.DataFrame, table: pd.DataFrame) -> str:
     ]
     width = ((ends[:, 1] - ends[:, 0]) / table["latency_p50_ms"]).median()
     return (
-        f"{apart:.0%} of the pairs of copies have disjoint intervals (goal: at most 7 %), "
+        f"{apart:.0%} of the pairs of copies have disjoint intervals (goal: at most 7%), "
         f"{sum(wrong) / 2 / len(pairs):.0%} have a ratio whose interval leaves out 1 (stated: "
-        f"5 %); width of an interval {width:.1%}, spread of the medians "
+        f"5%); width of an interval {width:.1%}, spread of the medians "
         f"{table['latency_p50_ms'].std() / table['latency_p50_ms'].mean():.1%}"
     )
 

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -31,25 +31,19 @@ OFFSET = 200.0
 
 def specimens() -> Iterator[str]:
     """MobileNetV3-Small at 64x64 on ONNX Runtime: the goal of 20 s for each specimen."""
-    yield from _report("mobilenet_v3_small", ("onnxruntime",))
+    yield from recovered("mobilenet_v3_small", runtimes=("onnxruntime",))
 
 
-def all_specimens() -> Iterator[str]:
-    """Recover every network on every runtime."""
-    for name in NETWORKS:
-        yield from _report(name, RUNTIMES)
-
-
-def _report(name: str, runtimes: tuple[str, ...]) -> Iterator[str]:
-    splits = _splits(name)
-    model = _trained(name, splits)
-    table = pd.DataFrame(_rows(model, splits, runtimes))
-    for row in table.itertuples():
+def recovered(name: str, *, runtimes: Sequence[str] = RUNTIMES) -> Iterator[str]:
+    """Recover every kind of collapse of a network; a line each, as soon as it is known."""
+    splits, rows = _splits(name), []
+    for row in _rows(_trained(name, splits), splits, runtimes):
+        rows.append(row)
         yield (
-            f"{name} {row.kind} ({row.layer}) on {row.runtime}: fp32 {row.fp32:.3f}, int8 "
-            f"{row.fell:.3f}, recovered {row.accuracy:.3f} by {row.remedy}, {row.share:.0%} of the "
-            f"MACs in integers, {row.seconds:.1f} s"
-        )
+            "{kind} ({layer}) on {runtime}: fp32 {fp32:.3f}, int8 {fell:.3f}, recovered "
+            "{accuracy:.3f} by {remedy}, {share:.0%} of the MACs in integers, {seconds:.1f} s"
+        ).format(**row)
+    table = pd.DataFrame(rows)
     held = table["reached"] & (table["share"] >= SHARE_GOAL)
     slowest = f"slowest {table['seconds'].max():.0f} s (goal: {SECONDS_GOAL})"
     yield (
@@ -77,7 +71,7 @@ def _trained(name: str, splits: Splits) -> nn.Module:
     return fit(model, loader, epochs=epochs, learning_rate=1e-3, progress=False).model.eval()
 
 
-def _rows(model: nn.Module, splits: Splits, runtimes: tuple[str, ...]) -> Iterator[dict]:
+def _rows(model: nn.Module, splits: Splits, runtimes: Sequence[str]) -> Iterator[dict]:
     calibration = tuple(splits.calibration.loader(64))
     for kind, (layer, planted) in _planted(model, splits.validation.take(1)).items():
         rewrites = Rewrites(planted, calibration=calibration)

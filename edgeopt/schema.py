@@ -54,7 +54,7 @@ PRECISIONS = {
     "int8-mixed": Precision("int8", 1, 1, 0.2 + 0.1, "#681E68", "\\\\//", (0, (3, 1, 1, 1))),
     "int8-dynamic": Precision("int8", 1, 4, 0.2 + 0.1, "#F0C808", "xx", (0, (5, 1, 1, 1, 1, 1))),
 }
-# Static int8 of which less than 95 % of the MACs are integer; made by no request, only found.
+# Static int8 of which less than 95% of the MACs are integer; made by no request, only found.
 MIXED = "int8-mixed"
 STATIC_INT8 = ("int8", MIXED)
 REQUESTED_PRECISIONS = tuple(name for name in PRECISIONS if name != MIXED)
@@ -74,7 +74,7 @@ MIN_SAMPLES_P99 = 662
 class Column:
     """A table column: its title in words, its unit, and what it means where the title is short.
 
-    Numbers of the unit ``%`` and ``points`` are kept as shares (0.02 is 2 %), of the unit ``MiB``
+    Numbers of the unit ``%`` and ``points`` are kept as shares (0.02 is 2%), of the unit ``MiB``
     and ``bytes`` are shown in what suits their size, of ``J`` with an SI prefix.
     """
 

@@ -364,7 +364,7 @@ everywhere[["candidate", "device", "accuracy", "test_accuracy"]]
 #
 # Before is the baseline, after is the pick (or, when nothing fits, what came nearest), both on the
 # test images, means over the seeds. A class that loses much hides well in an average; the thin lines are
-# 95 % intervals. The confusion matrices are the first seed's.
+# 95% intervals. The confusion matrices are the first seed's.
 
 # %% tags=["nbval-ignore-output"]
 chosen = pick or refused["candidate"].iloc[0]

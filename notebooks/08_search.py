@@ -173,7 +173,7 @@ folder.save_figure("searched_frontier", ax, alt=alt, numbers=sweep[shown])
 # ## Test, once
 #
 # The fastest is chosen of the networks that are as accurate as the unpruned one on the validation images:
-# no paired test at 5 % finds a loss, and the whole interval of the difference is above the loss that the
+# no paired test at 5% finds a loss, and the whole interval of the difference is above the loss that the
 # run's gate calls good. Only then are the test images read.
 
 # %% tags=["nbval-ignore-output"]

@@ -51,8 +51,8 @@ def gate_intervals(answers: Answers, *, baseline: str, confidence: float) -> pd.
     candidate whose every true value lies exactly on its gate is refused at most so often; a limit
     on accuracy itself, where one is set, adds half of it. A class is taken to vary with the seeds
     at least as the classes do on average, because two or three seeds that happen to agree would
-    seem too sure (simulated: at most 5 % wrong refusals at 95 %; with two seeds that move all
-    classes alike by six points, 11 %). The baseline falls by 0 from itself, whatever the images.
+    seem too sure (simulated: at most 5% wrong refusals at 95%; with two seeds that move all
+    classes alike by six points, 11%). The baseline falls by 0 from itself, whatever the images.
     """
     correct = correctness(answers.correct)
     labels = np.unique(answers.labels)

@@ -121,7 +121,7 @@ def hypervolume_gain(
     replicates: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float, float]:
-    """Share by which candidates enlarge the hypervolume of the others, with its 95 % interval.
+    """Share by which candidates enlarge the hypervolume of the others, with its 95% interval.
 
     Accuracy against median latency, with 1.1 times the slowest of all and the accuracy of
     ``chance`` as the reference. Images and rounds are drawn anew as in

@@ -123,7 +123,7 @@ def _without_latency(table: pd.DataFrame) -> pd.DataFrame:
 def order_agreement(
     first: pd.DataFrame, second: pd.DataFrame, *, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Kendall's tau of two devices' latency orders, and its bootstrap 95 % interval.
+    """Kendall's tau of two devices' latency orders, and its bootstrap 95% interval.
 
     ``first`` and ``second`` are latency samples; floors and what only one has are left out. The
     order is that of the tenth percentiles: what else runs on a machine only ever adds time, so that
@@ -157,7 +157,7 @@ def compare_devices(
     """Say what the first device's pick costs on each of the others: one row per other device.
 
     Columns: ``device, pick`` (its own), ``first_pick, regret, regret_low, regret_high`` (how much
-    longer the first device's pick takes there than its own, with the 95 % interval of the ratio in
+    longer the first device's pick takes there than its own, with the 95% interval of the ratio in
     the same rounds) and ``tau, tau_low, tau_high`` of :func:`order_agreement`. NaN where there is
     no pick, or the pick failed there.
     """

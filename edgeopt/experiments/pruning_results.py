@@ -23,7 +23,7 @@ def accuracy_table(
 
     Columns: ``model, seed, pruning_level, recipe, criterion``; ``channels``, those of each
     convolution in turn, as in ``8/16``; ``macs`` of one image and ``parameters``; ``accuracy``
-    with Wilson's 95 % interval, ``accuracy_low, accuracy_high``.
+    with Wilson's 95% interval, ``accuracy_low, accuracy_high``.
     """
     rows = [
         {

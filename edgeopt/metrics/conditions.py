@@ -14,7 +14,7 @@ CLOCK_FELL = 0.95  # of the highest clock of the measurement
 
 
 def with_clock_falls(conditions: pd.DataFrame) -> pd.DataFrame:
-    """Mark the rounds in which the clock was below 95 % of its highest, in ``clock_fell``.
+    """Mark the rounds in which the clock was below 95% of its highest, in ``clock_fell``.
 
     Where the machine does not tell its clock, none is marked.
     """

@@ -10,7 +10,7 @@ from scipy.stats import norm, t
 
 from edgeopt.schema import MIN_SAMPLES_P95, MIN_SAMPLES_P99, require_columns
 
-TAIL = 0.025  # on each side of every interval: 95 %
+TAIL = 0.025  # on each side of every interval: 95%
 REPLICATES = 1000  # of a bootstrap
 MIN_ROUNDS_INTERVAL = 10
 # Of consecutive rounds, that an interval reckons with, and how likely each is beforehand.
@@ -45,14 +45,14 @@ def latency_statistics(
 def median_interval(
     samples: pd.DataFrame, *, replicates: int = REPLICATES, seed: int = 0
 ) -> tuple[float, float]:
-    """Bootstrap 95 % interval (low, high) in ms of one candidate's median latency.
+    """Bootstrap 95% interval (low, high) in ms of one candidate's median latency.
 
     Calls of one round share the machine's state and one loading of the candidate, so whole rounds
     are resampled, not calls (cluster bootstrap). The percentiles are widened for few rounds as
     Hesterberg 2015 (doi:10.1080/00031305.2015.1089789) does, and the interval by
     :func:`autocorrelation_stretch`, because a slow round tends to be followed by another; on a log
     scale, so that no end is negative and a ratio is treated as its inverse is. With 20 rounds the
-    simulated coverage is 93 to 97 % for autocorrelations from 0 to 0.5; with 10 it is 91 to 98 %.
+    simulated coverage is 93 to 97% for autocorrelations from 0 to 0.5; with 10 it is 91 to 98%.
     NaN with fewer than 10 rounds.
     """
     rounds = samples.groupby("round")["latency_ms"].median().to_numpy()
@@ -71,7 +71,7 @@ def latency_ratios(samples: pd.DataFrame, *, to: str) -> pd.DataFrame:
 
     The ratio is the median over the rounds of one median over the other: what slows a round slows
     both alike, and cancels. Its interval is that of :func:`median_interval` over these ratios, with
-    a simulated coverage of 93 to 97 % in 20 rounds, however much the two share. Columns:
+    a simulated coverage of 93 to 97% in 20 rounds, however much the two share. Columns:
     ``candidate, latency_ratio, latency_ratio_low, latency_ratio_high``, the last two NaN below 10
     rounds. Candidates that failed are left out.
     """

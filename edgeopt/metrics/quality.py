@@ -28,7 +28,7 @@ def wilson_interval(correct: int, total: int, *, confidence: float = 0.95) -> tu
 
 
 def quality_row(labels: ArrayLike, predictions: ArrayLike, *, num_classes: int) -> dict[str, float]:
-    """Accuracy with its Wilson 95 % interval, and macro-F1, of class indices [N].
+    """Accuracy with its Wilson 95% interval, and macro-F1, of class indices [N].
 
     Macro-F1 averages the classes that occur in the labels or in the predictions; a class in
     neither has no F1. Raises ``ValueError`` for empty or unequal arrays, for an index outside

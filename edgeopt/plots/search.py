@@ -28,7 +28,7 @@ def latency_steps(
 ) -> Axes:
     """Latency against the width of the first group of layers, one line per width of the second.
 
-    Takes the table of a :class:`edgeopt.search.LatencyMap`. Bars are 95 % intervals of the ratio to
+    Takes the table of a :class:`edgeopt.search.LatencyMap`. Bars are 95% intervals of the ratio to
     the unpruned network; of many lines, five evenly spread ones are drawn.
     """
     needed = [*groups, "latency_p10_ms", "latency_ratio", "latency_ratio_low", "latency_ratio_high"]
@@ -69,7 +69,7 @@ def _spread_lines(table: pd.DataFrame, others: Sequence[str]) -> list[tuple[str,
 def layer_sums(checked: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Latency predicted from the layers against the one that whole networks have.
 
-    Takes :attr:`edgeopt.search.LayerMap.checked`; the lines are 10 % off.
+    Takes :attr:`edgeopt.search.LayerMap.checked`; the lines are 10% off.
     """
     require_columns(
         checked, ["latency_p10_ms", "predicted_ms", "fitted"], what="the figure of layer sums"
@@ -97,7 +97,7 @@ def searched_frontier(
 ) -> Axes:
     """Accuracy against median latency: what the search found over the uniform levels.
 
-    Bars are 95 % intervals of both; ``searched`` names the candidates that were found, ``labels``
+    Bars are 95% intervals of both; ``searched`` names the candidates that were found, ``labels``
     what is written beside a candidate.
     """
     ends = ["accuracy_low", "accuracy_high", "latency_p50_low_ms", "latency_p50_high_ms"]

@@ -31,7 +31,7 @@ def new_axes(ax: Axes | None, *, height: float = 4.2, grid: str = "both") -> Axe
 
 def row_height(count: int) -> float:
     """Height in inches of a figure with ``count`` labelled rows."""
-    return 1.3 + 0.32 * count
+    return 1.1 + 0.26 * count
 
 
 def row_groups(ax: Axes, names: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ def class_accuracies(
 ) -> pd.DataFrame:
     """Accuracy of an artifact on all test images, then on those of every class that has some.
 
-    Columns: ``class_name, images, accuracy, low, high``, with Wilson's 95 % interval.
+    Columns: ``class_name, images, accuracy, low, high``, with Wilson's 95% interval.
     """
     labels = test.labels.numpy()
     right = split_logits(load_session(artifact), test).argmax(1) == labels

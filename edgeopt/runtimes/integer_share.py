@@ -48,7 +48,7 @@ def mac_shares(artifact: Artifact) -> dict[str, float]:
 
 
 def labelled(artifact: Artifact) -> Artifact:
-    """Name a static int8 artifact what it is: ``int8-mixed`` below 95 % of its MACs in integers."""
+    """Name a static int8 artifact what it is: ``int8-mixed`` below 95% of its MACs in integers."""
     share = mac_shares(artifact).get(INTEGER, 0.0)
     mixed = artifact.precision in STATIC_INT8 and 0 < share < LABEL_SHARE
     return replace(artifact, precision=MIXED) if mixed else artifact
@@ -58,7 +58,7 @@ def verify_label(artifact: Artifact) -> float:
     """Return the int8 share of an artifact that computes in the precision of its label.
 
     Raises ``LabelError`` when an int8 artifact computes no MAC in integers, one called ``int8`` or
-    a float one less than 95 % of its MACs in its own type.
+    a float one less than 95% of its MACs in its own type.
     """
     shares, precision = mac_shares(artifact), artifact.precision
     if precision in INT8_PRECISIONS and not shares.get(INTEGER):

@@ -23,7 +23,7 @@ def faster_in_float(
     calibration: Iterable,
     executor: Executor | None = None,
 ) -> tuple[str, ...]:
-    """Name the layers that make one of the int8 networks at least 5 % faster in float.
+    """Name the layers that make one of the int8 networks at least 5% faster in float.
 
     ``models`` are the same network with other widths. Each is timed with each of the layers in
     float alone, in the same rounds; a layer counts when the whole interval of its gain does. Only

@@ -76,7 +76,7 @@ def latency_map(
     """Time a network at every combination of widths, and at finer ones where latency steps.
 
     Weights do not enter a latency, so that nothing is trained. Where the networks of two
-    neighbouring widths are further apart than 8 %, by the median over the other groups, the width
+    neighbouring widths are further apart than 8%, by the median over the other groups, the width
     between them is timed too, down to multiples of ``grid`` and until there are ``networks``.
 
     Parameters

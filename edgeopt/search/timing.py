@@ -72,7 +72,7 @@ def time_networks(
     """Time networks in interleaved rounds: one row per network, in order.
 
     Columns: ``network, latency_p10_ms``; ``latency_ratio`` to the network called ``to``, with its
-    bootstrap 95 % interval ``latency_ratio_low, latency_ratio_high``; ``error``. The tenth
+    bootstrap 95% interval ``latency_ratio_low, latency_ratio_high``; ``error``. The tenth
     percentile of the calls is what a network takes when nothing disturbs it (Chen and Revels, 2016,
     arXiv:1608.04295). What failed has NaN.
     """

@@ -310,7 +310,7 @@ class Study:
     def require_better_than_chance(self, hits: Mapping[str, int], *, images: int) -> None:
         """Stop a run whose given weights answer no better than chance on validation images.
 
-        ``hits`` counts right answers by network. One-sided exact binomial test at 1 % against one
+        ``hits`` counts right answers by network. One-sided exact binomial test at 1% against one
         in as many as there are classes; only with ``epochs`` 0, and not with ``allow_chance``.
         """
         if self.config.epochs or self.config.allow_chance:

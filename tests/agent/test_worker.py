@@ -71,7 +71,7 @@ def test_a_session_is_loaded_anew_for_every_visit_beside_the_one_before(tmp_path
 
 @pytest.mark.parametrize(("off", "fails"), [(0.0, False), (0.03, False), (0.05, True)])
 def test_what_is_only_timed_is_held_to_the_logits_of_the_plan(tmp_path, off, fails):
-    # 2 % of 1 + the largest logit, which is 1 here, are 0.04.
+    # 2% of 1 + the largest logit, which is 1 here, are 0.04.
     expected = write_file(tmp_path, LOGITS + np.float32([[0, 0], [0, -off]]))
     artifact = entry(tmp_path, "a", score=False, logits=expected)
     journal = worked(write_plan(tmp_path, [artifact]))

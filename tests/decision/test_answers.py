@@ -52,7 +52,7 @@ def test_gate_intervals_share_the_chance_among_accuracy_classes_and_gates():
     assert accuracy.tolist() == [100, 0.9, *wilson_interval(90, 100, confidence=0.95)]
     drop = interval_of(table, "net", "accuracy_drop")
     assert drop.tolist() == pytest.approx([100, 0.05, *tango_interval(0, 5, 100)])
-    # half of 5 % is left for two classes, two gates and both sides: 0.025 / 2 a class
+    # half of 5% is left for two classes, two gates and both sides: 0.025 / 2 a class
     recall = interval_of(table, "net", "worst_recall", "dog")
     assert recall.tolist() == [40, 0.75, *wilson_interval(30, 40, confidence=1 - 0.025 / 2)]
     fall = interval_of(table, "net", "worst_recall_drop", "dog")
@@ -182,7 +182,7 @@ def wrongly_refused(shares, *, labels, seeds, repeats, confidence=0.95, seed=0, 
 
 
 def allowed(repeats):
-    """Most refusals that 5 % of chance gives in 999 of 1,000 such simulations."""
+    """Most refusals that 5% of chance gives in 999 of 1,000 such simulations."""
     return binom.ppf(0.999, repeats, 0.05) / repeats
 
 

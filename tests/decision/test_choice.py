@@ -219,7 +219,7 @@ class TestDecide:
             wide = {f"latency_p50_{end}_ms": frame["latency_p50_ms"] + d for end, d in ends.items()}
             return decide(frame.assign(**wide), gates=Gates())
 
-        # 5 % are taken for noise: less accurate it has to be faster, more accurate it may be slower
+        # 5% are taken for noise: less accurate it has to be faster, more accurate it may be slower
         assert f"to below {target} ms (" in decided(0.5).what_it_would_take
         assert decided(target - 0.001).pick["candidate"] == "next"
         assert decided(target + 0.001).pick["candidate"] == "fast"
@@ -366,7 +366,7 @@ class TestDecide:
 
 
 def timed(rounds=20, **latencies):
-    """Samples of one call a round, in rounds that slow all candidates alike by up to 60 %."""
+    """Samples of one call a round, in rounds that slow all candidates alike by up to 60%."""
     slow = 1 + 0.6 * np.random.default_rng(0).random(rounds)
     return pd.concat(
         pd.DataFrame(
@@ -409,7 +409,7 @@ class TestTies:
         assert decide(frame, gates=Gates()).pick["candidate"] == "fast"
 
     def test_decide_compares_in_the_same_rounds(self):
-        # 2 % apart: every round says so, or half of the rounds say the contrary
+        # 2% apart: every round says so, or half of the rounds say the contrary
         frame = sweep(row("fast", 0.89, 1, 0.05), row("light", 0.89, 1, 0.04))
         one = np.ones(20)
         rounds = timed(base=9 * one, fast=one, light=1.02 * one)

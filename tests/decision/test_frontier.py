@@ -185,7 +185,7 @@ def test_images_are_drawn_together():
 
 
 def test_rounds_are_drawn_together():
-    # both slow down in the same rounds; the worse candidate is always 1 % behind
+    # both slow down in the same rounds; the worse candidate is always 1% behind
     drift = np.repeat(np.linspace(1, 5, 10), 5)
     samples = latency_samples({"a": 1.0, "b": 1.01})
     samples["latency_ms"] *= np.tile(drift, 2)

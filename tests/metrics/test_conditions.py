@@ -42,7 +42,7 @@ def test_disturbance_goes_by_the_kernel_alone_where_counters_are_missing():
 
 
 def test_rounds_in_which_the_clock_fell_are_marked_and_told():
-    clock = [2400.0, 2280.0, 2279.0, 1200.0]  # 95 % of the highest is 2280
+    clock = [2400.0, 2280.0, 2279.0, 1200.0]  # 95% of the highest is 2280
     quiet = {"reference_ms": 1.0, "other_cores": 0.0, "steal_share": 0.0}
     conditions = pd.DataFrame({"clock_mhz": clock}).assign(**quiet)
     assert with_clock_falls(conditions)["clock_fell"].tolist() == [False, False, True, True]

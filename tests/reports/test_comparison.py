@@ -49,7 +49,7 @@ def test_a_change_counts_only_where_intervals_do_not_overlap(second, accuracy, l
 def test_a_latency_change_that_two_runs_of_the_same_code_show_is_noise():
     first, second = table(a=(0.9, 10.0), b=(0.9, 10.0)), table(a=(0.9, 9.6), b=(0.9, 10.6))
     judged = compare_tables(first, second).set_index("candidate")["latency_verdict"]
-    # intervals of 0.1 to each side are apart; 4 % is within the 5 % of repeated runs, 6 % is not
+    # intervals of 0.1 to each side are apart; 4% is within the 5% of repeated runs, 6% is not
     assert judged.to_dict() == {"a": "within noise", "b": "worse"}
 
 

@@ -184,7 +184,7 @@ def test_as_many_threads_compute_as_were_asked_for(threads):
     """By the kernel's CPU time per thread, in the window in which most of them computed.
 
     On a busy machine OpenVINO's caller does nearly all the work of a helper that is not awake
-    yet, so that a helper counts from 0.3 % of the time; threads that were not asked for have none.
+    yet, so that a helper counts from 0.3% of the time; threads that were not asked for have none.
     """
     artifacts = [dataclasses.asdict(artifact_of(runtime, "fp32", 4)) for runtime in RUNTIMES]
     child = subprocess.run(

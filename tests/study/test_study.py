@@ -120,7 +120,7 @@ def test_networks_of_two_sizes_share_their_pictures(config_of, tmp_path):
 def test_a_network_at_chance_is_asked_about(config_of):
     opened = open_study(config_of(models=[COLOUR], epochs=0))
     opened.require_better_than_chance({COLOUR: 60}, images=60)
-    # of 60 images in 3 classes, 30 and more come by chance in 0.6 %, 29 and more in 1.1 %
+    # of 60 images in 3 classes, 30 and more come by chance in 0.6%, 29 and more in 1.1%
     opened.require_better_than_chance({COLOUR: 30}, images=60)
     with pytest.raises(ValueError, match=r"colour is right on 29 of 60 .*class_names.*mean and"):
         opened.require_better_than_chance({COLOUR: 29}, images=60)
