@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from multiprocessing import forkserver, resource_tracker
@@ -18,18 +19,23 @@ PRELOADED = (
 )
 # Of the process that removes the semaphores of kernels that were ended: it need not tell of it.
 QUIET = "ignore:resource_tracker:UserWarning"
+INTERRUPT = {signal.SIGINT}
 
 
 def fork_server() -> ForkServerContext:
     """Start the server, where it does not run, and give the context of its processes.
 
     It has no threads, and answers once it has imported the package, which nobody waits for here.
+    An interrupt does not reach it, nor its workers: they end when who asked for them does.
     """
     if QUIET not in sys.warnoptions:
         sys.warnoptions.append(QUIET)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*PRELOADED])
+    resource_tracker.ensure_running()  # which would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPT)
     forkserver._forkserver.ensure_running()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
@@ -37,7 +43,9 @@ def share_server() -> None:
     """Have this process, forked from a server, ask that one for its own processes.
 
     CPython would start another one: its ``ensure_running`` looks for a server that is a child.
+    An interrupt reaches it again.
     """
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPT)
     forkserver._forkserver.ensure_running = resource_tracker.ensure_running
 
 

@@ -300,6 +300,19 @@ def test_notebooks_run_in_the_order_of_their_numbers(project):
     assert [path.stem for path in found] == [FIRST, SECOND]
 
 
+def test_a_report_interrupted_while_it_imports_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "edgeopt", "report", "--params", str(tmp_path / "none.yaml")]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while len(children.read_text().split()) < 2:  # the fork server is the second
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.communicate()[1] == "interrupted; nothing has begun\n"
+        assert process.returncode == 130
+
+
 def test_an_interrupted_report_is_one_line_that_says_what_is_kept(monkeypatch, caplog):
     def interrupted(*_, **__):
         raise KeyboardInterrupt

@@ -43,6 +43,16 @@ def test_a_job_that_ends_its_process_is_an_error_where_nothing_takes_its_place()
         [*run_in_order(halved, [13], executor=pool)]
 
 
+def interrupted() -> str:
+    os.kill(os.getpid(), signal.SIGINT)
+    return "went on"
+
+
+def test_an_interrupt_does_not_reach_workers() -> None:
+    with process_pool(1) as pool:
+        assert pool.submit(interrupted).result() == "went on"
+
+
 PARENT = """
 import time
 from edgeopt.system import process_pool
