@@ -1,5 +1,6 @@
 """Kernels of notebooks: this very interpreter, forked from a server that has imported all."""
 
+import multiprocessing
 import os
 import tempfile
 from multiprocessing.context import ForkServerProcess
@@ -62,6 +63,16 @@ class Forked(LocalProvisioner):
         self.process.start()
         self.pid = self.pgid = self.process.pid
         return self.connection_info
+
+
+def end_kernels() -> None:
+    """End the kernels that an interrupt, at an unlucky moment, has left without a manager.
+
+    This process would wait for them at its end.
+    """
+    for child in multiprocessing.active_children():
+        if isinstance(child, KernelProcess):
+            child.kill()
 
 
 class KernelProcess(ForkServerProcess):

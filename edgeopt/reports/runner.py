@@ -21,7 +21,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from edgeopt.config import DEVICES_NOTEBOOK, ExperimentConfig
 from edgeopt.reports import stamps
-from edgeopt.reports.kernels import ThisPythonKernel
+from edgeopt.reports.kernels import ThisPythonKernel, end_kernels
 from edgeopt.reports.manifest import (
     MANIFEST,
     provenance,
@@ -140,6 +140,8 @@ def execute(run: RunFolder, step: Step) -> bool:
         error = f"{failure.ename}: {failure.evalue}"
     except DeadKernelError as failure:
         error = f"the kernel died, perhaps out of memory: {failure}"
+    finally:
+        end_kernels()
     status = "failed" if error else "done"
     record = stamps.Record(status, step.stamp, error, stamps.outputs_since(run, before))
     stamps.publish(temporary, record, to=run.path(step.notebook.name))

@@ -1,14 +1,16 @@
 """Kernels: forked ready from one server, in surroundings of their own."""
 
+import asyncio
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 
-from edgeopt.reports.kernels import ThisPythonKernel
+from edgeopt.reports.kernels import ThisPythonKernel, end_kernels
 
 FACTS = """
 import os, sys, tempfile
@@ -61,3 +63,14 @@ def test_the_kernel_is_this_interpreter_whatever_is_registered(tmp_path, monkeyp
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     manager = ThisPythonKernel(kernel_name="python3")
     assert manager.kernel_spec.argv[0] == sys.executable
+
+
+def test_a_kernel_that_nobody_manages_is_ended(tmp_path):
+    manager = ThisPythonKernel()
+    asyncio.run(manager.start_kernel(cwd=str(tmp_path)))
+    kernel = manager.provisioner.process
+    assert kernel.is_alive()
+    end_kernels()
+    kernel.join(30)
+    assert kernel.exitcode == -signal.SIGKILL
+    asyncio.run(manager.cleanup_resources())
