@@ -34,8 +34,10 @@ def fork_server() -> ForkServerContext:
     context.set_forkserver_preload([*PRELOADED])
     resource_tracker.ensure_running()  # which would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPT)
-    forkserver._forkserver.ensure_running()
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        forkserver._forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
