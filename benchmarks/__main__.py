@@ -29,7 +29,7 @@ BENCHMARKS = {
     "filter": pages.filter_time,
     "five-seeds": pages.five_seeds,
 }
-# Minutes, and for the specimens of a deep network up to an hour.
+# Minutes, and much longer for the specimens of a deep network.
 ON_REQUEST = {
     "five-seeds",
     "backbones",
