@@ -3,14 +3,14 @@
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from functools import cache
+from functools import cache, partial
 
 from torch import Tensor
 
 from edgeopt.experiments.recipes import Recipe
 from edgeopt.experiments.training_plan import Training, TrainingPlan, train_recipe
 from edgeopt.model import network_digest
-from edgeopt.system import ByValue, Store, run_as_completed
+from edgeopt.system import ByValue, Store, run_when_ready
 
 
 def train_networks(
@@ -34,14 +34,13 @@ def train_networks(
     digests = _digests(wanted, plans)
     found = {r: store.read(r.name, digest=digests[r]) for r in wanted}
     missing = [recipe for recipe in wanted if found[recipe] is None]
-    while missing:
-        ready = [r for r in missing if not {*plans[r.model].needs(r)} & {*missing}]
-        jobs = [(r, plans[r.model], *_known(r, plans[r.model], found)) for r in ready]
-        for number, made in run_as_completed(_train, jobs, executor=executor, desc="trainings"):
-            recipe, training = ready[number], made["training"]
-            store.write(recipe.name, training, digest=digests[recipe])
-            found[recipe] = training
-        missing = [recipe for recipe in missing if recipe not in ready]
+    missing.sort(key=lambda recipe: recipe.pruning_level)  # the longest first: no core waits long
+    needs = {r: {*plans[r.model].needs(r)} & {*missing} for r in missing}
+    known = partial(_known, plans=plans, found=found)
+    made = run_when_ready(_train, needs, arguments=known, executor=executor, desc="trainings")
+    for recipe, result in made:
+        store.write(recipe.name, result["training"], digest=digests[recipe])
+        found[recipe] = result["training"]
     return {recipe: found[recipe] for recipe in recipes}
 
 
@@ -66,17 +65,20 @@ def _digests(recipes: Iterable[Recipe], plans: Mapping[str, TrainingPlan]) -> di
 
 
 def _known(
-    recipe: Recipe, plan: TrainingPlan, found: Mapping[Recipe, Training]
-) -> tuple[dict[str, Tensor] | None, int | None]:
-    """Weights that a training begins with, where others made them, and the epochs of its pacemaker.
+    recipe: Recipe, *, plans: Mapping[str, TrainingPlan], found: Mapping[Recipe, Training]
+) -> tuple[Recipe, TrainingPlan, dict[str, Tensor] | None, int | None]:
+    """Arguments of a training: with weights that it begins with, and the epochs of its pacemaker.
 
     Weights of a file are read here: workers may not have it.
     """
+    plan = plans[recipe.model]
     if recipe.parent:
-        return found[recipe.parent].state, None
+        return recipe, plan, found[recipe.parent].state, None
     if recipe.kind == "pretrained" and plan.weights:
-        return plan.first_network(recipe.seed, weights=plan.weights).state_dict(), None
-    return None, len(found[recipe.pacemaker].history) if plan.rises(recipe) else None
+        given = plan.first_network(recipe.seed, weights=plan.weights)
+        return recipe, plan, given.state_dict(), None
+    paced = len(found[recipe.pacemaker].history) if plan.rises(recipe) else None
+    return recipe, plan, None, paced
 
 
 def _train(

@@ -34,6 +34,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "known_noise_silenced",
             "native_stderr_logged",
         ],
-        "workers": ["ByValue", "process_pool", "run_as_completed", "run_in_order"],
+        "workers": ["ByValue", "process_pool", "run_in_order", "run_when_ready"],
     },
 )

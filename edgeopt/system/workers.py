@@ -4,8 +4,15 @@ import ctypes
 import io
 import pickle
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
 from functools import partial
 from typing import Any
 
@@ -112,11 +119,11 @@ def run_in_order(
     if executor is None:
         yield from map(task, jobs)
         return
-    jobs, again = list(jobs), getattr(executor, "alone", executor.submit)
+    jobs = list(jobs)
     futures = [executor.submit(task, job) for job in jobs]
     try:
         for job, future in zip(jobs, futures, strict=True):
-            yield _result(future, partial(again, task, job), died and partial(died, job))
+            yield _result(future, partial(_again, executor, task, job), died and partial(died, job))
     finally:
         for future in futures:
             future.cancel()
@@ -134,28 +141,44 @@ def _result(
         return future.result()
 
 
-def run_as_completed(
+def run_when_ready(
     task: Callable[..., Any],
-    jobs: Sequence[tuple[Any, ...]],
+    needs: Mapping[Hashable, Collection[Hashable]],
     *,
+    arguments: Callable[[Any], tuple[Any, ...]],
     executor: Executor | None,
     desc: str,
-) -> Iterator[tuple[int, Any]]:
-    """Yield the number and the result of every job, as soon as it is there.
+) -> Iterator[tuple[Any, Any]]:
+    """Yield the key and the result of every job, as soon as it is there.
 
-    What was under way when a worker died runs once more.
+    A job is started, in the order of ``needs``, once the results of those that it needs were taken;
+    its ``arguments`` are asked for then. What was under way when a worker died runs once more.
     """
-    with tqdm(total=len(jobs), desc=desc, disable=None) as bar:
-        if executor is None:
-            found = ((number, task(*job)) for number, job in enumerate(jobs))
-        else:
-            futures = {executor.submit(task, *job): number for number, job in enumerate(jobs)}
-            again = getattr(executor, "alone", executor.submit)
-            found = (
-                (number, _result(future, partial(again, task, *jobs[number])))
-                for future in as_completed(futures)
-                for number in [futures[future]]
-            )
-        for number, result in found:
-            bar.update()
-            yield number, result
+    waiting, running, taken = dict(needs), {}, set()
+    with tqdm(total=len(waiting), desc=desc, disable=None) as bar:
+        while waiting or running:
+            ready = [key for key, own in waiting.items() if taken.issuperset(own)]
+            for key in ready if executor else ready[:1]:
+                del waiting[key]
+                given = arguments(key)
+                running[_submitted(task, *given, executor=executor)] = key, given
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                key, given = running.pop(future)
+                found = _result(future, partial(_again, executor, task, *given))
+                bar.update()
+                yield key, found
+                taken.add(key)
+
+
+def _submitted(task: Callable[..., Any], *given: Any, executor: Executor | None) -> Future:
+    """Hand a call to the executor, or make it here without one."""
+    if executor:
+        return executor.submit(task, *given)
+    future: Future = Future()
+    future.set_result(task(*given))
+    return future
+
+
+def _again(executor: Executor, task: Callable[..., Any], *given: Any) -> Future:
+    """Run a call once more whose worker has died: by itself, where the executor can."""
+    return getattr(executor, "alone", executor.submit)(task, *given)

@@ -6,10 +6,12 @@ import subprocess
 import sys
 import time
 from concurrent.futures import BrokenExecutor
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
-from edgeopt.system import process_pool, run_in_order
+from edgeopt.system import process_pool, run_in_order, run_when_ready
 
 
 def halved(number: int) -> float:
@@ -17,6 +19,14 @@ def halved(number: int) -> float:
     if number == 13:
         os.kill(os.getpid(), signal.SIGSEGV)
     return number / 2
+
+
+def dies_once(number: int, mark: str) -> int:
+    """Square a number; 2 ends the process of its first attempt."""
+    if number == 2 and not os.path.exists(mark):
+        open(mark, "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number * number
 
 
 def named(number: int) -> str:
@@ -36,6 +46,38 @@ def test_a_job_that_ends_its_process_is_told_and_the_others_run() -> None:
         found = [*run_in_order(halved, jobs, executor=pool, died=named)]
         assert found == [1, "13 died", 2, "13 died", 3, 4]
         assert [*run_in_order(halved, [10], executor=pool)] == [5]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_job_starts_once_what_it_needs_was_taken(workers: int) -> None:
+    needs = {"whole": {"left", "right"}, "left": {"first"}, "right": set(), "first": set()}
+    found = {"first": 16.0, "right": 2.0}  # each job halves the sum of what it needs
+    taken = []
+
+    def arguments(key: str) -> tuple[float]:
+        return (sum(found[own] for own in needs[key]) or 2 * found.pop(key),)
+
+    with process_pool(2) if workers else nullcontext() as pool:
+        jobs = run_when_ready(halved, needs, arguments=arguments, executor=pool, desc="jobs")
+        for key, result in jobs:
+            found[key] = result
+            taken.append(key)
+    assert found == {"first": 16, "right": 2, "left": 8, "whole": 5}
+    assert taken.index("first") < taken.index("left") < taken.index("whole")
+    assert taken[-1] == "whole"
+
+
+def test_jobs_whose_workers_die_run_once_more_one_by_one(tmp_path: Path) -> None:
+    needs = {number: set() for number in range(4)}
+    with process_pool(2) as pool:
+        jobs = run_when_ready(
+            dies_once,
+            needs,
+            arguments=lambda number: (number, str(tmp_path / f"{number}")),
+            executor=pool,
+            desc="jobs",
+        )
+        assert dict(jobs) == {0: 0, 1: 1, 2: 4, 3: 9}
 
 
 def test_a_job_that_ends_its_process_is_an_error_where_nothing_takes_its_place() -> None:
