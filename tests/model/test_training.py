@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from edgeopt.data import Split
 from edgeopt.model import training
 from edgeopt.model.networks import SmallCNN
 from edgeopt.model.training import evaluate, fit, memory_format, predict_logits, train_model
@@ -137,20 +138,47 @@ def test_bad_options_are_named(small_cnn, striped):
         evaluate(small_cnn, [])
 
 
+class Viewing(nn.Module):
+    """As in many tutorials: a view, which channels last has not got, before the linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.head = nn.Linear(4 * 12 * 12, 12)
+
+    def forward(self, images):
+        return self.head(self.conv(images).view(len(images), -1))
+
+
 NARROW = nn.Sequential(nn.Conv2d(6, 12, 1, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 @pytest.mark.parametrize(
-    ("model", "layout"),
+    ("model", "shape", "layout"),
     [
-        (NARROW, torch.contiguous_format),
-        (nn.Conv2d(6, 12, 3, stride=2), torch.channels_last),
-        (nn.Conv2d(8, 12, 1, stride=2), torch.channels_last),
-        (SmallCNN(), torch.channels_last),
+        (NARROW, (6, 12, 12), torch.contiguous_format),
+        (nn.Conv2d(6, 12, 3, stride=2), (6, 12, 12), torch.channels_last),
+        (nn.Conv2d(8, 12, 1, stride=2), (8, 12, 12), torch.channels_last),
+        (SmallCNN(), (1, 28, 28), torch.channels_last),
+        (Viewing(), (1, 12, 12), torch.contiguous_format),
     ],
 )
-def test_layout_is_channels_last_where_it_is_sound(model, layout):
-    assert memory_format(model) == layout
+def test_layout_is_channels_last_where_it_is_sound(model, shape, layout):
+    model = model.to(memory_format=torch.channels_last)
+    assert memory_format(model, torch.rand(2, *shape)) == layout
+
+
+def test_a_network_that_views_its_activations_is_trained_as_one_that_flattens_them():
+    split = Split(torch.rand(48, 1, 12, 12), torch.arange(48) % 12)
+    viewing = Viewing()
+    flattening = nn.Sequential(viewing.conv, nn.Flatten(), viewing.head)
+    logits = []
+    for model in (viewing, flattening):
+        loader = split.loader(16, shuffle=True, seed=3)
+        trained = train_model(model, loader, 2, 0.01)
+        logits.append(predict_logits(trained, split))
+    assert torch.allclose(*logits, atol=1e-4)
+    assert not torch.allclose(logits[0], predict_logits(viewing, split), atol=1e-2)
 
 
 def test_a_narrow_residual_network_trains_on_one_thread():
