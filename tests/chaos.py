@@ -45,6 +45,7 @@ TINY = {
 LONGEST = 3000  # characters of a message; an unknown key is told with all that are known
 KILLS = ("SIGKILL of the group", "SIGTERM", "SIGINT", "SIGKILL of the kernel")
 SETTLED = 8  # seconds for what belongs to a dead run to end
+UNHURT = 9  # seconds that a run has on average until the next kill: it takes several of them
 
 
 class Run:
@@ -143,8 +144,9 @@ def traceback_in(said: str) -> bool:
 def kills(count: int, draw: random.Random, scratch: Path) -> Iterator[dict[str, object]]:
     """Kill runs at random moments, a fourth each in another way, and let them go on.
 
-    As many runs as there are cores go on side by side, each from where its last kill left it; one
-    that came to its end is verified and begins anew.
+    Kills come as a Poisson process, so that no moment of a run is spared. As many runs as there are
+    cores go on side by side, each from where its last kill left it; one that came to its end is
+    verified and begins anew.
     """
     homes = [scratch / f"run{number}" for number in range(usable_cores())]
     shares = [range(number, count, len(homes)) for number in range(len(homes))]
@@ -158,12 +160,12 @@ def kills(count: int, draw: random.Random, scratch: Path) -> Iterator[dict[str, 
 
 def _killed_again_and_again(numbers: range, seed: float, home: Path) -> list[dict[str, object]]:
     run, draw, rows = Run(home), random.Random(seed), []
-    whole = _whole_run(run)
+    _made_whole(run)
     for number in numbers:
         fault = KILLS[number % len(KILLS)]
         process = run.start()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(draw.uniform(0.1, 0.9) * whole)
+            process.wait(draw.expovariate(1 / UNHURT))
         before, alive = run.finished, process.poll() is None
         if alive:
             _strike(process, fault, run)
@@ -182,14 +184,11 @@ def _killed_again_and_again(numbers: range, seed: float, home: Path) -> list[dic
     return rows
 
 
-def _whole_run(run: Run) -> float:
-    """Seconds that a run takes whose data are there; it leaves nothing else behind."""
-    for _ in range(2):
-        start = time.monotonic()
-        status, said = run.report()
-        assert status == 0, said
-        shutil.rmtree(run.folder)
-    return time.monotonic() - start
+def _made_whole(run: Run) -> None:
+    """Make a run that nothing strikes; its data and trainings stay."""
+    status, said = run.report()
+    assert status == 0, said
+    shutil.rmtree(run.folder)
 
 
 def _finished(run: Run) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import pandas as pd
 
+from edgeopt.runtimes import runtime_named
 from edgeopt.schema import TIMES
 from edgeopt.search import LatencyMap, LayerMap
 
@@ -99,7 +100,10 @@ def precision_tradeoffs(means: pd.DataFrame) -> str:
     fp32 = means[means["precision"] == "fp32"].set_index("runtime")["latency_ms_mean"]
     ratio = means["latency_ms_mean"] / means["runtime"].map(fp32)
     slow = means.assign(ratio=ratio)[ratio > 1].sort_values("ratio", ascending=False)
-    words = [f"{row.runtime} {row.precision} ({row.ratio:.2f} times)" for row in slow.itertuples()]
+    words = [
+        f"{runtime_named(row.runtime).title} {row.precision} ({row.ratio:.2f} times)"
+        for row in slow.itertuples()
+    ]
     return f"Slower than fp32 in the same runtime: {', '.join(words) or 'none'}."
 
 

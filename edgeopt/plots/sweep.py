@@ -143,7 +143,9 @@ def energy_tiers(
     _draw_candidates(ax, rows, *ENERGIES)
     log_axis(ax.xaxis, unit="J")
     log_axis(ax.yaxis, unit="J")
-    ax.set(xlabel="Energy proxy: latency x assumed power", ylabel="Energy model: 45 nm figures")
+    ax.set(
+        xlabel=f"Energy proxy: latency {TIMES} assumed power", ylabel="Energy model: 45 nm figures"
+    )
     ax.set_title("Two estimates of one inference's energy", pad=24)
     # The reason's parenthesis, a path, is for the table; the line has to fit a phone.
     reason = unavailable.partition(" (")[0] if unavailable else "neither axis is one"

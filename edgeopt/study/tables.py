@@ -75,7 +75,8 @@ def _column(name: Hashable, cells: pd.Series, own: set[Hashable]) -> tuple[str, 
     numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
     largest = max((abs(v) for v in values if known(v)), default=0) if numeric else 0
     scale, unit = display_unit(str(name), largest)
-    texts = [cell_text(value, scale if numeric else 1, unit) for value in values]
+    shown = unit or ("%" if str(name).endswith("(%)") else "")
+    texts = [cell_text(value, scale if numeric else 1, shown) for value in values]
     long = max(map(len, texts), default=0) > LONG_TEXT
     css = ' class="number"' if numeric else ' class="words"' if long else ""
     return str(name) if name in own else column_heading(name, unit), css, texts

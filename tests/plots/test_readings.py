@@ -95,7 +95,7 @@ def test_precision_tradeoffs_name_what_is_slower_than_fp32():
         }
     )
     words = readings.precision_tradeoffs(means)
-    assert words == "Slower than fp32 in the same runtime: onnxruntime int8 (1.90 times)."
+    assert words == "Slower than fp32 in the same runtime: ONNX Runtime int8 (1.90 times)."
     assert readings.precision_tradeoffs(means.head(2)).endswith("runtime: none.")
 
 

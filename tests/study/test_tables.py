@@ -55,6 +55,11 @@ def test_headings_have_units_and_numbers_are_in_them():
     assert [cell.text for cell in page.find_all("th", scope="row")] == ["a", "b"]
 
 
+def test_per_cent_has_one_decimal_where_the_heading_says_so_itself():
+    rows, _ = cells(pd.DataFrame({"One epoch (%)": [90.0, 89.66]}))
+    assert rows == [["One epoch (%)"], ["90.0"], ["89.7"]]
+
+
 def test_means_and_budgets_are_named_by_what_they_are_of():
     assert column_heading("latency_ms_mean", "ms") == "Latency, mean (mean) (ms)"
     assert column_heading("violates_0.03mb", "") == "Over 0.03 MiB of weights"
