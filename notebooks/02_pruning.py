@@ -98,7 +98,8 @@ if config.epochs == 0:
 #
 # At level 0.5 each layer keeps the half of its filters that matters most. Both a layer's outputs and the
 # inputs of what reads them shrink, so that weights and multiply-accumulates (MACs) fall with the square
-# of what is kept. Where the grid of channels cannot honour a level, `note` says what was reached.
+# of what is kept. Where a level cannot be honoured, by the grid of channels or because the network's own
+# code counts a layer's channels (`x.view(-1, 400)`), `note` says what was reached.
 
 # %%
 sizes = folder.write_table("pruning_sizes.csv", size_table(networks, validation))

@@ -45,8 +45,8 @@ def size_table(networks: Mapping[Recipe, nn.Module], splits: Mapping[str, Split]
 
     Columns: ``model, pruning_level``; ``level_reached``, the share of all prunable channels that
     were removed; ``channels`` of the network's convolutions, ``macs`` and ``parameters``, with the
-    shares that are kept; ``note``, which says so where the grid of channels misses the level by
-    more than a quarter of it.
+    shares that are kept; ``note``, which says so where the level is missed by more than a quarter
+    of it: by the grid of channels, or because the network's code counts channels of a layer.
     """
     first = {r.model: model for r, model in networks.items() if not r.pruning_level}
     rows = [
@@ -54,6 +54,7 @@ def size_table(networks: Mapping[Recipe, nn.Module], splits: Mapping[str, Split]
             "model": recipe.model,
             "pruning_level": recipe.pruning_level,
             "level_reached": _level_reached(first[recipe.model], model),
+            "note": _left_whole(first[recipe.model], model),
             "channels": sum(_channels(model)),
             **_size(model, splits[recipe.model]),
         }
@@ -63,7 +64,9 @@ def size_table(networks: Mapping[Recipe, nn.Module], splits: Mapping[str, Split]
     whole = table.groupby("model")[["macs", "parameters"]].transform("max")
     missed = (table["level_reached"] - table["pruning_level"]).abs()
     off = missed > LEVEL_TOLERANCE * table["pruning_level"]
-    note = "the grid of channels reached " + table["level_reached"].map("{:.0%}".format)
+    reached = table["level_reached"].map("reached {:.0%}".format)
+    cause = table.pop("note").map(lambda names: f", with {names} left whole" if names else "")
+    note = reached + cause
     return table.assign(
         macs_kept=table["macs"] / whole["macs"],
         parameters_kept=table["parameters"] / whole["parameters"],
@@ -99,12 +102,20 @@ def _size(model: nn.Module, split: Split) -> dict[str, int]:
 
 def _level_reached(whole: nn.Module, pruned: nn.Module) -> float:
     """Share of the channels that are gone, over the layers that the head is not one of."""
-    pairs = [
-        (before.weight.shape[0], after.weight.shape[0])
-        for before, after in zip(whole.modules(), pruned.modules(), strict=True)
-        if isinstance(before, nn.Conv2d | nn.Linear)
-    ][:-1]
-    return 1 - sum(after for _, after in pairs) / sum(before for before, _ in pairs)
+    before, after = _widths(whole), _widths(pruned)
+    return 1 - sum(after.values()) / sum(before.values())
+
+
+def _left_whole(whole: nn.Module, pruned: nn.Module) -> str:
+    """Name the layers that lost no channel."""
+    after = _widths(pruned)
+    return ", ".join(name for name, width in _widths(whole).items() if after[name] == width)
+
+
+def _widths(model: nn.Module) -> dict[str, int]:
+    """Channels that each layer makes, but the head."""
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    return {name: layer.weight.shape[0] for name, layer in layers[:-1]}
 
 
 def _accuracy(model: nn.Module, split: Split) -> dict[str, float]:

@@ -2,8 +2,9 @@
 
 import copy
 import itertools
+import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 
 import torch
@@ -15,13 +16,16 @@ from edgeopt.model import SmallCNN
 from edgeopt.pruning.groups import (
     WRITERS,
     channel_widths,
+    fixed_groups,
     group_name,
     group_parts,
     group_sizes,
     pruning_groups,
 )
-from edgeopt.pruning.probing import run_named
+from edgeopt.pruning.probing import run_named, runs
 from edgeopt.schema import CRITERIA, require_at_least, require_known
+
+logger = logging.getLogger(__name__)
 
 TAYLOR_BATCHES = 10
 Kept = Callable[[str, int, int], int]  # of a group's name, channels a part, and parts
@@ -66,7 +70,8 @@ def prune_channels(
     keeps the same ``max(1, round(C * (1 - pruning_level)))`` of them, whatever the criterion. A
     channel counts as much as the filters that write it, on average over the layers that do; what
     reads it is not asked. Of equal channels the first stay. The layer that makes the logits is
-    left whole. All parameters of the result can be trained.
+    left whole, and so are, with a warning, groups whose channels the network's own code counts, as
+    ``x.view(-1, 400)`` does. All parameters of the result can be trained.
 
     Parameters
     ----------
@@ -96,7 +101,19 @@ def prune_channels(
     pruned, widths = _pruned(model, kept if pruning_level else None, example_input, **options)
     if pruning_level:
         _check_widths(widths, round_to=round_to)
-    return pruned
+    if runs(pruned, example_input):
+        return _as_many_logits(pruned, model, example_input)
+    fixed = fixed_groups(model, example_input)
+    if len(fixed) in (0, len(widths)):
+        run_named(pruned, example_input)  # raises
+    logger.warning(
+        "%s: left whole, because its code counts their channels: %s",
+        type(model).__name__,
+        ", ".join(sorted(fixed)),
+    )
+    rest = partial(_kept_beside, fixed=fixed, kept=kept)
+    pruned, _ = _pruned(model, rest, example_input, **options)
+    return _as_many_logits(pruned, model, example_input)
 
 
 def prune_to_widths(
@@ -129,7 +146,8 @@ def prune_to_widths(
             raise ValueError(f"{name} is to keep {width} channels; allowed: {allowed}")
     kept = partial(_kept_of_widths, widths=widths)
     options = {"criterion": criterion, "loader": loader, "seed": seed}
-    return _pruned(model, kept, example_input, **options)[0]
+    pruned, _ = _pruned(model, kept, example_input, **options)
+    return _as_many_logits(pruned, model, example_input)
 
 
 def _pruned(
@@ -141,25 +159,34 @@ def _pruned(
     loader: Iterable[tuple[Tensor, Tensor]] | None,
     seed: int,
 ) -> tuple[nn.Module, list[int]]:
-    """Return a pruned copy, and how many channels its groups had; a plain copy without a rule."""
+    """Return a pruned copy, and how many channels its groups had; a plain copy without a rule.
+
+    The copy is in eval mode.
+    """
     require_known(criterion, allowed=CRITERIA, what="criterion")
     # A frozen network leaves no trace for the dependency graph.
     pruned = copy.deepcopy(model).eval().requires_grad_()
-    classes = run_named(pruned, example_input)[0].shape[1]
+    run_named(pruned, example_input)  # raises, where the images do not fit
     if kept is None:
-        return pruned.train(model.training), []
+        return pruned, []
     if criterion == "taylor":
         _accumulate_gradients(pruned, loader)
     score = partial(_score, criterion=criterion, generator=torch.Generator().manual_seed(seed))
     weakest = partial(_weakest, pruned, score=score, kept=kept)
     widths = _prune_in_place(pruned, example_input, weakest=weakest)
     pruned.zero_grad(set_to_none=True)
-    width = run_named(pruned, example_input)[0].shape[1]
-    if width != classes:
+    return pruned, widths
+
+
+def _as_many_logits(pruned: nn.Module, model: nn.Module, example_input: Tensor) -> nn.Module:
+    """Return a pruned network, in the mode of its parent: it runs and has lost no class."""
+    whole = copy.deepcopy(model).eval()
+    before, after = (run_named(own, example_input)[0].shape[1] for own in (whole, pruned))
+    if after != before:
         raise ValueError(
-            f"pruning cut the {classes} logits to {width}; allowed: one layer makes all"
+            f"pruning cut the {before} logits to {after}; allowed: one layer makes all"
         )
-    return pruned.train(model.training), widths
+    return pruned.train(model.training)
 
 
 def count_macs(model: nn.Module, *, example_input: Tensor) -> int:
@@ -240,6 +267,11 @@ def _kept_at_level(
     """Apply the documents' rule in each part, then take the nearest number on the grid."""
     step = math.lcm(round_to, parts) // parts
     return step * max(1, math.floor(round(width * (1 - pruning_level)) / step + 0.5))
+
+
+def _kept_beside(name: str, width: int, parts: int, *, fixed: Collection[str], kept: Kept) -> int:
+    """Apply a rule to all groups but the fixed ones."""
+    return width if name in fixed else kept(name, width, parts)
 
 
 def _kept_of_widths(name: str, width: int, parts: int, *, widths: Mapping[str, int]) -> int:

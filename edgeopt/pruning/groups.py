@@ -4,7 +4,7 @@ import copy
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from edgeopt.pruning.probing import GRAPH_ERRORS, last_layer, module_without_graph
+from edgeopt.pruning.probing import GRAPH_ERRORS, last_layer, module_without_graph, runs
 
 WRITERS = (nn.modules.conv._ConvNd, nn.Linear)
 
@@ -93,8 +93,42 @@ def channel_widths(model: nn.Module, *, example_input: Tensor) -> dict[str, int]
 
     A group is named by the first layer that writes it. ``ValueError`` as :func:`prune_channels`.
     """
-    sizes = group_sizes(model, example_input)
-    return {name: width for name, (width, _) in sizes.items()}
+    sizes, fixed = group_sizes(model, example_input), fixed_groups(model, example_input)
+    return {name: width for name, (width, _) in sizes.items() if name not in fixed}
+
+
+def fixed_groups(model: nn.Module, example_input: Tensor) -> set[str]:
+    """Name the groups whose channels the network's own code counts, as ``x.view(-1, 400)`` does.
+
+    It fails when they lose some, which no dependency graph can see.
+    """
+    names = {*group_sizes(model, example_input)}
+    if _runs_without(names, model, example_input):
+        return set()
+    return {name for name in names if not _runs_without({name}, model, example_input)}
+
+
+def _runs_without(names: Collection[str], model: nn.Module, example_input: Tensor) -> bool:
+    """Tell whether a network runs when groups have lost half of the channels of each part.
+
+    Groups that the dependency graph cannot cut so are not judged.
+    """
+    cut = copy.deepcopy(model).eval().requires_grad_()
+    try:
+        with pruning_groups(cut, example_input) as (graph, groups):
+            chosen = [group for group in groups if group_name(cut, group) in names]
+            for group, channels in [(group, _half(graph, group)) for group in chosen]:
+                if channels:
+                    group.prune(channels)
+    except ValueError:
+        return True
+    return runs(cut, example_input)
+
+
+def _half(graph: tp.DependencyGraph, group: tp.Group) -> list[int]:
+    parts = group_parts(graph, group)
+    each = len(group[0].idxs) // parts
+    return [part * each + channel for part in range(parts) for channel in range(each // 2)]
 
 
 def layer_channels(model: nn.Module, *, example_input: Tensor) -> dict[str, LayerChannels]:

@@ -36,6 +36,15 @@ def run_named(model: nn.Module, example_input: Tensor) -> tuple[Tensor, dict[nn.
         raise ValueError(f"{name} fails on an input of shape {shape}: {error}") from error
 
 
+def runs(model: nn.Module, example_input: Tensor) -> bool:
+    """Tell whether a network takes images of this shape."""
+    try:
+        run_named(model, example_input)
+    except ValueError:
+        return False
+    return True
+
+
 def last_layer(model: nn.Module, example_input: Tensor) -> nn.Module:
     """Find the convolution or linear layer that runs last: the one that makes the logits."""
     _, given = run_named(model, example_input)

@@ -92,9 +92,19 @@ def to_int8(
         prepared = prepare_fx(copy.deepcopy(model).eval(), mapping, (batches[0],), whole)
         for images in batches:
             prepared(images)
-        quantized = convert_fx(prepared)
+        quantized = _without_views(convert_fx(prepared))
         _require_quantized(model, quantized, left=left)
     return quantized
+
+
+def _without_views(model: fx.GraphModule) -> fx.GraphModule:
+    """Reshape where the network has a view, in place: quantized layers write channels last."""
+    for node in model.graph.nodes:
+        typed = any(isinstance(argument, torch.dtype) for argument in node.args)
+        if node.op == "call_method" and node.target == "view" and not typed:
+            node.target = "reshape"
+    model.recompile()
+    return model
 
 
 def _use_full_range(mapping: "QConfigMapping") -> None:

@@ -30,7 +30,7 @@ def test_size_table_sets_what_is_left_beside_the_level(networks, striped):
     macs = [784 * 9 * a + 196 * 9 * a * b + 49 * b * 4 for a, b in ((6, 8), (4, 8))]
     assert [whole.macs, pruned.macs] == macs
     assert pruned.macs_kept == pytest.approx(macs[1] / macs[0])
-    assert (whole.note, pruned.note) == ("", "the grid of channels reached 14%")
+    assert (whole.note, pruned.note) == ("", "reached 14%, with conv2 left whole")
 
 
 def test_accuracy_table_counts_right_answers(networks, striped):

@@ -430,10 +430,34 @@ class Loose(nn.Module):
         return (self.conv(images) * self.scale).mean((2, 3))
 
 
+def fixed_at(layer: int) -> nn.Sequential:
+    """Two convolutions, of which this one's 16 channels are counted behind it."""
+    layers = [nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten(), nn.LazyLinear(10)]
+    layers.insert(layer + 1, FixedChannels())
+    model = nn.Sequential(*layers)
+    model(COLOUR)
+    return model
+
+
+@pytest.mark.parametrize(("layer", "widths"), [(0, [16, 8]), (2, [8, 16])])
+def test_layers_whose_channels_the_code_counts_are_left_whole_and_named(
+    layer: int, widths: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = fixed_at(layer).train()
+    pruned = prune_channels(model, 0.5, example_input=COLOUR)
+    convolutions = [own for own in pruned if isinstance(own, nn.Conv2d)]
+    assert [own.out_channels for own in convolutions] == widths
+    assert pruned(COLOUR).shape == (2, 10)
+    assert pruned.training
+    [told] = caplog.messages
+    name = [n for n, own in model.named_children() if isinstance(own, nn.Conv2d)][layer // 2]
+    assert told == f"Sequential: left whole, because its code counts their channels: {name}"
+    others = {"0", "2", "3"} - {name}
+    assert {*channel_widths(model, example_input=COLOUR)} <= others
+
+
 def test_names_the_module_that_breaks_when_its_input_shrinks() -> None:
-    model = nn.Sequential(
-        nn.Conv2d(3, 16, 3), FixedChannels(), nn.Conv2d(16, 10, 3), nn.Flatten(), nn.LazyLinear(10)
-    )
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), FixedChannels(), nn.Flatten(), nn.LazyLinear(10))
     model(COLOUR)
     with pytest.raises(ValueError, match=r"module '1' \(FixedChannels\) fails"):
         prune_channels(model, 0.5, example_input=COLOUR)

@@ -191,3 +191,25 @@ def test_qat_without_executorch_says_what_to_install(monkeypatch):
         quantization_aware_train(
             trained_cnn(), calibration_loader(), epochs=1, learning_rate=1e-3, progress=False
         )
+
+
+class Viewing(nn.Module):
+    """As in many tutorials: a view before the linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.head = nn.Linear(4 * 26 * 26, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.conv(images)).view(-1, 4 * 26 * 26))
+
+
+def test_a_network_that_views_its_activations_becomes_int8() -> None:
+    torch.manual_seed(0)
+    model, images = Viewing().eval(), torch.rand(64, 1, 28, 28)
+    quantized = to_int8(model, [(images, torch.arange(64) % 10)])
+    with torch.no_grad():
+        wanted, found = model(images), quantized(images)
+    assert (wanted - found).abs().max() < 0.1 * wanted.abs().max()
+    assert (wanted - found).abs().max() > 0
