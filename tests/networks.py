@@ -51,3 +51,15 @@ def small_convnext() -> nn.Module:
     torch.manual_seed(0)
     stages = [models.convnext.CNBlockConfig(8, 12, 1), models.convnext.CNBlockConfig(12, None, 1)]
     return models.ConvNeXt(stages, layer_scale=1.0, num_classes=5).eval()
+
+
+class Loose(nn.Module):
+    """Grey images to classes, with a parameter outside any layer."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 16, 3), nn.Linear(16, num_classes)
+        self.scale = nn.Parameter(torch.ones(16, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head((self.conv(images) * self.scale).mean((2, 3)))

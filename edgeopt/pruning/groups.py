@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from edgeopt.pruning.probing import GRAPH_ERRORS, last_layer, module_without_graph, runs
 
 WRITERS = (nn.modules.conv._ConvNd, nn.Linear)
+SHOWN_NAMES = 3  # of parameters in a message
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,11 @@ def pruning_groups(
                 list(graph.get_all_groups(ignored_layers=whole, root_module_types=WRITERS)),
             )
         except UserWarning as warning:
-            names = str(warning).splitlines()[0].partition(": ")[2]
+            loose = sorted(re.findall(r"'(.+?)'", str(warning).splitlines()[0]))
+            more = f" and {len(loose) - SHOWN_NAMES} more" if len(loose) > SHOWN_NAMES else ""
             raise ValueError(
                 f"{type(model).__name__} holds parameters outside a known layer, which the "
-                f"dependency graph cannot prune: {names}"
+                f"dependency graph cannot prune: {', '.join(loose[:SHOWN_NAMES])}{more}"
             ) from warning
         except GRAPH_ERRORS as error:
             name = module_without_graph(model, example_input)

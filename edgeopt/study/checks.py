@@ -5,12 +5,12 @@ import resource
 from pathlib import Path
 
 from edgeopt.config import ConfigError, ExperimentConfig
-from edgeopt.experiments import grid
+from edgeopt.experiments import Recipe, grid
 from edgeopt.schema import MIB
 from edgeopt.study.folder import RunFolder, open_run
 from edgeopt.study.layout import NEEDS
 from edgeopt.study.resources import estimate, require_resources, subset_sizes
-from edgeopt.study.study import open_study
+from edgeopt.study.study import Study, open_study
 from edgeopt.system import open_scheduler
 
 # What the smallest run was tried with: with less, threads and libraries do not start.
@@ -48,6 +48,7 @@ def check_run(config: ExperimentConfig) -> str:
     if config.scheduler not in (None, "local"):
         open_scheduler(config.scheduler).shutdown()
     sizes, study = subset_sizes(config), open_study(config)
+    _check_prunable(study)
     devices = ", ".join(study.device_facts)
     needed = estimate(study, sizes=sizes)
     require_resources(config, needed)
@@ -65,6 +66,19 @@ def _check_inputs(notebook: str, config: ExperimentConfig, run: RunFolder) -> No
                 f"notebooks hold {notebook}, which reads what {other} makes; allowed: with "
                 f"{other}, or after it has run in {run.root}"
             )
+
+
+def _check_prunable(study: Study) -> None:
+    """Prune each network once, untrained."""
+    level = max(study.config.pruning_levels)
+    for model, plan in study.plans.items() if level else ():
+        try:
+            plan.architecture(Recipe(model, level, "one-shot"))
+        except ValueError as error:
+            raise ConfigError(
+                f"{model} cannot be pruned to level {level:g}: {error}; allowed for it: "
+                "pruning_levels: [0.0]"
+            ) from error
 
 
 def _check_limits() -> None:

@@ -49,6 +49,16 @@ def test_a_data_folder_that_cannot_be_written_is_named(tmp_path) -> None:
         check_parameters(ExperimentConfig(data_dir=str(tmp_path / "data")))
 
 
+def test_a_network_that_cannot_be_pruned_is_named(tmp_path) -> None:
+    own = {"data_dir": str(tmp_path), "models": ["tests.networks:Loose"], "channels": 1}
+    told = (
+        r"tests.networks:Loose cannot be pruned to level 0.7: .* scale; .* pruning_levels: \[0.0\]"
+    )
+    with pytest.raises(ConfigError, match=told):
+        check_run(ExperimentConfig(**own))
+    assert "1 network(s)" in check_run(ExperimentConfig(**own, pruning_levels=[0.0]))
+
+
 def test_a_scheduler_that_does_not_answer_is_named(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(cluster, "SECONDS", 1)
     config = ExperimentConfig(data_dir=str(tmp_path), scheduler="tcp://127.0.0.1:9")
