@@ -226,7 +226,7 @@ COLUMNS = {
     "reason": Column("Reason"),
     "p_value": Column("p"),
     "p_holm": Column("p, corrected (Holm)"),
-    "file_ratio": Column(f"File, fp32 {DASH} times as large"),
+    "file_ratio": Column("File, times smaller than fp32"),
     "speedup": Column("Speed, times that of fp32"),
     "share": Column("Share of the time", "%"),
     "measured_share": Column("Share of the time", "%"),

@@ -350,7 +350,8 @@ comparison, against_pick = compare_on_test(right, candidates, decision=decision)
 brief = ["images", "p_value", "detectable_difference", "method"]
 tests = {"paired_comparison.csv": comparison, "pick_comparison.csv": against_pick}
 for name, rows in tests.items():
-    display(folder.write_table(name, rows).drop(columns=brief))
+    shown_rows = folder.write_table(name, rows).drop(columns=brief)
+    display(shown_rows.rename(columns={"accuracy": "test_accuracy"}))
 tests = {"test": comparison.to_dict("records"), "against_pick": against_pick.to_dict("records")}
 
 # %% tags=["nbval-ignore-output"]

@@ -20,7 +20,7 @@ from edgeopt.plots.style import (
     row_height,
 )
 from edgeopt.runtimes import runtime_named
-from edgeopt.schema import PRECISIONS, require_columns
+from edgeopt.schema import PRECISIONS, require_columns, significant
 
 ESTIMATE = {"fc": "white", "ec": QUIET, "hatch": "////", "lw": 1.2}
 
@@ -145,7 +145,7 @@ def device_estimates(estimates: pd.DataFrame, *, ax: Axes | None = None) -> Axes
             ax.scatter(row[low], y, s=45, marker=marker, fc="white", ec=color, zorder=3)
         beside(ax, left if pd.isna(row[low]) else row[high], y, _estimate_words(row))
     log_axis(ax.xaxis)
-    ax.set_xlim(left, estimates[high].max() * 60)
+    ax.set_xlim(left, estimates[high].max() * 200)  # room for the words beside the longest bar
     row_groups(ax, devices)
     ax.set(xlabel="Latency, estimate (ms)", title="Estimates, not measurements")
     key_below(ax, *candidate_key(estimates))
@@ -156,9 +156,10 @@ def _estimate_words(row: pd.Series) -> str:
     level = f", {row['pruning_level']:.0%} pruned" if row["pruning_level"] else ", unpruned"
     if pd.isna(row["latency_estimate_ms"]):
         return f"no rate known for {row['precision']}{level}"
-    ends = row[["latency_estimate_ms", "latency_estimate_high_ms"]].map("{:.2g}".format).unique()
+    ends = row[["latency_estimate_ms", "latency_estimate_high_ms"]].unique()
+    words = " to ".join(significant(float(f"{end:.2g}")) for end in ends)
     fits = "" if row["fits_ram"] and row["fits_flash"] else " (does not fit)"
-    return f"{' to '.join(ends)}{level}{fits}"
+    return f"{words}{level}{fits}"
 
 
 def _draw_samples(ax: Axes, values: pd.Series, y: int, *, color: str) -> None:

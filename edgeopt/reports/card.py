@@ -125,7 +125,8 @@ def _difference(row: Mapping[str, Any], *, sign: int) -> str:
     """Write a paired difference with its interval first, then how and how surely it was found."""
     name = "accuracy_difference"
     ends = [row.get("difference_low"), row.get("difference_high")]
-    details = [row.get("method", "paired test"), f"p = {row['p_holm']:.2g}"]
+    p_value = "p < 0.001" if row["p_holm"] < 0.001 else f"p = {row['p_holm']:.2g}"
+    details = [row.get("method", "paired test"), p_value]
     if not row["significant"]:
         details.insert(0, "no difference detected")
     if all(map(known, ends)):

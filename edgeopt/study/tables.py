@@ -12,7 +12,7 @@ from edgeopt.study.folder import ASSETS
 
 FIGURE_STYLE = ASSETS / "figures.mplstyle"
 MAX_ROWS = 200
-LONG_TEXT = 40
+SHORT_TEXT, LONG_TEXT = 12, 40  # up to which a text keeps to one line, and is a name
 
 
 def use_style() -> None:
@@ -77,8 +77,9 @@ def _column(name: Hashable, cells: pd.Series, own: set[Hashable]) -> tuple[str, 
     scale, unit = display_unit(str(name), largest)
     shown = unit or ("%" if str(name).endswith("(%)") else "")
     texts = [cell_text(value, scale if numeric else 1, shown) for value in values]
-    long = max(map(len, texts), default=0) > LONG_TEXT
-    css = ' class="number"' if numeric else ' class="words"' if long else ""
+    longest = max(map(len, texts), default=0)
+    kind = "number" if numeric else "words" if longest > LONG_TEXT else "name"
+    css = "" if kind == "name" and longest <= SHORT_TEXT else f' class="{kind}"'
     return str(name) if name in own else column_heading(name, unit), css, texts
 
 

@@ -89,6 +89,15 @@ def test_the_pick_is_compared_with_the_baseline_on_test_images(tmp_path, signifi
 
 
 @pytest.mark.parametrize(
+    ("p_value", "words"), [(8e-8, "p < 0.001)"), (0.00099, "p < 0.001)"), (0.001, "p = 0.001)")]
+)
+def test_a_tiny_p_value_is_a_bound(tmp_path, p_value, words):
+    results = results_of(tmp_path, synthetic_sweep().assign(test_accuracy=0.8))
+    results.decision["against_pick"] = [against_pick(results, "baseline", p_holm=p_value)]
+    assert words in on_test_images(results)[0]
+
+
+@pytest.mark.parametrize(
     ("lead", "words"), [(0.0056, "better on them: +0.56"), (-0.0056, f"worse on them: {MINUS}0.56")]
 )
 def test_the_runner_ups_lead_is_named_only_when_significant(tmp_path, lead, words):

@@ -98,3 +98,12 @@ def test_long_tables_say_what_they_leave_out_and_cells_are_text():
 )
 def test_cell_text(value, text):
     assert cell_text(value) == text
+
+
+def test_a_names_column_is_wide_enough_for_two_lines_and_a_long_text_is_wider():
+    df = pd.DataFrame(
+        {"runtime": ["torch"], "parent": ["small_cnn-p0-torch-fp32"], "error": ["x" * 41]}
+    )
+    _, page = cells(df)
+    assert [cell.get("class") for cell in page.tbody.find_all("td")] == [["name"], ["words"]]
+    assert page.tbody.th.get("class") is None
