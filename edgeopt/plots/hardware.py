@@ -145,7 +145,7 @@ def device_estimates(estimates: pd.DataFrame, *, ax: Axes | None = None) -> Axes
             ax.scatter(row[low], y, s=45, marker=marker, fc="white", ec=color, zorder=3)
         beside(ax, left if pd.isna(row[low]) else row[high], y, _estimate_words(row))
     log_axis(ax.xaxis)
-    ax.set_xlim(left, estimates[high].max() * 200)  # room for the words beside the longest bar
+    ax.set_xlim(left, estimates[high].max() * 60)
     row_groups(ax, devices)
     ax.set(xlabel="Latency, estimate (ms)", title="Estimates, not measurements")
     key_below(ax, *candidate_key(estimates))

@@ -195,6 +195,7 @@ def _draw(figure: "Figure", *, alt: str) -> bytes:
     from PIL.PngImagePlugin import PngInfo
 
     drawn, few, words = BytesIO(), BytesIO(), PngInfo()
+    figure.draw_without_rendering()  # texts beside the axes get their room in the second pass
     figure.savefig(drawn, format="png", dpi=FIGURE_DPI, transparent=True)
     words.add_itxt("Description", alt)
     method = Image.Quantize.FASTOCTREE  # the one that keeps transparency

@@ -1,4 +1,5 @@
 import base64
+import io
 import json
 import os
 
@@ -173,3 +174,13 @@ def test_results_taken_in_count_as_long_as_the_run_has_their_files(tmp_path):
     assert run.taken_in == ["board"]
     [rows] = run.read_taken_in("rows.csv")
     assert rows["artifact_sha256"].tolist()[:2] == ["a", "b"]
+
+
+def test_a_text_beside_the_axes_is_not_cut(tmp_path):
+    _, ax = plt.subplots(figsize=(6.4, 3), layout="constrained")
+    ax.set_yticks([0.5], ["ESP32-S3-WROOM-1-N16R8"])
+    ax.annotate("6.1 to 110, 50% pruned", (0.7, 0.5), (7, 0), textcoords="offset points")
+    image = open_run("tidy", root=tmp_path).save_figure("estimates", ax, alt="Estimates.")
+    drawn = np.asarray(Image.open(io.BytesIO(image.data)).convert("RGBA"))
+    assert drawn[:, -1, 3].max() == 0  # nothing reaches the right edge
+    assert drawn[:, -40:, 3].max() > 0  # and the text comes near it
