@@ -3,6 +3,7 @@
 import pandas as pd
 from matplotlib.axes import Axes
 
+from edgeopt.plots.annotations import beside
 from edgeopt.plots.style import (
     INK,
     QUIET,
@@ -11,11 +12,11 @@ from edgeopt.plots.style import (
     log_axis,
     new_axes,
     row_groups,
-    row_height,
 )
 from edgeopt.schema import require_columns
 
 ONE_THREAD, MORE_THREADS, LARGER_BATCH = INK, "none", QUIET
+LINE_HEIGHT = 0.17  # inches of a marker with its number
 
 
 def scaling(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
@@ -28,24 +29,20 @@ def scaling(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     require_columns(table, needed, what="the scaling figure")
     rows = table.dropna(subset="ms_per_image")
     names = [*dict.fromkeys(table["candidate"])]
-    ax = new_axes(ax, height=row_height(2 * len(names)), grid="x")
+    settings = sorted({*zip(rows["batch_size"], rows["threads"], strict=True)})
+    height = 1.1 + LINE_HEIGHT * len(names) * (len(settings) + 1)
+    ax = new_axes(ax, height=height, grid="x")
     for row in rows.itertuples():
-        height = names.index(row.candidate) + (0.2 if row.batch_size > 1 else -0.2)
+        place = settings.index((row.batch_size, row.threads)) + 1
+        y = names.index(row.candidate) + place / (len(settings) + 1) - 0.5
         alone = row.threads == row.batch_size == 1
         face = ONE_THREAD if alone else MORE_THREADS if row.threads > 1 else LARGER_BATCH
-        ax.scatter(row.ms_per_image, height, s=46, fc=face, ec=INK, zorder=3)
-        number = "" if alone else f"{max(row.threads, row.batch_size)}"
-        ax.annotate(
-            number,
-            (row.ms_per_image, height),
-            (0, 5),
-            textcoords="offset points",
-            ha="center",
-            fontsize=9,
-        )
+        ax.scatter(row.ms_per_image, y, s=36, fc=face, ec=INK, zorder=3)
+        if not alone:
+            beside(ax, row.ms_per_image, y, f"{max(row.threads, row.batch_size)}")
     log_axis(ax.xaxis)
     row_groups(ax, names)
-    ax.set_xlabel("Latency per image (ms), lower is better")
+    ax.set_xlabel("Latency per image (ms)")
     key_below(
         ax,
         [

@@ -15,6 +15,7 @@ from edgeopt.schema import MINUS, PRECISIONS
 
 INK = "#222222"
 QUIET = "#777777"
+NAME_HEIGHT = 0.21  # inches of a line in a legend
 WIDTH = 6.4  # inches: a full-width figure of a page, still legible when scaled to a phone
 
 
@@ -76,6 +77,13 @@ def key_below(ax: Axes, *groups: Sequence[Line2D | Patch]) -> None:
         handletextpad=0.5,
         columnspacing=1.3,
     )
+
+
+def key_above(ax: Axes, entries: Sequence[Line2D]) -> None:
+    """Put a legend of names over the axes, one a line; the figure grows by it."""
+    figure = ax.figure
+    figure.set_figheight(figure.get_figheight() + NAME_HEIGHT * len(entries))
+    figure.legend(handles=entries, loc="outside upper left", handletextpad=0.3)
 
 
 def candidate_key(df: pd.DataFrame) -> tuple[list[Patch], list[Line2D]]:

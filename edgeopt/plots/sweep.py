@@ -1,6 +1,7 @@
 """Figures of the sweep: table in, axes out."""
 
 from collections.abc import Collection
+from itertools import count
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from edgeopt.plots.style import (
     INK,
     QUIET,
     candidate_key,
+    key_above,
     key_below,
     log_axis,
     new_axes,
@@ -42,7 +44,7 @@ def frontier(
     Hollow markers are over the memory budget; of the others, those of the ``refused`` candidates,
     which another limit excludes, are crossed out. With a ``frontier_probability`` column, larger
     markers are more surely on the frontier; dotted lines are the floors of the runtimes' calls.
-    ``pick`` and ``baseline`` name the candidates to point out.
+    ``pick`` and ``baseline`` name the candidates to point out; the names are above the axes.
     """
     needed = ["candidate", "accepted", "accuracy", "accuracy_low", "accuracy_high", x_col]
     require_columns(df, needed, what="the frontier figure")
@@ -64,7 +66,7 @@ def frontier(
     if len(crossed):
         state.append(Line2D([], [], ls="", **REFUSED, label="refused"))
     key_below(ax, *candidate_key(rows), state)
-    _label_frontier(ax, rows, front, x_col=x_col, pick=pick, baseline=baseline)
+    _name_points(ax, rows, front, x_col=x_col, pick=pick, baseline=baseline)
     return ax
 
 
@@ -182,10 +184,8 @@ def _draw_candidates(ax: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
     unsure = pd.Series(0.1, index=rows.index)
     sizes = 36 + 110 * rows.get("frontier_probability", unsure).fillna(0)
     for (_, row), size, fill in zip(rows.iterrows(), sizes, accepted_mask(rows), strict=True):
-        color = PRECISIONS[row["precision"]].color
-        marker = runtime_named(row.get("runtime", RUNTIMES[0])).marker
-        style = {"fc": color, "ec": INK} if fill else {"fc": "none", "ec": color}
-        ax.scatter(row[x], row[y], s=size, marker=marker, lw=1.0, zorder=3, **style)
+        marker, face, edge = _look(row, fill=fill)
+        ax.scatter(row[x], row[y], s=size, marker=marker, fc=face, ec=edge, lw=1.0, zorder=3)
 
 
 def _draw_wilson_bars(ax: Axes, rows: pd.DataFrame, x: str, *, strong: np.ndarray) -> None:
@@ -195,19 +195,33 @@ def _draw_wilson_bars(ax: Axes, rows: pd.DataFrame, x: str, *, strong: np.ndarra
         ax.vlines(row[x], row["accuracy_low"], row["accuracy_high"], color=color, **style)
 
 
-def _label_frontier(
+def _name_points(
     ax: Axes, rows: pd.DataFrame, front: pd.DataFrame, *, x_col: str, pick: str, baseline: str
 ) -> None:
-    chosen = rows[rows["candidate"] == pick]
-    if pick is not None and chosen.empty:
+    """Write numbers beside the frontier's points, from left to right, and their names on top."""
+    if pick is not None and pick not in set(rows["candidate"]):
         known = ", ".join(rows["candidate"])
         raise ValueError(f"pick {pick!r} is not among the measured candidates: {known}")
+    chosen = rows[rows["candidate"] == pick]
     ax.scatter(chosen[x_col], chosen["accuracy"], s=260, fc="none", ec=INK, lw=2, zorder=4)
-    places = [x_col, "accuracy"]
-    avoid = rows[places].to_numpy()
-    start = rows[(rows["candidate"] == baseline) & (rows["candidate"] != pick)]
-    others = front[~front["candidate"].isin([pick, baseline])]
-    parts = {"PICK: ": chosen, "baseline: ": start, "": others}
-    for prefix, part in parts.items():
-        texts = zip(*part[places].to_numpy().T, prefix + part["candidate"], strict=True)
-        label_points(ax, texts, avoid=avoid, weight="bold" if part is chosen else "normal")
+    named = rows[rows["candidate"].isin([*front["candidate"], pick, baseline])].sort_values(x_col)
+    numbers, roles = count(1), {pick: "pick", baseline: "baseline"}
+    tags = [roles.get(name) or f"{next(numbers)}" for name in named["candidate"]]
+    entries = zip(named.iterrows(), accepted_mask(named), tags, strict=True)
+    key_above(ax, [_entry(row, tag, fill=fill) for (_, row), fill, tag in entries])
+    points = zip(named[x_col], named["accuracy"], tags, strict=True)
+    label_points(ax, [*points], avoid=rows[[x_col, "accuracy"]].to_numpy(), weight="bold")
+
+
+def _entry(row: pd.Series, tag: str, *, fill: bool) -> Line2D:
+    """Legend entry of a candidate: its marker, what stands beside its point, its name."""
+    marker, face, edge = _look(row, fill=fill)
+    style = {"marker": marker, "mfc": face, "mec": edge, "ms": 8, "ls": ""}
+    return Line2D([], [], label=f"{tag}: {row['candidate']}", **style)
+
+
+def _look(row: pd.Series, *, fill: bool) -> tuple[str, str, str]:
+    """Marker, face and edge of a candidate."""
+    color = PRECISIONS[row["precision"]].color
+    marker = runtime_named(row.get("runtime", RUNTIMES[0])).marker
+    return (marker, color, INK) if fill else (marker, "none", color)

@@ -180,13 +180,15 @@ class TestFrontier:
             wanted = to_hex(PRECISIONS[row.precision].color)
             assert fills[row.latency_p50_ms, row.accuracy] == wanted
 
-    def test_the_line_is_the_frontier_and_each_point_on_it_is_named(self, sweep):
+    def test_the_line_is_the_frontier_and_each_point_on_it_is_numbered(self, sweep):
         front = pareto_frontier(sweep, "latency_p50_ms")
         ax = plots.frontier(sweep)
         (line,) = [line for line in ax.lines if line.get_drawstyle() == "steps-post"]
         assert line.get_xdata().tolist() == front["latency_p50_ms"].tolist()
         assert line.get_ydata().tolist() == front["accuracy"].tolist()
-        assert texts(ax) == list(front["candidate"])
+        tags = [str(n) for n, _ in enumerate(front["candidate"], start=1)]
+        assert texts(ax) == tags
+        assert key(ax) >= {f"{n}: {name}" for n, name in zip(tags, front["candidate"], strict=True)}
 
     def test_wilson_bars_are_those_of_the_table(self, sweep):
         ax = plots.frontier(sweep.iloc[:1])
@@ -196,7 +198,8 @@ class TestFrontier:
 
     def test_the_pick_is_named(self, sweep):
         ax = plots.frontier(sweep, "memory_mb", pick="c5")
-        assert sum(text.startswith("PICK: ") for text in texts(ax)) == 1
+        assert texts(ax).count("pick") == 1
+        assert "pick: c5" in key(ax)
         assert ax.get_xlabel() == "Weights (MiB)"
 
     def test_the_refused_are_crossed_out_and_the_baseline_is_named(self, sweep):
@@ -206,7 +209,8 @@ class TestFrontier:
         [crosses] = [c for c in ax.collections if c.get_zorder() == 5]
         assert crosses.get_offsets().tolist() == [[inside["latency_p50_ms"], inside["accuracy"]]]
         assert "refused" in key(ax)
-        assert f"baseline: {outside['candidate']}" in texts(ax)
+        assert "baseline" in texts(ax)
+        assert f"baseline: {outside['candidate']}" in key(ax)
 
     def test_more_probable_points_are_larger(self, sweep):
         two = sweep.iloc[:2].assign(frontier_probability=[0.0, 1.0])
@@ -229,6 +233,17 @@ class TestFrontier:
         assert len(marks(ax)) == len(sweep)
         assert all(fill is None for *_, fill in marks(ax))
         assert texts(ax) == []
+
+
+class TestScaling:
+    def test_equal_latencies_of_two_batches_are_written_side_by_side(self):
+        rows = [("c", 1, 1, 0.02), ("c", 2, 1, 0.04), ("c", 1, 4, 0.01), ("c", 1, 16, 0.01)]
+        names = ["candidate", "threads", "batch_size", "ms_per_image"]
+        ax = plots.scaling(pd.DataFrame(rows, columns=names))
+        ax.figure.draw_without_rendering()
+        boxes = {text.get_text(): text.get_window_extent() for text in ax.texts}
+        assert boxes.keys() == {"2", "4", "16"}
+        assert all(box.count_overlaps(list(boxes.values())) == 1 for box in boxes.values())
 
 
 class TestSweep:

@@ -84,6 +84,10 @@
       .filter((row) => y[row] > best && ((best = y[row]), true));
     const line = { type: "scatter", mode: "lines", showlegend: false, hoverinfo: "skip", line: { shape: "hv", dash: "dot", color: soft },
       x: front.map((row) => x[row]), y: front.map((row) => y[row]) };
+    // Roles stand above all points, the leftmost highest, so that no line crosses a word.
+    const named = rows.filter((row) => roles(row).length).sort((a, b) => x[a] - x[b]);
+    const high = data.columns[form.intervals.checked && data.bounds[form.y.value]?.[1]] || y, heights = rows.map((row) => high[row] ?? y[row]);
+    const top = Math.max(...heights), step = 0.08 * (top - Math.min(...rows.map((row) => y[row])) || 1);
     const log = form.log.checked, axis = { gridcolor: shade("border", "#ddd"), zeroline: false };
     Plotly.react(chart, [line, ...points], {
       margin: { l: 62, r: 15, t: 10, b: 55 }, hovermode: "closest", paper_bgcolor: "#0000", plot_bgcolor: "#0000",
@@ -91,8 +95,9 @@
       hoverlabel: { bgcolor: paper, font: { color: ink }, align: "left" },
       xaxis: { ...axis, title: { text: titles[0] }, type: log ? "log" : "linear", tickvals: log ? DECADES : undefined, rangemode: log ? "normal" : "tozero" },
       yaxis: { ...axis, title: { text: titles[1] } },
-      annotations: rows.filter((row) => roles(row).length).map((row) => ({
-        x: log ? Math.log10(x[row]) : x[row], y: y[row], text: roles(row).join(", "), ax: 0, ay: roles(row).includes("Pick") ? 40 : -40,
+      annotations: named.map((row, place) => ({
+        x: log ? Math.log10(x[row]) : x[row], y: y[row], text: roles(row).join(", "), xanchor: "left",
+        axref: "x", ax: log ? Math.log10(x[row]) : x[row], ayref: "y", ay: top + (named.length - place) * step,
         arrowcolor: soft, arrowwidth: 1, arrowhead: 0, standoff: 6, bgcolor: paper, font: { color: ink, size: 14 } })),
     }, { displayModeBar: false, responsive: true });
   }
