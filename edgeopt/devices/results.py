@@ -16,7 +16,7 @@ from edgeopt.agent.plan import Plan
 from edgeopt.metrics import Measurement
 from edgeopt.metrics.conditions import with_clock_falls
 from edgeopt.metrics.rounds import visit_samples
-from edgeopt.schema import DASH, quantity
+from edgeopt.schema import DASH, label, quantity
 from edgeopt.system import environment_facts, package_sha256, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,7 @@ SHOWN_FACTS = (
     *("cpu", "architecture", "emulated", "isa", "usable_cores"),
     *("governor", "system", "python"),
 )
+NAMED_FACTS = {"cpu": "CPU", "isa": "Instruction sets"}
 STATES = ("before", "after")
 MEMORY_COLUMNS = ["peak_rss_bytes", "idle_rss_bytes", "added_rss_bytes", "rss_unavailable"]
 FIELDS = {
@@ -233,12 +234,13 @@ def facts_table(devices: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     ``devices`` are :attr:`DeviceResults.facts_around` by name.
     """
     table = pd.DataFrame({name: _shown(facts) for name, facts in devices.items()})
+    table.index = table.index.map(lambda fact: NAMED_FACTS.get(fact) or label(fact))
     return table.rename_axis(index="fact", columns="device")
 
 
 def _shown(facts: Mapping[str, Any]) -> dict[str, str]:
     states = {
-        name: " \N{RIGHTWARDS ARROW} ".join(_told(facts[when][name]) for when in STATES)
+        name: " \N{RIGHTWARDS ARROW} ".join(dict.fromkeys(_told(facts[t][name]) for t in STATES))
         for name in facts["before"]
     }
     packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
