@@ -57,9 +57,15 @@ def check_parity(expected: Tensor, actual: Tensor | np.ndarray, *, tolerance: fl
     return parity
 
 
+def relative_difference(expected: Tensor, actual: Tensor) -> float:
+    """Largest |difference| of two tensors of logits over the largest |expected|."""
+    largest = expected.double().abs().max().item()
+    apart = (expected.double() - actual.double()).abs().max().item()
+    return apart / largest if largest else apart
+
+
 def _compare(expected: Tensor, actual: Tensor, *, largest: float, tolerance: float) -> Parity:
-    apart = (expected - actual).abs().max().item()
-    difference = apart / largest if largest else apart
+    difference = relative_difference(expected, actual)
     answers = actual.flatten(1).argmax(1, keepdim=True)
     given = expected.flatten(1)
     behind = given.max(1, keepdim=True).values - given.gather(1, answers)

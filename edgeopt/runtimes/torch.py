@@ -21,12 +21,20 @@ from edgeopt.runtimes.contract import (
     Operation,
     Runtime,
 )
-from edgeopt.runtimes.parity import Parity, check_parity, parity_images
+from edgeopt.runtimes.parity import (
+    Parity,
+    check_parity,
+    parity_images,
+    relative_difference,
+)
 from edgeopt.runtimes.sessions.torch import load_script
 from edgeopt.system import known_noise_silenced, native_stderr_logged
 
-# Rounding differs between fp16 kernels by a few units in the last place of the largest logit.
+# Rounding differs between fp16 kernels by a few units in the last place of the largest logit, and
+# where small logits are the difference of large numbers by as much as fp16 is off from fp32; files
+# were seen up to 2.4 times as far off as the network they were traced from.
 FP16_TOLERANCE = 16 * torch.finfo(torch.float16).eps
+FP16_SPREAD = 4
 PRODUCTS = {"addmm": 1, "mm": 0, "bmm": 0, "matmul": 0}
 COMPOSED = ("einsum", "tensordot", "inner")  # which torch makes of products
 WEIGHTED = ("_convolution", "convolution", "conv2d", "linear", "mkldnn_convolution")
@@ -70,16 +78,17 @@ class TorchRuntime(Runtime):
             variant = to_int8(model, calibration, batches, float_layers=left, reduce_range=reduced)
         else:
             variant = precision_variant(model, precision, None)[0]
-        images = parity_images(input_shape)
-        images = images.half() if precision == "fp16" else images
+        exact = parity_images(input_shape)
+        images = exact.half() if precision == "fp16" else exact
         silence, log = known_noise_silenced(), native_stderr_logged()
         with silence, log, quantized_engine(), torch.inference_mode():
             traced = torch.jit.freeze(torch.jit.trace(variant, images))
             path.write_bytes(_reproducible(traced))
+            expected = variant(images)
             if precision == "fp16":
-                tolerance = max(tolerance, FP16_TOLERANCE)
-            loaded = torch.jit.load(path)
-            return check_parity(variant(images), loaded(images), tolerance=tolerance)
+                own = relative_difference(model(exact), expected)
+                tolerance = max(tolerance, FP16_TOLERANCE, FP16_SPREAD * own)
+            return check_parity(expected, torch.jit.load(path)(images), tolerance=tolerance)
 
     def operations(self, artifact: Artifact) -> list[Operation]:
         """Operators that torch's dispatcher calls, packed int8 ones included."""

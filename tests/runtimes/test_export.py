@@ -15,6 +15,7 @@ from edgeopt.runtimes.export import export_artifact
 from edgeopt.runtimes.onnx_files import PARITY_BATCH, Int8Options, run_onnx
 from edgeopt.runtimes.parity import ExportError, parity_images
 from edgeopt.runtimes.registry import load_session
+from edgeopt.runtimes.torch import FP16_TOLERANCE
 from edgeopt.system.int8 import U8S8_REDUCED, U8U8
 from edgeopt.system.upstream import RuntimeUnavailable
 from tests.artifacts import (
@@ -177,6 +178,22 @@ def test_export_artifact_takes_logits_in_the_hundreds(tmp_path, runtime, precisi
     else:
         assert artifact.parity_difference <= (0.0157 if precision == "fp16" else 1e-4)
         assert artifact.parity_agreement == 1
+
+
+def test_fp16_may_be_as_far_off_as_its_network_where_logits_are_what_large_numbers_leave(tmp_path):
+    torch.manual_seed(0)
+    conv, norm, head = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Linear(8 * 26 * 26, 4)
+    norm.running_var.fill_(0.37)  # tracing folds it into the convolution, which rounds otherwise
+    network = nn.Sequential(conv, norm, nn.Flatten(), head).eval()
+    exact = parity_images(SHAPE)
+    with torch.inference_mode():
+        norm.bias.fill_(300.0)
+        head.bias -= network(exact)[0] - torch.tensor([0.5, -0.5, 0.25, 0.0])
+        expected, own = network(exact), copy.deepcopy(network).half()(exact.half())
+    off = float((own - expected).abs().max() / expected.abs().max())
+    artifact = export(network, tmp_path / "half", runtime="torch", precision="fp16")
+    assert off > FP16_TOLERANCE
+    assert artifact.parity_difference < 4 * off
 
 
 def test_export_artifact_says_how_far_the_file_is_from_torch(tmp_path):
