@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from edgeopt.data import FOLDER_PREFIX, INTERPOLATIONS, RESIZES, Preprocessing
 from edgeopt.decision import Constraints, Gates
 from edgeopt.devices import HOST, WHEELS, check_device
 from edgeopt.experiments import Schedule, Target
@@ -31,6 +32,7 @@ from edgeopt.search import SearchSpec
 from edgeopt.system import check_scheduler, load_yaml, project_root, shortened, usable_cores
 
 Spec = TypeVar("Spec")
+DEFAULT = Preprocessing()
 PARTS = (Schedule, Target, Gates, Constraints)
 Side = Annotated[int, Field(ge=1, le=4096)]  # of an image in pixels, or of a layer in channels
 Level = Annotated[float, Field(ge=0, lt=1)]
@@ -46,16 +48,6 @@ NOTEBOOKS = (
     DEVICES_NOTEBOOK,
 )
 SEARCH_NOTEBOOK = "08_search"
-# What parameters of earlier versions are called now.
-RENAMED = {
-    "backbones": "models",
-    "backbone_weights": "weights",
-    "backbone_epochs": "epochs",
-    "calibration_subset": "calibration_images",
-    "calibration_batches": "calibration_images",
-    "benchmark_repeats": "rounds",
-    "exhaustive_ladder": "all_remedies",
-}
 
 
 class ConfigError(ValueError):
@@ -88,12 +80,12 @@ class ExperimentConfig(_Parts):
 
     image_size: Side | None = None
     channels: Literal[1, 3] | None = None
-    resize: Literal["stretch", "crop"] = "stretch"
-    interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
+    resize: Literal[RESIZES] = DEFAULT.resize
+    interpolation: Literal[INTERPOLATIONS] = DEFAULT.interpolation
     mean: float | Numbers | Literal["imagenet"] | None = None
     std: float | Numbers | Literal["imagenet"] | None = None
     class_names: tuple[str, ...] | None = Field(None, min_length=2)
-    max_image_pixels: Positive = 89_478_485
+    max_image_pixels: Positive = DEFAULT.max_image_pixels
 
     models: tuple[str, ...] = Field(("small_cnn",), min_length=1)
     weights: str | None = None
@@ -152,9 +144,9 @@ class ExperimentConfig(_Parts):
     @field_validator("dataset")
     @classmethod
     def _known_dataset(cls, value: str) -> str:
-        if value.startswith("folder:") and len(value) > len("folder:"):
+        if value.startswith(FOLDER_PREFIX) and value != FOLDER_PREFIX:
             return value
-        return require_known(value, allowed=(*DATASETS, "folder:<path>"), what="dataset")
+        return require_known(value, allowed=(*DATASETS, f"{FOLDER_PREFIX}<path>"), what="dataset")
 
     @field_validator("mean", "std", mode="wrap")
     @classmethod
@@ -296,9 +288,7 @@ def _explain(error: ValidationError) -> str:
             continue  # pydantic counts an item that was refused for its own reason
         key = ".".join(str(part) for part in problem["loc"])
         reason = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden" and key in RENAMED:
-            lines.append(f"parameter {key!r} is now {RENAMED[key]!r}")
-        elif problem["type"] == "extra_forbidden":
+        if problem["type"] == "extra_forbidden":
             owner = SearchSpec if key.startswith("search.") else ExperimentConfig
             known = ", ".join(owner.model_fields)
             lines.append(f"unknown parameter {shortened(repr(key))}; allowed: {known}")

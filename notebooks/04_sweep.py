@@ -105,7 +105,7 @@ from edgeopt.experiments import (
 from edgeopt.hardware import precision_tradeoff_table
 from edgeopt.metrics import confusion_table, disturbance, measured_energy_unavailable
 from edgeopt.plots import readings
-from edgeopt.study import open_study, use_style
+from edgeopt.study import STORE, open_study, use_style
 
 # %% tags=["nbval-ignore-output"]
 study = open_study(ExperimentConfig.from_namespace(globals()))
@@ -137,7 +137,7 @@ print(f"{len(models)} networks, {len(config.pruning_levels)} levels of {len(conf
 axes = (config.pruning_levels, config.precisions, config.runtimes)
 pairs = [(model, seed) for model in config.models for seed in config.seeds]
 specs = [s for m, seed in pairs for s in grid(*axes, recipe="fine-tuned", model=m, seed=seed)]
-options = study.preparation("artifacts/sweep")
+options = study.preparation(STORE)
 kept = {"executor": study.workers, "store": study.prepared}
 prepared = prepare_candidates(specs, models=models, **kept, **options)
 floors = prepare_floors(config.runtimes, len(study.class_names), **kept, **options)
@@ -238,6 +238,7 @@ folder.write_table("pareto_frontier_latency.csv", frontier)[shown[:-1]]
 
 # %% tags=["nbval-ignore-output"]
 answers = answers_of(prepared, labels=study.validation_labels, class_names=study.class_names)
+folder.write_table("right_answers.csv", answers.table())
 accepted = {*sweep.loc[sweep["accepted"], "candidate"]}
 correct = {name: right for name, right in answers.correct.items() if name in accepted}
 certainty = frontier_probability(correct, samples[samples["candidate"].isin(accepted)])

@@ -65,7 +65,7 @@ from edgeopt.metrics import read_counters
 from edgeopt.plots import readings
 from edgeopt.runtimes import load_session
 from edgeopt.schema import file_stem
-from edgeopt.study import open_study, use_style
+from edgeopt.study import STORE, open_study, use_style
 from edgeopt.system import host_facts
 
 # %% tags=["nbval-ignore-output"]
@@ -83,7 +83,7 @@ shapes = {model: batch.shape for model, batch in study.batches(config.benchmark_
 # %% tags=["nbval-ignore-output"]
 sweep = folder.read_sweep("host")
 print(f"latencies of {sweep['device'].iloc[0]}; layers, ceilings and counters of this machine")
-ran, store = sweep[sweep["status"] == "ok"], folder.path("artifacts/sweep")
+ran, store = sweep[sweep["status"] == "ok"], folder.path(STORE)
 unpruned = ran[ran["pruning_level"] == 0]
 
 # %% [markdown]

@@ -50,7 +50,7 @@ from edgeopt.devices import facts_table
 from edgeopt.experiments import artifact_of, measure_scaling, runtime_ms
 from edgeopt.plots import readings
 from edgeopt.schema import quantity
-from edgeopt.study import open_study, use_style
+from edgeopt.study import STORE, open_study, use_style
 
 # %% tags=["nbval-ignore-output"]
 study = open_study(ExperimentConfig.from_namespace(globals()))
@@ -112,7 +112,7 @@ display(sweep.groupby("runtime", sort=False)[["call_floor_ms"]].first(), calls)
 # profiler slows what it watches, so that its sum can exceed the latency.
 
 # %% tags=["nbval-ignore-output"]
-store, images = folder.path("artifacts/sweep"), study.role("validation")
+store, images = folder.path(STORE), study.role("validation")
 shapes = {model: (1, *split.shape) for model, split in images.items()}
 files = [artifact_of(r, store, input_shape=shapes[r.model]) for r in frontier.itertuples()]
 folder.write_table("call_floor.csv", calls.assign(runtime_ms=[*map(runtime_ms, files)]))

@@ -12,6 +12,7 @@ from torch import nn
 from edgeopt.runtimes import registry
 from edgeopt.runtimes.contract import Operation, Runtime
 from edgeopt.runtimes.parity import check_parity, parity_images
+from edgeopt.system.host import RUNTIME_GROUP
 from tests.linear_session import read, run
 
 NAME = "numpy-linear"
@@ -22,8 +23,10 @@ def installed(folder: Path) -> Iterator[None]:
     """Install a package that registers the runtime, as ``pip install`` would."""
     info = folder / "site" / "edgeopt_linear-1.0.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: edgeopt-linear\nVersion: 1.0\n")
-    entry = f"[{registry.GROUP}]\n{NAME} = tests.linear_runtime:LinearRuntime\n"
+    about = ["Metadata-Version: 2.1", "Name: edgeopt-linear", "Version: 1.0"]
+    about += ["Requires-Dist: PyYAML>=6; python_version > '3'"]
+    (info / "METADATA").write_text("\n".join(about) + "\n")
+    entry = f"[{RUNTIME_GROUP}]\n{NAME} = tests.linear_runtime:LinearRuntime\n"
     (info / "entry_points.txt").write_text(entry)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(info.parent)

@@ -26,8 +26,6 @@ def test_overrides_replace_the_file(tmp_path):
         ({"epochs": "3"}, r"parameter epochs is '3': .*valid integer"),
         ({"epochs": True}, r"parameter epochs is True: .*valid integer"),
         ({"epochs": -1}, r"parameter epochs is -1: .*greater than or equal to 0"),
-        ({"backbones": ["resnet18"]}, "parameter 'backbones' is now 'models'"),
-        ({"backbone_epochs": 3}, "parameter 'backbone_epochs' is now 'epochs'"),
         ({"search": {"trial": 3}}, r"unknown parameter 'search.trial'; allowed: runtime, .*trials"),
         ({"search": {"trials": 0}}, r"parameter search.trials is 0: .*greater than or equal to 1"),
         ({"search": {"precision": "int4"}}, "parameter search.precision is 'int4'"),

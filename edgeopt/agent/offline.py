@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from edgeopt.agent.journal import read_records
+from edgeopt.agent.journal import JOURNAL, read_records
 from edgeopt.agent.plan import FILES, PLAN
 from edgeopt.agent.supervisor import run
 
@@ -37,7 +37,7 @@ def run_bundle(archive: Path, *, to: Path) -> Path:
             if name == PLAN or name.startswith(f"{FILES}/"):
                 opened.extract(name, folder)
     run(folder, show="progress")
-    records = [*read_records(folder / "journal.jsonl").values()]
+    records = [*read_records(folder / JOURNAL).values()]
     content = json.dumps(sealed(records, plan=digest)) + "\n"
     temporary, results = to / f".{RESULTS}.tmp", to / RESULTS
     temporary.write_text(content, encoding="utf-8")

@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "embedded": ["rebuild_embedded"],
         "folder": ["FOLDER_PREFIX", "picture_shape"],
         "loading": ["build_loaders", "class_count", "image_counts", "load_splits"],
-        "preprocessing": ["Preprocessing", "per_channel"],
+        "preprocessing": ["INTERPOLATIONS", "RESIZES", "Preprocessing", "per_channel"],
         "splits": ["ROLE_NAMES", "SPLIT_BY_SEED", "Split", "Splits", "in_batches", "shared_images"],
     },
 )

@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 FULL_TRAIN_IMAGES, FULL_TEST_IMAGES = 60_000, 10_000  # official, of MNIST and Fashion-MNIST
 FULL_VALIDATION_IMAGES = 10_000
 CALIBRATION_IMAGES = 640
-CLASSES_OF_ARRAYS = 10  # of MNIST and Fashion-MNIST
 AS_THEY_ARE = Preprocessing()
 
 
@@ -95,7 +94,8 @@ def class_count(dataset_name: str) -> int:
     if dataset_name.startswith(FOLDER_PREFIX):
         return len(folder_classes(dataset_name.removeprefix(FOLDER_PREFIX)))
     require_known(dataset_name, allowed=(*DATASETS, "folder:<path>"), what="data set")
-    return CLASSES_OF_ARRAYS
+    of_embedded = FULL_SETS["fashion-mnist"]
+    return len(FULL_SETS.get(dataset_name, of_embedded).class_names)
 
 
 def image_counts(dataset_name: str, *, calibration_images: int | None = None) -> dict[str, int]:
@@ -104,11 +104,11 @@ def image_counts(dataset_name: str, *, calibration_images: int | None = None) ->
     Raises ``ValueError`` for an unknown data set, a folder that has none, or
     ``calibration_images`` above half of the training images.
     """
-    class_count(dataset_name)  # refuses an unknown one
+    classes = class_count(dataset_name)  # refuses an unknown data set
     if dataset_name.startswith(FOLDER_PREFIX):
         counts = folder_counts(dataset_name.removeprefix(FOLDER_PREFIX))
     elif dataset_name == EMBEDDED_NAME:
-        counts = {role: CLASSES_OF_ARRAYS * each for role, each in IMAGES_PER_CLASS.items()}
+        counts = {role: classes * each for role, each in IMAGES_PER_CLASS.items()}
     else:
         train = FULL_TRAIN_IMAGES - FULL_VALIDATION_IMAGES
         counts = {"train": train, "validation": FULL_VALIDATION_IMAGES, "test": FULL_TEST_IMAGES}

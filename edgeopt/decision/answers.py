@@ -31,6 +31,26 @@ class Answers:
         if images != {len(self.labels)}:
             raise ValueError(f"correct is of {images} images; allowed: {len(self.labels)} (labels)")
 
+    def table(self) -> pd.DataFrame:
+        """Write them down: ``candidate, seed`` and ``right``, an x and the bits in hexadecimal."""
+        rows = [
+            (name, seed, f"x{np.packbits(images).tobytes().hex()}")
+            for name, right in correctness(self.correct).items()
+            for seed, images in enumerate(right)
+        ]
+        return pd.DataFrame(rows, columns=["candidate", "seed", "right"])
+
+    @classmethod
+    def from_table(
+        cls, table: pd.DataFrame, *, labels: NDArray[np.int64], class_names: Sequence[str]
+    ) -> "Answers":
+        """Read what :meth:`table` wrote, of the images with these labels [N]."""
+        correct = {
+            name: np.array([_bits(text, count=len(labels)) for text in rows["right"]])
+            for name, rows in table.groupby("candidate", sort=False)
+        }
+        return cls(correct, labels, class_names)
+
     def recalls(self) -> pd.DataFrame:
         """Recall of every class that has images, mean over seeds: candidate, class_name, recall."""
         rows = [
@@ -39,6 +59,11 @@ class Answers:
             for label in np.unique(self.labels)
         ]
         return pd.DataFrame(rows, columns=["candidate", "class_name", "recall"])
+
+
+def _bits(text: str, *, count: int) -> NDArray[np.bool_]:
+    packed = np.frombuffer(bytes.fromhex(text.removeprefix("x")), np.uint8)
+    return np.unpackbits(packed, count=count).astype(bool)
 
 
 def gate_intervals(answers: Answers, *, baseline: str, confidence: float) -> pd.DataFrame:

@@ -14,7 +14,8 @@ from edgeopt.model import FIXED, ChannelGroups, channel_groups, fold_batch_norm
 from edgeopt.quantization import barrier_groups, rounded_activations
 
 JUDGED = 8  # tensors of which the accuracy alone is measured
-REACHES = ("rescaling", "an inserted scale", "nothing")  # what can shrink a channel
+INSERTED_SCALE = "an inserted scale"
+REACHES = ("rescaling", INSERTED_SCALE, "nothing")  # what can shrink a channel
 
 
 def diagnose(model: nn.Module, images: Split, *, judged: int = JUDGED) -> pd.DataFrame:

@@ -5,7 +5,14 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from edgeopt.schema import CRITERIA, PRUNED_RECIPES, RECIPES, file_stem, require_known
+from edgeopt.schema import (
+    CRITERIA,
+    PRUNED_RECIPES,
+    RECIPES,
+    UNPRUNED_RECIPES,
+    file_stem,
+    require_known,
+)
 
 SHOWN_WIDTHS = 4  # of a network with more groups of layers, widths are named by a digest
 
@@ -28,7 +35,7 @@ class Recipe:
     def __post_init__(self) -> None:
         require_known(self.kind, allowed=RECIPES, what="recipe")
         require_known(self.criterion, allowed=CRITERIA, what="criterion")
-        if (self.kind in RECIPES[:2]) != (self.pruning_level == 0):
+        if (self.kind in UNPRUNED_RECIPES) != (self.pruning_level == 0):
             raise ValueError(
                 f"recipe {self.kind!r} at pruning level {self.pruning_level}; "
                 "allowed: pretrained and baseline at level 0, the others above it"

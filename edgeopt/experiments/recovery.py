@@ -126,7 +126,7 @@ class _Judge:
     def _artifact(self, plan: Plan) -> Artifact:
         # Runtimes that share a writer read the same file.
         writer = type(self.runtime).write
-        key = (writer, plan.model, plan.calibration, plan.float_layers, plan.precision)
+        key = (writer, *vars(plan).values())
         made = self.rewrites.artifacts
         if key not in made:
             made[key] = self._export(plan)
@@ -212,8 +212,8 @@ def recover_int8(
     ExportError
         When not one remedy could be applied.
     """
-    if isinstance(max_accuracy_drop, bool) or not 0 <= max_accuracy_drop < 1:
-        raise ValueError(f"max_accuracy_drop is {max_accuracy_drop!r}; allowed: [0, 1)")
+    if isinstance(max_accuracy_drop, bool) or not 0 <= max_accuracy_drop <= 1:
+        raise ValueError(f"max_accuracy_drop is {max_accuracy_drop!r}; allowed: [0, 1]")
     if rewrites is None:
         rewrites = Rewrites(model, calibration=calibration, train_quantized=train_quantized)
     judge = _Judge(

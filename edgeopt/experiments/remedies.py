@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeopt.data import Split
-from edgeopt.experiments.diagnosis import REACHES, diagnose
+from edgeopt.experiments.diagnosis import INSERTED_SCALE, diagnose
 from edgeopt.model import predict_logits
 from edgeopt.quantization import OUTLIER, calibration_images, correct_bias, equalize
 from edgeopt.runtimes import CALIBRATIONS, Artifact, Runtime
@@ -108,7 +108,7 @@ def rescalings(rewrites: Rewrites) -> list[Remedy]:
     reach = diagnosis.loc[diagnosis["outlier_ratio"] > OUTLIER, "reach"]
     plain = Remedy("channel groups rescaled", lambda: Plan(rewrites.equalized()))
     inserted = Remedy("scales inserted", lambda: Plan(rewrites.inserted()))
-    return [inserted, plain] if REACHES[1] in set(reach) else [plain]
+    return [inserted, plain] if INSERTED_SCALE in set(reach) else [plain]
 
 
 def first_remedies(rewrites: Rewrites, *, runtime: Runtime) -> Iterator[Remedy]:

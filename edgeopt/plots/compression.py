@@ -8,6 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from edgeopt.plots.annotations import FONT_SIZE, beside, bound, label_lines
 from edgeopt.plots.style import INK, dot, key_below, new_axes, percent_axis, row_height
+from edgeopt.quantization import OUTLIER
 from edgeopt.runtimes import runtime_named
 from edgeopt.schema import (
     PRECISIONS,
@@ -95,14 +96,14 @@ def diagnosis_bars(diagnosis: pd.DataFrame, *, rows: int = 12, ax: Axes | None =
     """Signal-to-noise ratio of the tensors that eight bits hold worst.
 
     Takes :func:`edgeopt.experiments.diagnose` in its order, worst first. Beside each tensor stand
-    the accuracy with only it rounded, of the worst ones, and, where one channel is ten times wider
-    than the median one, that channel; such a tensor is dark.
+    the accuracy with only it rounded, of the worst ones, and, where one channel is wider than the
+    median one by :data:`edgeopt.quantization.OUTLIER` times, that channel; such a tensor is dark.
     """
     needed = ["layer", "sqnr_db", "accuracy_alone", "worst_channel", "outlier_ratio"]
     require_columns(diagnosis, needed, what="the diagnosis figure")
     worst = diagnosis.head(rows).reset_index(drop=True)
     ax = new_axes(ax, height=0.5 + row_height(len(worst)), grid="x")
-    outlier = worst["outlier_ratio"] > 10
+    outlier = worst["outlier_ratio"] > OUTLIER
     colors = np.where(outlier, INK, ALONE)
     ax.scatter(worst["sqnr_db"], worst.index, s=70, c=colors, ec=INK, zorder=2)
     for y, row in worst.iterrows():

@@ -16,6 +16,7 @@ from edgeopt.reports.results import ROLES, Results
 from edgeopt.runtimes import registered, runtime_named
 from edgeopt.schema import COLUMNS, PRECISIONS, display_unit, known
 from edgeopt.study import cell_text, column_heading
+from edgeopt.study.layout import FRONTIER_FIGURE
 
 FILTERS = ("model", "runtime", "precision")
 COSTS = ("latency_p50_ms", "latency_p95_ms", "latency_ms", *MEMORY, *ENERGY, "macs")
@@ -26,7 +27,6 @@ NUMBERS = (*COSTS, *QUALITIES, "call_share")
 FIRST = ("candidate", "latency_p50_ms", "accuracy", "memory_mb", "standing", "decided_by")
 LAST = ("call_share", "int8_mac_share", "pruning_level", "recipe", "error")
 ORDER = (*FIRST, *(name for name in (*QUALITIES, *COSTS) if name not in FIRST), *LAST)
-STILL = "figures/frontier.png"  # until the chart is there, and where no script runs
 MARKS = {"o": "\u25cf", "s": "\u25a0", "^": "\u25b2", "D": "\u25c6", "v": "\u25bc"}
 SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down"}
 
@@ -50,7 +50,7 @@ def explorer(results: Results) -> HTML:
         filters=[(n, COLUMNS[n].title, options(n, sweep)) for n in FILTERS if n in sweep],
         axes={side: [(name, titles[name]) for name in names] for side, names in axes.items()},
         drawable=drawable,
-        still=STILL if results.run.path(STILL).is_file() else "",
+        still=FRONTIER_FIGURE if results.run.path(FRONTIER_FIGURE).is_file() else "",  # until drawn
         wide=latency.max() > 10 * latency.min() > 0,
         heads=[(name, title, name in NUMBERS) for name, title in titles.items()],
         rows=zip(*(cells(sweep[name], *scale) for name, scale in scales.items()), strict=True),
@@ -76,7 +76,7 @@ def options(name: str, sweep: pd.DataFrame) -> list[dict[str, str]]:
             "value": v,
             "title": runtimes[v].title if v in runtimes else v,
             "color": PRECISIONS[v].color if v in PRECISIONS else "",
-            "mark": MARKS[runtimes[v].marker] if v in runtimes else "",
+            "mark": MARKS.get(runtimes[v].marker, MARKS["o"]) if v in runtimes else "",
         }
         for v in sorted(present, key=order.index)
     ]
@@ -111,7 +111,11 @@ def chart_data(results: Results, scales: dict[str, float]) -> dict[str, Any]:
         "filters": {name: sweep[name].astype(str).tolist() for name in FILTERS if name in sweep},
         "accepted": accepted.tolist(),
         "colors": {n: "" if n == "fp32" else p.color for n, p in PRECISIONS.items()},
-        "symbols": {name: SYMBOLS[runtime_named(name).marker] for name in registered()},
+        "symbols": {
+            name: SYMBOLS.get(runtime_named(name).marker, SYMBOLS["o"])
+            for name in sweep.get("runtime", pd.Series(dtype=object)).unique()
+            if name in registered()
+        },
         "roles": {
             word: results.decision[role]["candidate"]
             for role, word in ROLES.items()

@@ -45,6 +45,7 @@ def model_card(results: Results, accuracies: pd.DataFrame, *, checksums: str) ->
         facts=facts,
         pick=pick,
         made_of=made_of(pick),
+        versions=_versions(pick["runtime"], facts["packages"]),
         reason=results.decision["reason"],
         seen=images_as_seen(pick["model"], facts["data"]),
         accuracies=_table(_accuracy_rows(accuracies)),
@@ -55,6 +56,12 @@ def model_card(results: Results, accuracies: pd.DataFrame, *, checksums: str) ->
         limits=[*_scheme(pick, facts), *results.problems],
         checksums=checksums,
     )
+
+
+def _versions(runtime: str, packages: Mapping[str, str]) -> str:
+    """Name the packages of a runtime with the versions that the run had."""
+    names = runtime_named(runtime).packages
+    return ", ".join(f"{name} {packages.get(name, '')}".strip() for name in names)
 
 
 def _scheme(pick: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:

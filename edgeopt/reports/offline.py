@@ -3,12 +3,13 @@
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pandas as pd
 
 from edgeopt.agent.plan import Plan
 from edgeopt.config import ExperimentConfig
-from edgeopt.decision import Constraints, Gates, decide
+from edgeopt.decision import Answers, Constraints, Gates, decide
 from edgeopt.devices import Task, read_results, results_of, write_archive, write_bundle
 from edgeopt.experiments import (
     Target,
@@ -25,11 +26,12 @@ from edgeopt.study.layout import (
     COMPARISON,
     FACTS,
     HOST_ANSWERS,
+    RECALLS,
+    RIGHT_ANSWERS,
     ROWS,
     SAMPLES,
+    STORE,
 )
-
-STORE = "artifacts/sweep"
 
 
 def write_run_bundle(run: RunFolder) -> Path:
@@ -66,7 +68,7 @@ def take_results(run: RunFolder, path: Path) -> str:
     folder = f"devices/{name}"
     run.write_table(f"{folder}/{ROWS}", table)
     samples = {config.decides: run.read_table(SAMPLES), results.device: results.measured.samples}
-    rules = {"gates": config.part(Gates), "constraints": config.part(Constraints)}
+    rules = _rules(study)
     tables = {config.decides: sweep, results.device: table}
     decisions = {
         device: decide(own, samples=samples[device], **rules) for device, own in tables.items()
@@ -74,6 +76,18 @@ def take_results(run: RunFolder, path: Path) -> str:
     run.write_table(f"{folder}/{COMPARISON}", compare_devices(decisions, samples))
     run.write_json(f"{folder}/{FACTS}", {results.device: results.facts_around})
     return results.device
+
+
+def _rules(study: Study) -> dict[str, Any]:
+    """Collect what the run itself was decided by: gates, limits, recalls and right answers."""
+    run, config = study.folder, study.config
+    answers = Answers.from_table(
+        run.read_table(RIGHT_ANSWERS),
+        labels=study.validation_labels,
+        class_names=study.class_names,
+    )
+    specs = {"gates": config.part(Gates), "constraints": config.part(Constraints)}
+    return {**specs, "answers": answers, "recalls": run.read_table(RECALLS)}
 
 
 def _study(run: RunFolder) -> Study:

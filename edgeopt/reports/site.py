@@ -18,7 +18,7 @@ from IPython.display import HTML
 from PIL import Image
 
 from edgeopt.reports.card import PAGES
-from edgeopt.reports.manifest import read_manifest
+from edgeopt.reports.manifest import MANIFEST, read_manifest
 from edgeopt.reports.results import file_list, finished, read_summary
 from edgeopt.reports.stamps import INDEX, read_record
 from edgeopt.schema import DASH, quantity
@@ -136,7 +136,7 @@ def saved_figure(run: RunFolder, stem: str) -> HTML:
 def build_runs_index(folder: Path) -> Path:
     """Build the index of all runs that have a manifest, the latest first."""
     rows, problems = [], []
-    for path in folder.glob("*/manifest.json"):
+    for path in folder.glob(f"*/{MANIFEST}"):
         try:
             rows.append(_run_row(RunFolder(path.parent)))
         except ValueError as error:

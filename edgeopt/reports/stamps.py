@@ -12,6 +12,7 @@ from typing import Any
 
 import nbformat
 
+from edgeopt.data import FOLDER_PREFIX
 from edgeopt.reports.manifest import MANIFEST, artifact_paths
 from edgeopt.study import RunFolder
 from edgeopt.study.layout import MEASURED
@@ -90,8 +91,8 @@ def _listing(value: str, root: Path, *, whole: bool) -> list[tuple[str, int, int
 
     Of a folder they count where it is one of images, or ``whole``.
     """
-    path = root / value.removeprefix("folder:")
-    inside = path.is_dir() and (whole or value.startswith("folder:"))
+    path = root / value.removeprefix(FOLDER_PREFIX)
+    inside = path.is_dir() and (whole or value.startswith(FOLDER_PREFIX))
     files = sorted(path.rglob("*")) if inside else [path]
     states = [(file.as_posix(), file.stat()) for file in files if file.is_file()]
     return [(name, state.st_size, state.st_mtime_ns) for name, state in states]

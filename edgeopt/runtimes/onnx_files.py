@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeopt.agent.session import INPUT, OUTPUT, Artifact
-from edgeopt.runtimes.contract import CALIBRATIONS, Int8Options, Runtime
+from edgeopt.runtimes.contract import CALIBRATIONS, ExportError, Int8Options, Runtime
 from edgeopt.system import known_noise_silenced
 
 if TYPE_CHECKING:
@@ -79,9 +79,12 @@ def write_onnx(
             batches = [images for images, _ in calibration]
             left = _float_nodes(prepared, model, options)
             _quantize_static(prepared, path, batches=batches, options=options, left=left)
-        else:
+        elif precision == "int8-dynamic":
             # ConvInteger of ONNX Runtime's CPU provider takes unsigned weights only.
             quantize_dynamic(prepared, path, weight_type=QuantType.QUInt8)
+        else:
+            allowed = "fp32, bf16, int8, int8-dynamic"
+            raise ExportError(f"precision is {precision!r}; allowed: {allowed}")
     _drop_annotations(path)
     return parity
 

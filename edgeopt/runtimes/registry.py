@@ -6,8 +6,8 @@ from importlib.metadata import EntryPoint, entry_points
 from edgeopt.agent.session import Artifact, Session, open_session
 from edgeopt.runtimes.contract import Runtime
 from edgeopt.schema import require_known
+from edgeopt.system import RUNTIME_GROUP
 
-GROUP = "edgeopt.runtimes"
 OWN = {
     "torch": "edgeopt.runtimes.torch:TorchRuntime",
     "onnxruntime": "edgeopt.runtimes.onnxruntime:OnnxRuntime",
@@ -15,14 +15,15 @@ OWN = {
     "openvino": "edgeopt.runtimes.openvino:OpenVINORuntime",
     "litert": "edgeopt.runtimes.litert:LiteRTRuntime",
 }
-RUNTIMES = tuple(OWN)[:4]  # the default of a run, in the order of tables; LiteRT is asked for
+ASKED_FOR = "litert"  # whose converter has an environment of its own
+RUNTIMES = tuple(name for name in OWN if name != ASKED_FOR)  # of a run, in the order of tables
 
 
 @cache
 def registered() -> dict[str, EntryPoint]:
     """Runtimes by name, edgeopt's own first; nothing is imported yet."""
-    own = {name: EntryPoint(name, value, GROUP) for name, value in OWN.items()}
-    return own | {entry.name: entry for entry in entry_points(group=GROUP)}
+    own = {name: EntryPoint(name, value, RUNTIME_GROUP) for name, value in OWN.items()}
+    return own | {entry.name: entry for entry in entry_points(group=RUNTIME_GROUP)}
 
 
 @cache

@@ -167,12 +167,6 @@ class LayerMap:
         """What the map's figure draws."""
         return self.checked
 
-    @property
-    def median_error(self) -> float:
-        """Median relative error of the networks that were not fitted."""
-        own = self.checked[~self.checked["fitted"]]
-        return float(own["relative_error"].abs().median())
-
 
 def layer_map(
     model: nn.Module,

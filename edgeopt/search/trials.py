@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from edgeopt.experiments import widths_label
+from edgeopt.schema import PRECISIONS
 from edgeopt.search.spec import SearchSpec
 
 with warnings.catch_warnings():
@@ -21,7 +22,6 @@ with warnings.catch_warnings():
 
 BITS = "float_layers"  # a trial's parameter beside the widths
 POPULATION = 40
-BYTES = {"fp32": 4, "int8": 1}
 Widths = Mapping[str, int]
 
 
@@ -143,7 +143,7 @@ def _judged(
 
 
 def _weights_mb(params: Mapping[str, Any], space: Space, precision: str) -> float:
-    return BYTES[precision] * space.weights(params) / 2**20
+    return PRECISIONS[precision].weight_bytes * space.weights(params) / 2**20
 
 
 def _row(trial: optuna.trial.FrozenTrial, space: Space) -> dict[str, Any]:

@@ -14,7 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "read_table",
             "reports_folder",
         ],
-        "layout": ["needed_by"],
+        "layout": ["STORE", "needed_by"],
         "searching": [
             "finalists",
             "one_epoch_accuracy",

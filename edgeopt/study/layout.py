@@ -5,6 +5,7 @@ from fnmatch import fnmatch
 from edgeopt.schema import file_stem
 
 DATA = "data.json"
+STORE = "artifacts/sweep"
 SWEEP = "sweep_results.csv"
 FRONTIER_TABLE = "pareto_frontier_latency.csv"
 FRONTIER_FIGURE = "figures/frontier.png"
@@ -12,6 +13,8 @@ CONDITIONS = "conditions.csv"
 DEVICES = "devices.json"
 CALL_FLOORS = "call_floors.csv"
 HOST_ANSWERS = "host_answers.csv"
+RIGHT_ANSWERS = "right_answers.csv"
+RECALLS = "per_class.csv"
 SAMPLES = "latency_samples.csv"
 BUNDLE = "bundle.pyz"
 MEASURED = "measured"
@@ -37,10 +40,12 @@ MADE_BY = {
     SAMPLES: "04_sweep",
     CALL_FLOORS: "04_sweep",
     HOST_ANSWERS: "04_sweep",
+    RIGHT_ANSWERS: "04_sweep",
     "device_comparison.csv": "04_sweep",
-    "per_class.csv": "04_sweep",
+    RECALLS: "04_sweep",
     "paired_comparison.csv": "04_sweep",
     CEILINGS: "05_hardware_analysis",
+    OPERATORS: "05_hardware_analysis",
     "layerwise_breakdown.csv": "05_hardware_analysis",
     SHIP_ZIP: "index",
     MODEL_CARD: "index",

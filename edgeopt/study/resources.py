@@ -20,7 +20,7 @@ from edgeopt.data import (
 )
 from edgeopt.experiments import Schedule, grid
 from edgeopt.model import build_model, check_network
-from edgeopt.schema import MIB, PRUNED_RECIPES, RECIPES, significant
+from edgeopt.schema import MIB, PRUNED_RECIPES, UNPRUNED_RECIPES, significant
 from edgeopt.study.folder import reports_folder
 from edgeopt.study.images import image_shape
 from edgeopt.study.study import Study
@@ -141,7 +141,7 @@ def estimate(study: Study, *, sizes: Mapping[str, int]) -> Resources:
     cores, batch = usable_cores(), min(config.batch_size, sizes["train"])
     training = sum(own.train_seconds for own in costs) * _epochs(config) * sizes["train"]
     largest = max(STATES * own.weight_bytes + batch * own.activation_bytes for own in costs)
-    networks = len(RECIPES[:2]) + len(PRUNED_RECIPES) * len(config.pruning_levels)
+    networks = len(UNPRUNED_RECIPES) + len(PRUNED_RECIPES) * len(config.pruning_levels)
     files = COPIES * len(config.seeds) * (networks + candidates)
     pixels = {spec: math.prod(shapes[model]) for model, spec in study.preprocessing.items()}
     return Resources(
@@ -160,7 +160,7 @@ def _epochs(config: ExperimentConfig) -> float:
     """
     count = config.part(Schedule).most_epochs
     kept = sum(1 - level for level in config.pruning_levels if level)
-    whole, pruned = (sum(map(count, kinds)) for kinds in (RECIPES[:2], PRUNED_RECIPES))
+    whole, pruned = (sum(map(count, kinds)) for kinds in (UNPRUNED_RECIPES, PRUNED_RECIPES))
     contest = len(config.pruning_criteria) * count("one-epoch") * kept
     return len(config.seeds) * (whole + kept * pruned) + contest
 

@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "fork_server": ["end_with_parent", "fork_server", "share_server"],
         "host": [
             "HOST_IDENTITY",
+            "RUNTIME_GROUP",
             "available_bytes",
             "environment_facts",
             "host_facts",

@@ -41,6 +41,8 @@ ARM_PARTS = {
     "0xd08": "Cortex-A72",
     "0xd0b": "Cortex-A76",
 }
+RUNTIME_GROUP = "edgeopt.runtimes"  # the entry points of runtimes that other packages bring
+REQUIRED_NAME = re.compile(r"[A-Za-z0-9._-]+")
 PACKAGES = (
     "torch",
     "torchvision",
@@ -169,5 +171,13 @@ def _version(package: str) -> str:
 
 def environment_facts() -> dict[str, Any]:
     """Return what measured numbers depend on besides code and parameters: versions and CPU."""
-    packages = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    names = dict.fromkeys([*PACKAGES, *_plugins()])
+    packages = {"python": platform.python_version(), **{name: _version(name) for name in names}}
     return {"packages": packages, "cpu": _cpu_name(_read(CPUINFO))}
+
+
+def _plugins() -> list[str]:
+    """List the packages that bring a runtime of their own, and what these require."""
+    found = [entry.dist for entry in metadata.entry_points(group=RUNTIME_GROUP) if entry.dist]
+    required = [REQUIRED_NAME.match(line) for dist in found for line in dist.requires or ()]
+    return [*(dist.name for dist in found), *(match[0] for match in required if match)]

@@ -1,5 +1,7 @@
 """Gates judged by intervals: by hand, and how often chance alone refuses."""
 
+import io
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -37,6 +39,19 @@ def test_recalls_are_the_mean_over_seeds_of_the_classes_that_have_images():
     rows = np.stack([first(80), first(60)])  # all cats, then 20 and 0 of 40 dogs
     recalls = Answers({"net": rows}, LABELS, [*NAMES, "unseen"]).recalls()
     assert recalls.to_numpy().tolist() == [["net", "cat", 1.0], ["net", "dog", 0.25]]
+
+
+def test_answers_come_back_from_their_table():
+    seeds = np.stack([first(80), first(60)])
+    answers = Answers({"net": seeds, "base": seeds[::-1]}, LABELS, NAMES)
+    table = answers.table()
+    assert table.columns.tolist() == ["candidate", "seed", "right"]
+    text = table.to_csv(index=False)  # as a run keeps it: no bits may be read as a number
+    again = Answers.from_table(pd.read_csv(io.StringIO(text)), labels=LABELS, class_names=NAMES)
+    assert again.correct["net"].tolist() == seeds.tolist()
+    assert again.correct["base"].tolist() == seeds[::-1].tolist()
+    tens = Answers({"net": np.eye(1, 4, dtype=bool)}, LABELS[:4], NAMES).table()
+    assert pd.read_csv(io.StringIO(tens.to_csv()))["right"].tolist() == ["x80"]
 
 
 def test_answers_have_a_label_for_every_image():

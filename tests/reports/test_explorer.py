@@ -10,6 +10,8 @@ from plotly.offline import get_plotlyjs
 
 from edgeopt.reports.explorer import explorer, script_json
 from tests.browser.synthetic import synthetic_sweep
+from tests.linear_runtime import NAME as FOREIGN
+from tests.linear_runtime import installed
 from tests.reports.made_up import results_of
 
 NASTY = "</script><img src=x onerror=alert(1)>"
@@ -33,6 +35,18 @@ def test_the_chart_has_every_candidate_in_display_units(tmp_path):
     failed = sweep.index[sweep["status"] == "failed"][0]
     assert columns["accuracy"][failed] is None
     assert data["roles"]["Pick"] == results.rows["pick"]["candidate"]
+
+
+def test_the_chart_has_a_symbol_for_a_runtime_of_another_package(tmp_path):
+    results = results_of(tmp_path)
+    first = results.sweep["candidate"][0]
+    results.sweep.loc[0, "runtime"] = FOREIGN
+    with installed(tmp_path):
+        page, data = page_of(results)
+    assert data["symbols"][FOREIGN] == "circle"
+    assert FOREIGN not in page_of(results)[1]["symbols"]  # nor is one asked for that is not there
+    assert "NumPy" in page.find(id="explorer").text
+    assert first in data["names"]
 
 
 def test_the_table_says_where_each_candidate_stands_and_why(tmp_path):

@@ -1,5 +1,7 @@
 import platform
 
+import yaml
+
 from edgeopt.system import host
 from edgeopt.system.host import (
     HOST_IDENTITY,
@@ -8,6 +10,7 @@ from edgeopt.system.host import (
     environment_facts,
     host_facts,
 )
+from tests.linear_runtime import installed
 
 XEON = """\
 processor\t: 0
@@ -93,6 +96,14 @@ def test_this_host_says_a_value_or_why_not():
 def test_a_package_that_is_not_there_is_said_so(monkeypatch):
     monkeypatch.setattr(host, "PACKAGES", ("numpy", "no-such-package"))
     assert environment_facts()["packages"]["no-such-package"] == "not installed"
+
+
+def test_packages_that_bring_a_runtime_count_with_what_they_require(tmp_path):
+    assert "edgeopt-linear" not in environment_facts()["packages"]
+    with installed(tmp_path):
+        packages = environment_facts()["packages"]
+    assert packages["edgeopt-linear"] == "1.0"
+    assert packages["PyYAML"] == yaml.__version__
 
 
 def test_a_kernel_of_another_architecture_is_an_emulated_device(tmp_path, monkeypatch):
