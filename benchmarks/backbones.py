@@ -65,7 +65,7 @@ def int8_quality(
         best = max(int8, key=lambda candidate: candidate.facts["macro_f1"])
         if best.facts["macro_f1"] < fp32[best.spec.runtime].facts["macro_f1"] - INT8_DROP:
             rewrites = Rewrites(network, calibration=splits.calibration.loader(64))
-            options = {"directory": scratch, "max_accuracy_drop": INT8_DROP, "rounds": 0}
+            options = {"directory": scratch, "max_drop": INT8_DROP, "rounds": 0}
             best = recover_candidate(best.spec, rewrites, splits.validation, **options).candidate
         parent = fp32[best.spec.runtime]
         both, named = [best, parent], {"class_names": study.class_names}
@@ -112,7 +112,7 @@ def durations(networks: Mapping[Recipe, nn.Module], study: Study, scratch: Path)
             "folder": scratch / f"{name}-recovery",
             "runtime": "onnxruntime",
             "exhaustive": True,
-            "max_accuracy_drop": INT8_DROP,
+            "max_drop": INT8_DROP,
             "calibration": splits.calibration.loader(64),
         }
         recover_int8(network, validation=splits.validation, **options)

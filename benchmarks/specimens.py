@@ -82,7 +82,7 @@ def _rows(model: nn.Module, splits: Splits, runtimes: Sequence[str]) -> Iterator
                     planted,
                     calibration=calibration,
                     validation=splits.validation,
-                    max_accuracy_drop=ALLOWED_DROP,
+                    max_drop=ALLOWED_DROP,
                     folder=Path(scratch),
                     runtime=runtime,
                     rewrites=rewrites,

@@ -214,6 +214,9 @@ COLUMNS = {
     "frontier_probability": Column("Probability of being on the frontier", "%"),
     "accuracy_ties": Column("Candidates as accurate", meaning="By a paired test."),
     "accuracy_drop": Column("Accuracy drop", "points"),
+    "quality_drop": Column(
+        "Drop of accuracy or macro F1", "points", "Below fp32 of the same images; the larger one."
+    ),
     "accuracy_difference": Column("Accuracy, difference", "points"),
     "accuracy_change": Column("Accuracy, change", "points"),
     "macro_f1_change": Column("Macro F1, change", "points"),

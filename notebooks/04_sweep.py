@@ -141,7 +141,7 @@ options = study.preparation(STORE)
 kept = {"executor": study.workers, "store": study.prepared}
 prepared = prepare_candidates(specs, models=models, **kept, **options)
 floors = prepare_floors(config.runtimes, len(study.class_names), **kept, **options)
-limit = {"executor": study.workers, "max_accuracy_drop": config.max_int8_drop}
+limit = {"executor": study.workers, "max_drop": config.max_int8_drop}
 repairs = recover_collapsed(prepared, models, **limit, **options)
 
 # %%
@@ -198,7 +198,7 @@ options["answers"] = folder.write_table("host_answers.csv", host_answers(prepare
 options["floors"] = folder.write_table("call_floors.csv", candidate_table(floors))
 tables = device_tables(results, prepared, **options)
 sweep = tables.pop(config.decides)
-fallen = recovery_notes(prepared, repairs, max_accuracy_drop=config.max_int8_drop)
+fallen = recovery_notes(prepared, repairs, max_drop=config.max_int8_drop)
 sweep["int8_recovery"] = [fallen.get(name, "") for name in sweep["candidate"]]
 sweep[["candidate", "weight_bytes", "macs", "int8_mac_share", "accepted", "status"]]
 

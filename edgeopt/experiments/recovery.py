@@ -4,7 +4,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from edgeopt.experiments.remedies import (
     first_remedies,
     later_remedies,
 )
-from edgeopt.metrics import latency_statistics, measure_latency
+from edgeopt.metrics import latency_statistics, measure_latency, quality_row
 from edgeopt.quantization import QuantizationError
 from edgeopt.runtimes import (
     Artifact,
@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 PARENT = "none (fp32)"
 SCREENING_MARGIN = 0.03  # what so many images may say wrongly of an accuracy
 ROUNDING = 1e-9  # of the subtraction; far below one image's worth of accuracy
+QUALITIES = ("accuracy", "macro_f1")
 FAILURES = (ExportError, ArtifactError, QuantizationError, RuntimeUnavailable, ValueError)
 
 
@@ -50,8 +51,9 @@ class Attempt:
     """A remedy tried; where it failed, ``error`` says why and the rest is empty.
 
     ``accuracy`` is of ``images`` images: all of validation or, where these calibration images
-    already said that it falls short, ``SCREENING_IMAGES`` of calibration; then ``logits`` is None.
-    ``drop`` is how far it is below fp32's of the same images.
+    already said that it falls short, ``SCREENING_IMAGES`` of calibration; then ``logits`` is None
+    and macro-F1 unknown. ``drop`` is how far accuracy or, if that is more, macro-F1 is below fp32's
+    of the same images.
     """
 
     remedy: Remedy
@@ -59,6 +61,7 @@ class Attempt:
     artifact: Artifact | None = None
     logits: np.ndarray | None = None
     accuracy: float = math.nan
+    macro_f1: float = math.nan
     drop: float = math.nan
     images: int = 0
     int8_mac_share: float = math.nan
@@ -88,9 +91,9 @@ class _Judge:
     scheme: Int8Scheme
     threads: int
     files: Iterator[Path]
-    max_accuracy_drop: float
+    max_drop: float
     known: Mapping[str, Candidate | None]  # by remedy
-    fp32: float = math.nan  # accuracy on validation
+    fp32: Mapping[str, float] = field(default_factory=dict)  # its qualities on validation
 
     def attempt(self, remedy: Remedy) -> Attempt:
         """Try a remedy: how it went."""
@@ -105,8 +108,9 @@ class _Judge:
             some = self.rewrites.screening
             quick = _accuracy(split_logits(session, some).argmax(1), some)
             drop = _accuracy(self.rewrites.answers(some), some) - quick
-            if drop > self.max_accuracy_drop + SCREENING_MARGIN:
-                return Attempt(remedy, plan, artifact, None, quick, drop, len(some), share)
+            if drop > self.max_drop + SCREENING_MARGIN:
+                numbers = {"accuracy": quick, "drop": drop, "images": len(some)}
+                return Attempt(remedy, plan, artifact, None, **numbers, int8_mac_share=share)
             logits = split_logits(session, self.validation)
         except FAILURES as error:
             return Attempt(remedy, error=str(error))
@@ -115,13 +119,16 @@ class _Judge:
     def _scored(
         self, remedy: Remedy, plan: Plan, artifact: Artifact, logits: np.ndarray, share: float
     ) -> Attempt:
-        accuracy, count = _accuracy(logits.argmax(1), self.validation), len(self.validation)
-        drop = self.fp32 - accuracy
-        return Attempt(remedy, plan, artifact, logits, accuracy, drop, count, share)
+        labels, classes = self.validation.labels.numpy(), logits.shape[1]
+        row = quality_row(labels, logits.argmax(1), num_classes=classes)
+        numbers = {name: row[name] for name in QUALITIES}
+        drop = quality_drop(row, self.fp32) if self.fp32 else 0.0
+        numbers |= {"drop": drop, "images": len(labels), "int8_mac_share": share}
+        return Attempt(remedy, plan, artifact, logits, **numbers)
 
     def reached(self, attempt: Attempt) -> bool:
         """Whether an attempt is inside the budget, on validation."""
-        return attempt.logits is not None and attempt.drop <= self.max_accuracy_drop + ROUNDING
+        return attempt.logits is not None and attempt.drop <= self.max_drop + ROUNDING
 
     def _artifact(self, plan: Plan) -> Artifact:
         # Runtimes that share a writer read the same file.
@@ -152,7 +159,7 @@ def recover_int8(
     *,
     calibration: Iterable[tuple[Tensor, Tensor]],
     validation: Split,
-    max_accuracy_drop: float,
+    max_drop: float,
     folder: str | Path,
     runtime: str,
     float_layers: Sequence[int] = (1, 2, 4, 8),
@@ -165,8 +172,9 @@ def recover_int8(
     rounds: int = 10,
     calls_per_round: int = 20,
 ) -> Recovery:
-    """Try remedies in order of cost until int8 is at most ``max_accuracy_drop`` below fp32.
+    """Try remedies in order of cost until int8 is at most ``max_drop`` below fp32.
 
+    Both accuracy and macro-F1 are; so that no class pays for the mean.
     The order: int8 as it is; other calibration methods, and channel groups rescaled, that one of
     the two first to which the diagnosis points; bias correction, the noisiest layers left in float,
     dynamic quantization, quantization-aware training. From bias correction on, each starts from
@@ -202,8 +210,9 @@ def recover_int8(
     -------
     Recovery
         The columns of its ``attempts``, whose first row is the fp32 parent: remedy, based_on (the
-        earlier remedy that is kept under it, if any), accuracy, images (on how many it is),
-        accuracy_drop, latency_ms (mean), artifact_bytes, int8_mac_share, reached, error.
+        earlier remedy that is kept under it, if any), accuracy, macro_f1, images (on how many they
+        are), quality_drop (of accuracy or, if that fell more, macro-F1), latency_ms (mean),
+        artifact_bytes, int8_mac_share, reached, error.
 
     Raises
     ------
@@ -212,8 +221,8 @@ def recover_int8(
     ExportError
         When not one remedy could be applied.
     """
-    if isinstance(max_accuracy_drop, bool) or not 0 <= max_accuracy_drop <= 1:
-        raise ValueError(f"max_accuracy_drop is {max_accuracy_drop!r}; allowed: [0, 1]")
+    if isinstance(max_drop, bool) or not 0 <= max_drop <= 1:
+        raise ValueError(f"max_drop is {max_drop!r}; allowed: [0, 1]")
     if rewrites is None:
         rewrites = Rewrites(model, calibration=calibration, train_quantized=train_quantized)
     judge = _Judge(
@@ -223,20 +232,20 @@ def recover_int8(
         scheme=scheme or int8_scheme(),
         threads=threads,
         files=(Path(folder) / f"{number:02d}" for number in itertools.count()),
-        max_accuracy_drop=max_accuracy_drop,
+        max_drop=max_drop,
         known=prepared or {},
     )
     parent = judge.attempt(Remedy(PARENT, lambda: Plan(model, precision="fp32")))
     if parent.error:
         raise ExportError(f"the fp32 model cannot be served: {parent.error}")
-    judge = replace(judge, fp32=parent.accuracy)
+    judge = replace(judge, fp32={name: getattr(parent, name) for name in QUALITIES})
     tried: list[Attempt] = []
     for remedy in _remedies(judge, tried, float_layers):
         tried.append(judge.attempt(remedy))
         logger.info("%s: accuracy %.4f %s", remedy.name, tried[-1].accuracy, tried[-1].error)
         if judge.reached(tried[-1]) and not exhaustive:
             break
-    every = [replace(parent, drop=0.0), *tried]
+    every = [parent, *tried]
     latency = _latencies(every, validation, threads, rounds, calls_per_round) if rounds else {}
     selected = next(filter(judge.reached, tried), None) or _most_accurate(tried)
     table = _attempts_table(every, latency=latency, reached=judge.reached)
@@ -255,6 +264,11 @@ def _remedies(
     own = {"runtime": judge.runtime}
     yield from first_remedies(judge.rewrites, **own)
     yield from later_remedies(judge.rewrites, best, counts=float_layers, **own)
+
+
+def quality_drop(own: Mapping[str, float], parent: Mapping[str, float]) -> float:
+    """How far accuracy or, if that fell more, macro-F1 is below the parent's."""
+    return max(parent[name] - own[name] for name in QUALITIES)
 
 
 def _accuracy(answers: np.ndarray, split: Split) -> float:
@@ -291,8 +305,9 @@ def _attempts_table(
             "remedy": a.remedy.name,
             "based_on": a.remedy.based_on,
             "accuracy": a.accuracy,
+            "macro_f1": a.macro_f1,
             "images": a.images,
-            "accuracy_drop": a.drop,
+            "quality_drop": a.drop,
             "latency_ms": latency.get(a.remedy.name, math.nan),
             "artifact_bytes": a.artifact.size_bytes if a.artifact else math.nan,
             "int8_mac_share": a.int8_mac_share,

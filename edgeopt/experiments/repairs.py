@@ -27,7 +27,14 @@ from edgeopt.experiments.candidates import (
     with_agreement,
 )
 from edgeopt.experiments.prepared import Prepared
-from edgeopt.experiments.recovery import FAILURES, PARENT, ROUNDING, recover_int8
+from edgeopt.experiments.recovery import (
+    FAILURES,
+    PARENT,
+    QUALITIES,
+    ROUNDING,
+    quality_drop,
+    recover_int8,
+)
 from edgeopt.experiments.remedies import AS_IT_IS, Rewrites, rescalings
 from edgeopt.runtimes import load_session, runtime_named
 from edgeopt.schema import MIXED, STATIC_INT8
@@ -38,15 +45,18 @@ logger = logging.getLogger(__name__)
 Fallen = tuple[CandidateSpec, dict[str, Candidate | None]]  # what is known of it, by remedy
 
 
-def collapsed(candidates: Iterable[Candidate], *, max_accuracy_drop: float) -> list[Candidate]:
-    """Find the static int8 candidates further below their own runtime's fp32 than allowed."""
+def collapsed(candidates: Iterable[Candidate], *, max_drop: float) -> list[Candidate]:
+    """Find the static int8 candidates further below their own runtime's fp32 than allowed.
+
+    Accuracy and macro-F1 both count, so that no class pays for the mean.
+    """
     ran = [c for c in candidates if not c.error]
     fp32 = _parents(ran)
-    least = max_accuracy_drop + ROUNDING
+    most = max_drop + ROUNDING
 
     def fell(own: Candidate) -> bool:
         parent = fp32.get((own.spec.network, own.spec.runtime))
-        return bool(parent) and own.facts["accuracy"] < parent.facts["accuracy"] - least
+        return bool(parent) and quality_drop(own.facts, parent.facts) > most
 
     return [own for own in ran if own.spec.precision in STATIC_INT8 and fell(own)]
 
@@ -76,7 +86,7 @@ def recover_collapsed(
     *,
     validation: Mapping[str, Split],
     calibration: Mapping[str, Iterable],
-    max_accuracy_drop: float,
+    max_drop: float,
     directory: Path,
     scheme: Int8Scheme | None = None,
     batch_size: int = 1,
@@ -84,14 +94,14 @@ def recover_collapsed(
 ) -> list[Recovered]:
     """Repair the static int8 of every network and runtime of which one seed's collapsed.
 
-    When one seed's int8 falls further than ``max_accuracy_drop`` below its fp32, that of all seeds
+    When one seed's int8 falls further than ``max_drop`` below its fp32, that of all seeds
     is repaired, so that the repaired candidate has every seed; it is called repaired where every
     seed's reached the goal. What changes a network is found once and serves all runtimes, whose
     repairs run in parallel where there is an ``executor``; nothing is timed. The arguments are
     those of :func:`edgeopt.experiments.prepare_candidates`. A recovery that fails is logged and
     left out; so are all at a ``batch_size`` other than 1, at which the remedies are not tried.
     """
-    fallen = collapsed(candidates, max_accuracy_drop=max_accuracy_drop)
+    fallen = collapsed(candidates, max_drop=max_drop)
     broken = {_cell(c.spec) for c in fallen}
     if broken and batch_size != 1:
         logger.warning("int8 is not repaired at batch size %d: %s", batch_size, sorted(broken))
@@ -107,7 +117,7 @@ def recover_collapsed(
     networks |= zip(fell, begun, strict=True)
     groups = _by_writer(own, _parents(candidates))
     jobs = [(networks[key], validation[key[0]], group) for (key, _), group in groups.items()]
-    limit = {"max_accuracy_drop": max_accuracy_drop, "scheme": scheme or int8_scheme()}
+    limit = {"max_drop": max_drop, "scheme": scheme or int8_scheme()}
     repaired = run_in_order(partial(_repaired, **limit), jobs, executor=executor, died=_died)
     return _alike([_written(*own, directory) for own in chain.from_iterable(repaired)])
 
@@ -164,19 +174,20 @@ def _repaired(
 
 
 def recovery_notes(
-    candidates: Iterable[Candidate], recovered: Sequence[Recovered], *, max_accuracy_drop: float
+    candidates: Iterable[Candidate], recovered: Sequence[Recovered], *, max_drop: float
 ) -> dict[str, str]:
     """Say, by name, of every static int8 candidate that collapsed what became of it."""
     made = {_cell(r.candidate.spec): r.candidate for r in recovered}
     notes = {}
-    for fallen in collapsed(candidates, max_accuracy_drop=max_accuracy_drop):
+    for fallen in collapsed(candidates, max_drop=max_drop):
         best = made.get(_cell(fallen.spec))
         if best is None:
             notes[fallen.name] = "int8 collapsed and was not recovered"
         elif best.spec.recovered:
             notes[fallen.name] = f"int8 collapsed; recovered as {best.name}"
         else:
-            near = f"{best.spec.remedy} came closest, {best.facts['accuracy']:.1%}"
+            shares = [f"{best.facts[name]:.1%}" for name in QUALITIES]
+            near = "{} came closest, accuracy {}, macro-F1 {}".format(best.spec.remedy, *shares)
             notes[fallen.name] = f"int8 collapsed and was not recovered: {near}"
     return notes
 

@@ -123,15 +123,15 @@ def recovery(attempts: pd.DataFrame, *, target: float, ax: Axes | None = None) -
     """Accuracy after each remedy, in the order tried, with what it costs beside it.
 
     Columns: ``remedy, accuracy`` (NaN where the remedy failed), ``latency_ms`` (NaN where it was
-    not measured) and ``int8_mac_share``, which is written where only a part is int8. Steps that
-    reach ``target``, the accuracy that ends the search, are filled; the first row is fp32.
+    not measured), ``int8_mac_share``, which is written where only a part is int8, and ``reached``:
+    such steps are filled. ``target`` is the accuracy that is wanted; the first row is fp32.
     """
-    needed = ["remedy", "accuracy", "latency_ms", "int8_mac_share"]
+    needed = ["remedy", "accuracy", "latency_ms", "int8_mac_share", "reached"]
     require_columns(attempts, needed, what="the recovery figure")
     steps = attempts.reset_index(drop=True)
     ax = new_axes(ax, height=0.3 + row_height(len(steps)), grid="x")
     colors = np.where(steps.index == 0, PRECISIONS["fp32"].color, PRECISIONS["int8"].color)
-    faces = np.where(steps["accuracy"] >= target, colors, "white")
+    faces = np.where(steps["reached"] | (steps.index == 0), colors, "white")
     ax.scatter(steps["accuracy"], steps.index, s=70, c=faces, ec=colors, lw=1.6, zorder=2)
     for y, step in steps.iterrows():
         _write_in_margin(ax, y, _step_words(step))

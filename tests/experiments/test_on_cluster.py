@@ -63,7 +63,7 @@ def test_candidates_their_answers_and_their_repair(cluster, options, striped, tm
     planted = plant_collapse(whole, "conv1", [0, 1, 2], 1e4, example=example)
     options["models"] = {("small_cnn", 0, 0.0): planted}
     specs = grid([0.0], ["fp32", "int8"], ["torch", "onnxruntime"])
-    limit = {"max_accuracy_drop": 0.01}
+    limit = {"max_drop": 0.01}
     found = {}
     for name, executor in (("here", None), ("there", cluster)):
         how = {**options, "directory": tmp_path / name, "executor": executor}

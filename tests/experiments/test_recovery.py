@@ -3,6 +3,7 @@
 import copy
 import pickle
 from concurrent.futures import Executor, Future
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -41,8 +42,9 @@ COLUMNS = [
     "remedy",
     "based_on",
     "accuracy",
+    "macro_f1",
     "images",
-    "accuracy_drop",
+    "quality_drop",
     "latency_ms",
     "artifact_bytes",
     "int8_mac_share",
@@ -66,7 +68,7 @@ def recovered(model: nn.Module, folder, *, colour: bool = False, **options) -> R
         **{
             "calibration": batches,
             "validation": Split(shaped(validation.take(len(validation))), validation.labels),
-            "max_accuracy_drop": 0.01,
+            "max_drop": 0.01,
             "folder": folder,
             "runtime": "onnxruntime",
             "rounds": 1,
@@ -105,7 +107,7 @@ def test_specimens_collapse_and_are_repaired(tmp_path, layer, channels, factor) 
     assert attempts.loc[AS_IT_IS, "accuracy"] < 0.7
     assert result.attempts["remedy"].iloc[-1] == "channel groups rescaled"
     assert result.reached
-    assert result.attempts["accuracy_drop"].iloc[-1] <= 0.01
+    assert result.attempts["quality_drop"].iloc[-1] <= 0.01
     assert result.attempts["int8_mac_share"].iloc[-1] == 1
     assert accuracy_of(result) == result.attempts["accuracy"].iloc[-1]
 
@@ -122,7 +124,7 @@ def test_mobilenet_specimens_collapse_and_are_repaired(tmp_path, layer, channels
     result = recovered(planted, tmp_path, colour=True)
     assert result.attempts["accuracy"].iloc[1] < 0.9
     assert result.reached
-    assert result.attempts["accuracy_drop"].iloc[-1] <= 0.01
+    assert result.attempts["quality_drop"].iloc[-1] <= 0.01
 
 
 @pytest.mark.parametrize("runtime", ["torch", "executorch", "openvino", "litert"])
@@ -290,10 +292,10 @@ def test_a_model_that_cannot_be_exported_is_refused(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_accuracy_drop": -0.1}, "max_accuracy_drop is -0.1; allowed"),
-        ({"max_accuracy_drop": 1.1}, "max_accuracy_drop is 1.1"),
-        ({"max_accuracy_drop": float("nan")}, "max_accuracy_drop is nan"),
-        ({"max_accuracy_drop": True}, "max_accuracy_drop is True"),
+        ({"max_drop": -0.1}, "max_drop is -0.1; allowed"),
+        ({"max_drop": 1.1}, "max_drop is 1.1"),
+        ({"max_drop": float("nan")}, "max_drop is nan"),
+        ({"max_drop": True}, "max_drop is True"),
         ({"calibration": []}, "calibration set holds no images"),
     ],
 )
@@ -336,11 +338,11 @@ def candidates(tmp_path):
     )
 
 
-CHEAP = {"max_accuracy_drop": 0.01, "rounds": 2, "calls_per_round": 3}
+CHEAP = {"max_drop": 0.01, "rounds": 2, "calls_per_round": 3}
 
 
 def test_collapsed_is_found_and_its_repaired_candidate_is_a_row_of_its_own(candidates, tmp_path):
-    [broken] = collapsed(candidates, max_accuracy_drop=0.01)
+    [broken] = collapsed(candidates, max_drop=0.01)
     assert (broken.spec.seed, broken.spec.precision) == (1, "int8")
     calibration, validation = splits()
     planted = plant_collapse(trained_cnn(), "conv1", 3, 1e4)
@@ -358,8 +360,21 @@ def test_collapsed_is_found_and_its_repaired_candidate_is_a_row_of_its_own(candi
     assert (row.agreement > 0.9, row.int8_mac_share > 0.9) == (True, True)
 
 
+def test_collapsed_counts_macro_f1_as_it_counts_accuracy(candidates):
+    fp32, int8 = candidates[2:4]
+    assert (fp32.spec.precision, int8.spec.precision) == ("fp32", "int8")
+
+    def fallen(accuracy, macro_f1):
+        parent = replace(fp32, facts={**fp32.facts, "accuracy": 0.9, "macro_f1": 0.88})
+        own = replace(int8, facts={**int8.facts, "accuracy": accuracy, "macro_f1": macro_f1})
+        return [c.spec for c in collapsed([parent, own], max_drop=0.01)]
+
+    assert fallen(0.9, 0.88) == fallen(0.89, 0.87) == fallen(0.91, 0.87) == []
+    assert fallen(0.88, 0.88) == fallen(0.91, 0.86) == [int8.spec]
+
+
 def test_collapsed_is_empty_where_the_drop_is_allowed(candidates):
-    assert collapsed(candidates, max_accuracy_drop=0.99) == []
+    assert collapsed(candidates, max_drop=0.99) == []
 
 
 def test_recover_candidate_names_the_best_remedy_where_none_reached(
@@ -374,7 +389,7 @@ def test_recover_candidate_names_the_best_remedy_where_none_reached(
     tried = found.attempts.iloc[1:]
     assert not tried["reached"].any()
     assert found.candidate.name.endswith("-closest")
-    note = recovery_notes(candidates, [found], max_accuracy_drop=0.01)[spec.name]
+    note = recovery_notes(candidates, [found], max_drop=0.01)[spec.name]
     assert f"was not recovered: {found.candidate.spec.remedy} came closest" in note
     assert found.candidate.spec.remedy in set(tried["remedy"])
     session = load_session(found.candidate.artifact)
@@ -427,7 +442,7 @@ def test_recover_collapsed_repairs_every_seed_of_a_network_of_which_one_fell(can
     options = {
         "validation": {"small_cnn": validation},
         "calibration": {"small_cnn": calibration.loader(32)},
-        "max_accuracy_drop": 0.01,
+        "max_drop": 0.01,
         "directory": tmp_path,
     }
     found = recover_collapsed(candidates, models, **options)
@@ -436,9 +451,9 @@ def test_recover_collapsed_repairs_every_seed_of_a_network_of_which_one_fell(can
     assert [r.file_stem[-5:] for r in found] == ["seed0", "seed1"]
     assert found[1].candidate.facts["accuracy"] > candidates[3].facts["accuracy"] + 0.2
     assert found[1].attempts["reached"].any()
-    notes = recovery_notes(candidates, found, max_accuracy_drop=0.01)
+    notes = recovery_notes(candidates, found, max_drop=0.01)
     assert notes == {candidates[3].name: f"int8 collapsed; recovered as {found[0].candidate.name}"}
-    lost = recovery_notes(candidates, [], max_accuracy_drop=0.01)
+    lost = recovery_notes(candidates, [], max_drop=0.01)
     assert lost == {candidates[3].name: "int8 collapsed and was not recovered"}
     assert recover_collapsed(candidates, models, **options, batch_size=4) == []
     assert recover_collapsed(candidates[:2], models, **options) == []
@@ -473,7 +488,7 @@ def test_recover_collapsed_gives_the_same_elsewhere_and_makes_nothing_twice(
     options = {
         "validation": {"small_cnn": validation},
         "calibration": {"small_cnn": calibration.loader(32)},
-        "max_accuracy_drop": 0.01,
+        "max_drop": 0.01,
         "directory": tmp_path,
     }
     here = recover_collapsed(candidates, models, **options)
@@ -497,7 +512,7 @@ def test_runtimes_that_share_a_file_have_one_each_once_it_is_named(tmp_path, mon
     }
     specs = grid([0.0], ["fp32", "int8"], ["onnxruntime", "openvino"])
     tried = prepare_candidates(specs, models=planted, **options)
-    found = recover_collapsed(tried, planted, max_accuracy_drop=0.01, **options)
+    found = recover_collapsed(tried, planted, max_drop=0.01, **options)
     made = [repair.candidate for repair in found]
     assert [c.spec.precision for c in made] == ["int8-mixed"] * 2
     for candidate in made:

@@ -534,20 +534,22 @@ class TestCompression:
         assert texts(ax)[:2] == ["30.0%, channel 3", "86.0%"]
         assert ax.get_xlabel().endswith("(dB)")
 
-    def test_recovery_fills_the_steps_that_reach_the_target(self):
+    def test_recovery_fills_fp32_and_the_steps_that_reached_the_goal(self):
         table = pd.DataFrame(
             {
-                "remedy": ["none", "equalized", "qat"],
-                "accuracy": [0.3, 0.9, NAN],
-                "latency_ms": [0.04, NAN, NAN],
-                "int8_mac_share": [0.0, 0.98, NAN],
+                "remedy": ["none", "as it is", "equalized", "qat"],
+                "accuracy": [0.91, 0.3, 0.9, NAN],
+                "latency_ms": [0.04, NAN, NAN, NAN],
+                "int8_mac_share": [0.0, 1.0, 0.98, NAN],
+                "reached": [False, False, True, False],
             }
         )
         ax = plots.recovery(table, target=0.85)
         filled = [to_hex(c) for c in ax.collections[0].get_facecolor()]
-        assert filled[:2] == ["#ffffff", to_hex(PRECISIONS["int8"].color)]
-        assert texts(ax)[:3] == ["30.0%, 0.04 ms", "90.0%, 98% int8", "failed"]
-        assert texts(ax)[3] == "wanted: 85.0%"
+        fp32, int8 = (to_hex(PRECISIONS[name].color) for name in ("fp32", "int8"))
+        assert filled[:3] == [fp32, "#ffffff", int8]
+        assert texts(ax)[:4] == ["91.0%, 0.04 ms", "30.0%", "90.0%, 98% int8", "failed"]
+        assert texts(ax)[4] == "wanted: 85.0%"
 
 
 @pytest.mark.parametrize("name", sorted(plots.__all__))
