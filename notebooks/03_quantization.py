@@ -45,7 +45,6 @@ max_int8_drop = 0.01
 all_remedies = True
 
 # %%
-from functools import partial
 
 import pandas as pd
 from IPython.display import display
@@ -63,7 +62,7 @@ from edgeopt.experiments import (
 )
 from edgeopt.model import predict_logits
 from edgeopt.plots import readings
-from edgeopt.quantization import plant_specimen, quantization_aware_train
+from edgeopt.quantization import plant_specimen
 from edgeopt.schema import file_stem
 from edgeopt.study import open_study, use_style
 
@@ -228,15 +227,13 @@ repaired[["runtime", "remedy", "accuracy", "agreement", "int8_mac_share"]]
 dynamic = [c.spec.runtime for c in candidates if c.spec.precision == "int8-dynamic"]
 runtime = next(iter(dynamic), config.runtimes[0])
 rules = {"exhaustive": config.all_remedies, "scheme": study.int8_scheme, **limit}
-train = partial(quantization_aware_train, epochs=1, learning_rate=config.learning_rate / 30)
 
 # %% tags=["nbval-ignore-output"]
 recovered = {}
 for model in dict.fromkeys(repair.candidate.spec.model for repair in repairs):
     splits, files = study.splits[model], folder.folder(f"artifacts/recovery-{file_stem(model)}")
-    training = splits.train.loader(config.batch_size, shuffle=True)
     images = {"calibration": options["calibration"][model], "validation": splits.validation}
-    how = {"train_quantized": partial(train, train_loader=training), "runtime": runtime}
+    how = {"train_quantized": study.quantized_training[model], "runtime": runtime}
     recovered[model] = recover_int8(specimens[model].model, folder=files, **images, **how, **rules)
 
 # %% tags=["nbval-ignore-output"]

@@ -142,6 +142,7 @@ kept = {"executor": study.workers, "store": study.prepared}
 prepared = prepare_candidates(specs, models=models, **kept, **options)
 floors = prepare_floors(config.runtimes, len(study.class_names), **kept, **options)
 limit = {"executor": study.workers, "max_drop": config.max_int8_drop}
+limit |= {"train_quantized": study.quantized_training}
 repairs = recover_collapsed(prepared, models, **limit, **options)
 
 # %%

@@ -35,7 +35,7 @@ from edgeopt.experiments.recovery import (
     quality_drop,
     recover_int8,
 )
-from edgeopt.experiments.remedies import AS_IT_IS, Rewrites, rescalings
+from edgeopt.experiments.remedies import AS_IT_IS, Rewrites, Train, rescalings
 from edgeopt.runtimes import load_session, runtime_named
 from edgeopt.schema import MIXED, STATIC_INT8
 from edgeopt.system import ByValue, Int8Scheme, int8_scheme, run_in_order
@@ -88,6 +88,7 @@ def recover_collapsed(
     calibration: Mapping[str, Iterable],
     max_drop: float,
     directory: Path,
+    train_quantized: Mapping[str, Train] | None = None,
     scheme: Int8Scheme | None = None,
     batch_size: int = 1,
     executor: Executor | None = None,
@@ -97,8 +98,9 @@ def recover_collapsed(
     When one seed's int8 falls further than ``max_drop`` below its fp32, that of all seeds
     is repaired, so that the repaired candidate has every seed; it is called repaired where every
     seed's reached the goal. What changes a network is found once and serves all runtimes, whose
-    repairs run in parallel where there is an ``executor``; nothing is timed. The arguments are
-    those of :func:`edgeopt.experiments.prepare_candidates`. A recovery that fails is logged and
+    repairs run in parallel where there is an ``executor``; nothing is timed. ``train_quantized`` is
+    what trains a network under simulated int8, by its name; the last remedy. The other arguments
+    are those of :func:`edgeopt.experiments.prepare_candidates`. A recovery that fails is logged and
     left out; so are all at a ``batch_size`` other than 1, at which the remedies are not tried.
     """
     fallen = collapsed(candidates, max_drop=max_drop)
@@ -107,10 +109,11 @@ def recover_collapsed(
         logger.warning("int8 is not repaired at batch size %d: %s", batch_size, sorted(broken))
         return []
     own = [c for c in candidates if c.spec.precision in STATIC_INT8 and _cell(c.spec) in broken]
-    networks = {
-        key: ByValue(rewrites=Rewrites(models[key], calibration=calibration[key[0]]))
-        for key in dict.fromkeys(c.spec.network for c in own)
-    }
+    networks = {}
+    for key in dict.fromkeys(c.spec.network for c in own):
+        train = (train_quantized or {}).get(key[0])
+        rewrites = Rewrites(models[key], calibration=calibration[key[0]], train_quantized=train)
+        networks[key] = ByValue(rewrites=rewrites)
     fell = list(dict.fromkeys(c.spec.network for c in fallen))
     sources = [(networks[key], validation[key[0]]) for key in fell]
     begun = run_in_order(_begun, sources, executor=executor, died=itemgetter(0))

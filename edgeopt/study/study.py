@@ -1,10 +1,10 @@
 """A run that is open: its parameters, its folder, its networks and the images of each."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from edgeopt.experiments import (
     train_networks,
 )
 from edgeopt.model import build_model, check_network, dump_weights, input_channels, load_weights
+from edgeopt.quantization import quantization_aware_train
 from edgeopt.search import SearchSpec
 from edgeopt.study.folder import RunFolder, open_run
 from edgeopt.study.images import image_shape, load_images, test_warning, with_pictures_of
@@ -221,6 +222,23 @@ class Study:
         """Make the network of every recipe, or read it from the store in the data folder."""
         store = Store(self.config.data_folder / "trained", Training)
         return train_networks([*recipes], self.plans, store=store, executor=executor)
+
+    @property
+    def quantized_training(self) -> dict[str, Callable[[nn.Module], nn.Module]]:
+        """One epoch under simulated int8, by network: the last remedy of a collapsed int8.
+
+        At a thirtieth of the learning rate, because the weights are trained already.
+        """
+        rate, size = self.config.learning_rate / 30, self.config.batch_size
+        how = {"epochs": 1, "learning_rate": rate, "progress": False}
+        return {
+            model: partial(
+                quantization_aware_train,
+                train_loader=splits.train.loader(size, shuffle=True),
+                **how,
+            )
+            for model, splits in self.splits.items()
+        }
 
     def networks(self, trainings: Mapping[Recipe, Training]) -> dict[Recipe, nn.Module]:
         """Build the networks of trainings, in eval mode."""

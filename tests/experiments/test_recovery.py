@@ -459,6 +459,26 @@ def test_recover_collapsed_repairs_every_seed_of_a_network_of_which_one_fell(can
     assert recover_collapsed(candidates[:2], models, **options) == []
 
 
+def test_recover_collapsed_trains_where_nothing_else_suffices(candidates, tmp_path, monkeypatch):
+    monkeypatch.setattr(remedies, "equalize", lambda model, **options: model)
+    monkeypatch.setattr(remedies, "_float_layers", lambda *_, **options: iter(()))
+    calibration, validation = splits()
+    options = {
+        "validation": {"small_cnn": validation},
+        "calibration": {"small_cnn": calibration.loader(32)},
+        "max_drop": 0.01,
+        "directory": tmp_path,
+        "train_quantized": {"small_cnn": lambda model: trained_cnn()},
+    }
+    planted = {("small_cnn", 1, 0.0): plant_collapse(trained_cnn(), "conv1", 3, 1e4)}
+    [found] = recover_collapsed(candidates[2:], planted, **options)
+    assert found.candidate.spec.remedy == "quantization-aware training"
+    assert found.candidate.name.endswith("int8-repaired")
+    tried = found.attempts["remedy"].tolist()
+    assert tried[-1] == "quantization-aware training"
+    assert "bias correction" in tried
+
+
 class Elsewhere(Executor):
     """Hands over what it is given, and hands it back, as another process would."""
 
