@@ -204,8 +204,8 @@ for model, diagnosis in diagnoses.items():
 # ## Recovery on every runtime
 #
 # The network is rewritten once, and what a runtime needs of its own comes after: other calibration
-# methods, the noisiest layers in float. Each search ends with the first remedy that brings accuracy and
-# macro-F1 back; the runtimes' searches run side by side.
+# methods, the noisiest layers in float. Each search ends with the first remedy that brings the accuracy
+# back, and macro-F1 as far as the images can tell; the runtimes' searches run side by side.
 
 # %% tags=["nbval-ignore-output"]
 limit = {"max_drop": config.max_int8_drop}

@@ -43,6 +43,7 @@ PARENT = "none (fp32)"
 SCREENING_MARGIN = 0.03  # what so many images may say wrongly of an accuracy
 ROUNDING = 1e-9  # of the subtraction; far below one image's worth of accuracy
 QUALITIES = ("accuracy", "macro_f1")
+ONE_SIDED_95 = 1.645  # standard errors
 FAILURES = (ExportError, ArtifactError, QuantizationError, RuntimeUnavailable, ValueError)
 
 
@@ -51,9 +52,9 @@ class Attempt:
     """A remedy tried; where it failed, ``error`` says why and the rest is empty.
 
     ``accuracy`` is of ``images`` images: all of validation or, where these calibration images
-    already said that it falls short, ``SCREENING_IMAGES`` of calibration; then ``logits`` is None
-    and macro-F1 unknown. ``drop`` is how far accuracy or, if that is more, macro-F1 is below fp32's
-    of the same images.
+    already said that it falls short, ``SCREENING_IMAGES`` of calibration; then ``logits`` is None,
+    and macro-F1 and the agreement with fp32 are unknown. ``drop`` is how far accuracy or, if that
+    is more, macro-F1 is below fp32's of the same images.
     """
 
     remedy: Remedy
@@ -62,6 +63,7 @@ class Attempt:
     logits: np.ndarray | None = None
     accuracy: float = math.nan
     macro_f1: float = math.nan
+    agreement: float = math.nan
     drop: float = math.nan
     images: int = 0
     int8_mac_share: float = math.nan
@@ -122,13 +124,19 @@ class _Judge:
         labels, classes = self.validation.labels.numpy(), logits.shape[1]
         row = quality_row(labels, logits.argmax(1), num_classes=classes)
         numbers = {name: row[name] for name in QUALITIES}
+        numbers["agreement"] = float(
+            (logits.argmax(1) == self.rewrites.answers(self.validation)).mean()
+        )
         drop = quality_drop(row, self.fp32) if self.fp32 else 0.0
         numbers |= {"drop": drop, "images": len(labels), "int8_mac_share": share}
         return Attempt(remedy, plan, artifact, logits, **numbers)
 
     def reached(self, attempt: Attempt) -> bool:
         """Whether an attempt is inside the budget, on validation."""
-        return attempt.logits is not None and attempt.drop <= self.max_drop + ROUNDING
+        images = len(self.validation)
+        return attempt.logits is not None and not fell(
+            vars(attempt), self.fp32, max_drop=self.max_drop, images=images
+        )
 
     def _artifact(self, plan: Plan) -> Artifact:
         # Runtimes that share a writer read the same file.
@@ -174,7 +182,7 @@ def recover_int8(
 ) -> Recovery:
     """Try remedies in order of cost until int8 is at most ``max_drop`` below fp32.
 
-    Both accuracy and macro-F1 are; so that no class pays for the mean.
+    Both accuracy and, as far as the images can tell, macro-F1 are (:func:`fell`).
     The order: int8 as it is; other calibration methods, and channel groups rescaled, that one of
     the two first to which the diagnosis points; bias correction, the noisiest layers left in float,
     dynamic quantization, quantization-aware training. From bias correction on, each starts from
@@ -269,6 +277,20 @@ def _remedies(
 def quality_drop(own: Mapping[str, float], parent: Mapping[str, float]) -> float:
     """How far accuracy or, if that fell more, macro-F1 is below the parent's."""
     return max(parent[name] - own[name] for name in QUALITIES)
+
+
+def fell(
+    own: Mapping[str, float], parent: Mapping[str, float], *, max_drop: float, images: int
+) -> bool:
+    """Whether accuracy is more than ``max_drop`` below the parent's, or macro-F1 surely is.
+
+    Macro-F1 says what accuracy does not, a class that pays for the mean, but hangs on fewer images:
+    it counts where its fall is beyond the one-sided 95% bound of what the images with another
+    answer, a share of ``1 - agreement``, change by chance.
+    """
+    chance = ONE_SIDED_95 * math.sqrt((1 - own["agreement"]) / images)
+    accuracy, macro_f1 = (parent[name] - own[name] for name in QUALITIES)
+    return max(accuracy, macro_f1 - chance) > max_drop + ROUNDING
 
 
 def _accuracy(answers: np.ndarray, split: Split) -> float:

@@ -27,14 +27,7 @@ from edgeopt.experiments.candidates import (
     with_agreement,
 )
 from edgeopt.experiments.prepared import Prepared
-from edgeopt.experiments.recovery import (
-    FAILURES,
-    PARENT,
-    QUALITIES,
-    ROUNDING,
-    quality_drop,
-    recover_int8,
-)
+from edgeopt.experiments.recovery import FAILURES, PARENT, QUALITIES, fell, recover_int8
 from edgeopt.experiments.remedies import AS_IT_IS, Rewrites, Train, rescalings
 from edgeopt.runtimes import load_session, runtime_named
 from edgeopt.schema import MIXED, STATIC_INT8
@@ -46,19 +39,16 @@ Fallen = tuple[CandidateSpec, dict[str, Candidate | None]]  # what is known of i
 
 
 def collapsed(candidates: Iterable[Candidate], *, max_drop: float) -> list[Candidate]:
-    """Find the static int8 candidates further below their own runtime's fp32 than allowed.
-
-    Accuracy and macro-F1 both count, so that no class pays for the mean.
-    """
+    """Find the static int8 candidates that :func:`fell` below their own runtime's fp32."""
     ran = [c for c in candidates if not c.error]
     fp32 = _parents(ran)
-    most = max_drop + ROUNDING
-
-    def fell(own: Candidate) -> bool:
-        parent = fp32.get((own.spec.network, own.spec.runtime))
-        return bool(parent) and quality_drop(own.facts, parent.facts) > most
-
-    return [own for own in ran if own.spec.precision in STATIC_INT8 and fell(own)]
+    static = [own for own in ran if own.spec.precision in STATIC_INT8]
+    pairs = [(own, fp32.get((own.spec.network, own.spec.runtime))) for own in static]
+    return [
+        own
+        for own, parent in pairs
+        if parent and fell(own.facts, parent.facts, max_drop=max_drop, images=len(own.logits))
+    ]
 
 
 def _parents(candidates: Iterable[Candidate]) -> dict[tuple[NetworkKey, str], Candidate]:
