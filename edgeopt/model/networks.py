@@ -132,13 +132,13 @@ def check_network(
 def _total_stride(model: nn.Module, *, channels: int) -> int:
     """Pixels of the image's side that one step in the smallest strided map stands for."""
     sides = [_PROBE]
-    probe = copy.deepcopy(model).to("meta").eval()
+    probe = copy.deepcopy(model).eval()
     for module in probe.modules():
         if isinstance(module, _STRIDED) and module.stride not in (1, (1, 1)):
             module.register_forward_hook(lambda _, __, out: sides.append(min(out.shape[-2:])))
     # A head for one image size fails, after all strided maps were made.
-    with suppress(Exception, SystemExit):
-        probe(torch.empty(1, channels, _PROBE, _PROBE, device="meta"))
+    with suppress(Exception, SystemExit), torch.no_grad():
+        probe(torch.zeros(1, channels, _PROBE, _PROBE))
     return _PROBE // min(sides)
 
 
