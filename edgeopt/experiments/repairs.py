@@ -85,8 +85,8 @@ def recover_collapsed(
 ) -> list[Recovered]:
     """Repair the static int8 of every network and runtime of which one seed's collapsed.
 
-    When one seed's int8 falls further than ``max_drop`` below its fp32, that of all seeds
-    is repaired, so that the repaired candidate has every seed; it is called repaired where every
+    When one seed's int8 falls further than ``max_drop`` below its fp32, that of all seeds is
+    repaired, so that the repaired candidate has every seed; it is called repaired where every
     seed's reached the goal. What changes a network is found once and serves all runtimes, whose
     repairs run in parallel where there is an ``executor``; nothing is timed. ``train_quantized`` is
     what trains a network under simulated int8, by its name; the last remedy. The other arguments
@@ -104,10 +104,10 @@ def recover_collapsed(
         train = (train_quantized or {}).get(key[0])
         rewrites = Rewrites(models[key], calibration=calibration[key[0]], train_quantized=train)
         networks[key] = ByValue(rewrites=rewrites)
-    fell = list(dict.fromkeys(c.spec.network for c in fallen))
-    sources = [(networks[key], validation[key[0]]) for key in fell]
+    first = list(dict.fromkeys(c.spec.network for c in fallen))
+    sources = [(networks[key], validation[key[0]]) for key in first]
     begun = run_in_order(_begun, sources, executor=executor, died=itemgetter(0))
-    networks |= zip(fell, begun, strict=True)
+    networks |= zip(first, begun, strict=True)
     groups = _by_writer(own, _parents(candidates))
     jobs = [(networks[key], validation[key[0]], group) for (key, _), group in groups.items()]
     limit = {"max_drop": max_drop, "scheme": scheme or int8_scheme()}
