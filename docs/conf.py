@@ -1,7 +1,9 @@
 """Sphinx settings of the documentation; what the code knows is written from it, not typed again."""
 
+import json
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from edgeopt import __version__
 from edgeopt.config import ExperimentConfig
@@ -59,9 +61,36 @@ def table(*rows: tuple[str, ...]) -> str:
     return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
 
 
+LIMITS = {
+    "minimum": "from {}",
+    "exclusiveMinimum": "above {}",
+    "maximum": "up to {}",
+    "exclusiveMaximum": "below {}",
+    "minLength": "not empty",
+}
+REFERENCE = "a mapping, as in `params/search.yaml`"
+
+
+def allowed(schema: dict[str, Any]) -> str:
+    """Say what a JSON schema allows."""
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(map(allowed, schema["anyOf"])))
+    if "enum" in schema or "const" in schema:
+        return ", ".join(f"`{value}`" for value in schema.get("enum") or [schema["const"]])
+    if "$ref" in schema:
+        return REFERENCE
+    if "items" in schema:
+        least = f" of {schema['minItems']} or more" if "minItems" in schema else ""
+        return f"a list{least}: {allowed(schema['items'])}"
+    words = schema["type"].replace("null", "`null`")
+    limits = [text.format(schema[name]) for name, text in LIMITS.items() if name in schema]
+    return ", ".join([words, *limits])
+
+
 columns = [(f"`{name}`", c.title, c.unit, c.meaning) for name, c in COLUMNS.items()]
+properties = ExperimentConfig.model_json_schema()["properties"]
 fields = [
-    (f"`{name}`", f"`{field.default!r}`", str(field.annotation).replace("typing.", ""))
+    (f"`{name}`", f"`{json.dumps(field.default)}`", allowed(properties[name]))
     for name, field in ExperimentConfig.model_fields.items()
 ]
 write("columns", "# Columns", "", table(("Column", "Title", "Unit", "Meaning"), *columns))
@@ -73,7 +102,7 @@ write(
     "",
     "```{literalinclude} ../../params/quick.yaml\n:language: yaml\n```",
     "",
-    table(("Parameter", "Default", "Type"), *fields),
+    table(("Parameter", "Default", "Allowed"), *fields),
 )
 for room in ROOMS:
     module = import_module(f"edgeopt.{room}")

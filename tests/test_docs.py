@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from bs4 import BeautifulSoup
 
 from edgeopt.config import ExperimentConfig
 from edgeopt.schema import COLUMNS
@@ -31,6 +32,10 @@ def test_columns_and_parameters_are_those_of_the_code(site):
     assert [name for name in COLUMNS if f">{name}<" not in columns] == []
     parameters = (site / "generated/parameters.html").read_text()
     assert [name for name in ExperimentConfig.model_fields if name not in parameters] == []
+    text = BeautifulSoup(parameters, "html.parser").find("table").get_text(" ", strip=True)
+    assert "seeds [0] a list of 1 or more: integer, from 0, below 4294967296" in text
+    assert "image_size null integer, from 1, up to 4096 or null" in text
+    assert "class" not in text.replace("class_names", "")
 
 
 def test_the_api_has_a_page_a_room(site):
