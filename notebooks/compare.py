@@ -2,7 +2,8 @@
 # # What changed between two runs, and what beyond noise?
 #
 # The second run is judged against the first, candidate by candidate. A change is named only where two
-# intervals do not overlap, and for latency where it is also above what two runs of the same code differ by.
+# intervals do not overlap, and for latency where it is also above what two runs of the same code differ by,
+# in milliseconds and relative to the reference kernel: what that kernel shares is the machine's change.
 # What cannot be compared, because the images or the machine differ, is shown and not judged.
 
 # %% tags=["parameters", "remove-input"]

@@ -144,8 +144,9 @@ def compare_tables(
     Columns: ``candidate``, each number with ``_first`` and ``_second``, ``accuracy_verdict``,
     ``latency_verdict`` (worse, better, within noise, not measured or not judged) and ``verdict``
     of the candidate as a whole. Worse and better need intervals that do not overlap, and latencies
-    that differ by more than two runs of the same code do (``REPEATABILITY``). ``accuracy`` and
-    ``latency`` say whether the two may be judged. ``ValueError`` names a candidate that repeats.
+    that differ by more than two runs of the same code do (``REPEATABILITY``), in milliseconds and
+    relative to the reference kernel. ``accuracy`` and ``latency`` say whether the two may be
+    judged. ``ValueError`` names a candidate that repeats.
     """
     for name, table in (("first", first), ("second", second)):
         repeated = table.loc[table["candidate"].duplicated(), "candidate"].tolist()
@@ -156,12 +157,23 @@ def compare_tables(
     sides = ("_first", "_second")
     both = one.merge(other, on="candidate", how="outer", suffixes=sides, indicator=True)
     both["accuracy_verdict"] = _verdicts(both, "accuracy", sign=1) if accuracy else NOT_JUDGED
-    steady = (both[f"{LATENCY}_second"] / both[f"{LATENCY}_first"] - 1).abs() <= REPEATABILITY
-    timed = np.where(steady, SAME, _verdicts(both, LATENCY, sign=-1))
+    timed = np.where(_steady(both), SAME, _verdicts(both, LATENCY, sign=-1))
     both["latency_verdict"] = timed if latency else NOT_JUDGED
     both["verdict"] = both.apply(_overall, axis=1)
     rank = both["verdict"].map(OVERALL.index)
     return both.iloc[rank.argsort(kind="stable")].drop(columns="_merge")
+
+
+def _steady(both: pd.DataFrame) -> pd.Series:
+    """Whether a latency is as it was, or no further off than the reference kernel's is.
+
+    What that kernel shares is the machine's change, not the candidate's.
+    """
+    names = (LATENCY, "latency_relative")
+    taken, relative = (both[f"{name}_second"] / both[f"{name}_first"] - 1 for name in names)
+    relative = relative.fillna(taken)
+    small = (taken.abs() <= REPEATABILITY) | (relative.abs() <= REPEATABILITY)
+    return small | (taken * relative < 0)
 
 
 def _numbers(table: pd.DataFrame, *, median: bool) -> pd.DataFrame:

@@ -53,6 +53,25 @@ def test_a_latency_change_that_two_runs_of_the_same_code_show_is_noise():
     assert judged.to_dict() == {"a": "within noise", "b": "worse"}
 
 
+@pytest.mark.parametrize(
+    ("second", "reference", "verdict"),
+    [
+        (0.80, 0.80, "within noise"),  # the machine was a fifth faster
+        (0.80, 0.83, "within noise"),  # 4% are left
+        (0.75, 1.00, "better"),
+        (0.75, 0.70, "within noise"),  # slower than the machine became: nothing is told
+        (1.00, 0.80, "within noise"),
+        (1.30, 1.10, "worse"),
+    ],
+)
+def test_a_latency_change_that_the_reference_kernel_shares_is_the_machine_s(
+    second, reference, verdict
+):
+    before = table(a=(0.9, 1.0)).assign(latency_relative=10.0)
+    after = table(a=(0.9, second)).assign(latency_relative=10 * second / reference)
+    assert compare_tables(before, after)["latency_verdict"].item() == verdict
+
+
 def test_touching_intervals_are_noise():
     first, second = table(a=(0.5, 1.0)), table(a=(0.5, 1.0))
     second[["accuracy_low", "accuracy_high"]] = [[0.4, first["accuracy_low"].iloc[0]]]
