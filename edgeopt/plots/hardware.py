@@ -7,7 +7,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from edgeopt.plots.annotations import HALO, beside, label_points
+from edgeopt.plots.annotations import HALO, beside, label_lines, label_points
 from edgeopt.plots.style import (
     INK,
     QUIET,
@@ -110,7 +110,7 @@ def roofline(points: pd.DataFrame, ceilings: pd.DataFrame, *, ax: Axes | None = 
     needed = ["name", "precision", "value", "kind"]
     require_columns(ceilings, needed, what="the roofline's ceilings")
     ax = new_axes(ax, height=5.4)
-    _draw_roofs(ax, ceilings, intensities=points[x_col])
+    names = _draw_roofs(ax, ceilings, intensities=points[x_col])
     for _, point in points.iterrows():
         marker = runtime_named(point["runtime"]).marker
         color = PRECISIONS[point["precision"]].color
@@ -118,6 +118,7 @@ def roofline(points: pd.DataFrame, ceilings: pd.DataFrame, *, ax: Axes | None = 
     ax.set_ylim(points[y_col].min() / 3, 3 * ceilings["value"].max())
     ax.set(xlabel="Arithmetic intensity (MACs per byte)", ylabel="Achieved rate (GMAC/s)")
     key_below(ax, *candidate_key(points))
+    label_lines(ax, names)
     return ax
 
 
@@ -179,14 +180,16 @@ def _draw_samples(ax: Axes, values: pd.Series, y: int, *, color: str) -> None:
     )
 
 
-def _draw_roofs(ax: Axes, ceilings: pd.DataFrame, *, intensities: pd.Series) -> None:
-    """Draw a horizontal roof per precision and a slope per memory level, each with its number."""
+def _draw_roofs(
+    ax: Axes, ceilings: pd.DataFrame, *, intensities: pd.Series
+) -> list[tuple[float, float, str, str]]:
+    """Draw a roof per precision and a slope per memory level; the roofs' names are returned."""
     kind = ceilings["kind"]
     ceilings = ceilings.assign(kind=np.where(kind == "measured", "", " (" + kind + ")"))
     compute = ceilings[ceilings["name"] == "compute"]
     slopes = ceilings[ceilings["name"].isin(["memory", "cache"])]
     top, ridge = compute["value"].max(), compute["value"].max() / slopes["value"].min()
-    low, high = min(intensities.min(), ridge / 8) / 3, max(intensities.max(), ridge) * 7
+    low, high = min(intensities.min(), ridge / 8) / 3, max(intensities.max(), ridge) * 3
     ax.set(xlim=(low, high))
     log_axis(ax.xaxis)
     log_axis(ax.yaxis)
@@ -197,8 +200,10 @@ def _draw_roofs(ax: Axes, ceilings: pd.DataFrame, *, intensities: pd.Series) -> 
         ax.plot(ends, slope["value"] * ends, ls=":" if cached else "-", color=QUIET, lw=1.6)
         text = f"{'cache' if cached else 'DRAM'} {slope['value']:.0f} GB/s{slope['kind']}"
         ax.annotate(text, (ends[1], top), (0, 4), ha="right" if cached else "center", **small)
+    names = []
     for _, roof in compute.iterrows():
         color, line = PRECISIONS[roof["precision"]].color, PRECISIONS[roof["precision"]].line
         ax.hlines(roof["value"], roof["value"] / slopes["value"].max(), high, color=color, ls=line)
         text = f"{roof['precision']} {roof['value']:.0f} GMAC/s{roof['kind']}"
-        ax.annotate(text, (high, roof["value"]), (-2, 3), ha="right", **small)
+        names.append((high, roof["value"], text, INK))
+    return names

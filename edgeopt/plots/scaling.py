@@ -40,6 +40,7 @@ def scaling(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         ax.scatter(row.ms_per_image, y, s=36, fc=face, ec=INK, zorder=3)
         if not alone:
             beside(ax, row.ms_per_image, y, f"{max(row.threads, row.batch_size)}")
+    ax.margins(x=0.12)  # for the numbers
     log_axis(ax.xaxis)
     row_groups(ax, names)
     ax.set_xlabel("Latency per image (ms)")
