@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from edgeopt.runtimes import runtime_named
-from edgeopt.schema import TIMES
+from edgeopt.schema import TIMES, signed
 from edgeopt.search import LatencyMap, LayerMap
 
 
@@ -92,7 +92,8 @@ def budgets(sweep: pd.DataFrame) -> str:
 def energy_tiers(sweep: pd.DataFrame) -> str:
     """Say how far the two estimates of energy agree."""
     agree = sweep["energy_proxy_j"].corr(sweep["energy_model_j"], method="spearman")
-    return f"Two estimates of energy, whose ranks correlate by {agree:.2f} (Spearman)."
+    words = signed(agree, digits=2)
+    return f"Two estimates of energy, whose ranks correlate by {words} (Spearman)."
 
 
 def precision_tradeoffs(means: pd.DataFrame) -> str:

@@ -83,7 +83,7 @@ def test_latency_budget_and_energy_read_the_sweep():
     )
     assert "a takes 1 ms, b 20 ms" in readings.latency_distribution(sweep)
     assert "2 of 3 candidates fit" in readings.budgets(sweep)
-    assert "correlate by -1.00" in readings.energy_tiers(sweep)
+    assert "correlate by \N{MINUS SIGN}1.00" in readings.energy_tiers(sweep)
 
 
 def test_precision_tradeoffs_name_what_is_slower_than_fp32():
