@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +14,7 @@ from edgeopt.data import Preprocessing, Splits, load_splits
 from edgeopt.experiments import recover_int8
 from edgeopt.experiments.remedies import Rewrites
 from edgeopt.model import FIXED, build_model, channel_groups, fit, fold_batch_norm
-from edgeopt.quantization import barrier_groups
+from edgeopt.quantization import barrier_groups, quantization_aware_train
 from edgeopt.quantization.planting import plant_collapse
 from edgeopt.runtimes import RUNTIMES
 
@@ -27,6 +28,7 @@ NETWORKS = (
 KINDS = ("chain", "depthwise", "residual", "activation", "concat", "head", "small", "offset", "all")
 ALLOWED_DROP, SHARE_GOAL, SECONDS_GOAL = 0.01, 0.95, 20
 OFFSET = 200.0
+LEARNING_RATE = 1e-3
 
 
 def specimens() -> Iterator[str]:
@@ -68,13 +70,22 @@ def _trained(name: str, splits: Splits) -> nn.Module:
             module.momentum = 0.1  # torchvision's 0.01 needs thousands of steps to settle
     loader = splits.train.loader(64, shuffle=True)
     epochs = 3 if name == "small_cnn" else 2
-    return fit(model, loader, epochs=epochs, learning_rate=1e-3, progress=False).model.eval()
+    return fit(
+        model, loader, epochs=epochs, learning_rate=LEARNING_RATE, progress=False
+    ).model.eval()
 
 
 def _rows(model: nn.Module, splits: Splits, runtimes: Sequence[str]) -> Iterator[dict]:
     calibration = tuple(splits.calibration.loader(64))
+    train = partial(
+        quantization_aware_train,
+        train_loader=splits.train.loader(64, shuffle=True),
+        epochs=1,
+        learning_rate=LEARNING_RATE / 30,
+        progress=False,
+    )
     for kind, (layer, planted) in _planted(model, splits.validation.take(1)).items():
-        rewrites = Rewrites(planted, calibration=calibration)
+        rewrites = Rewrites(planted, calibration=calibration, train_quantized=train)
         for runtime in runtimes:
             with tempfile.TemporaryDirectory(prefix="edgeopt-") as scratch:
                 start = time.perf_counter()

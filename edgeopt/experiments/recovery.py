@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from edgeopt.data import Split
 from edgeopt.experiments.candidates import Candidate, split_logits
+from edgeopt.experiments.quality_loss import QUALITIES, fell, quality_drop
 from edgeopt.experiments.remedies import (
     Plan,
+    Progress,
     Remedy,
     Rewrites,
     first_remedies,
@@ -35,15 +37,13 @@ from edgeopt.runtimes import (
     runtime_named,
     verify_label,
 )
+from edgeopt.schema import MIXED
 from edgeopt.system import Int8Scheme, RuntimeUnavailable, int8_scheme
 
 logger = logging.getLogger(__name__)
 
 PARENT = "none (fp32)"
 SCREENING_MARGIN = 0.03  # what so many images may say wrongly of an accuracy
-ROUNDING = 1e-9  # of the subtraction; far below one image's worth of accuracy
-QUALITIES = ("accuracy", "macro_f1")
-ONE_SIDED_95 = 1.645  # standard errors
 FAILURES = (ExportError, ArtifactError, QuantizationError, RuntimeUnavailable, ValueError)
 
 
@@ -69,13 +69,19 @@ class Attempt:
     int8_mac_share: float = math.nan
     error: str = ""
 
+    @property
+    def mixed(self) -> bool:
+        """Whether its plan left so much in float that it is not int8."""
+        own = self.plan is not None and bool(self.plan.float_layers)
+        return own and self.artifact.precision == MIXED
+
 
 @dataclass(frozen=True, eq=False)
 class Recovery:
     """What :func:`recover_int8` found.
 
-    ``selected`` is the first remedy inside the budget, or the most accurate one when ``reached``
-    is false; ``attempts`` has one row per remedy.
+    ``selected`` is the first remedy inside the budget, int8 before ``int8-mixed``, or the most
+    accurate one when ``reached`` is false; ``attempts`` has one row per remedy.
     """
 
     selected: Attempt
@@ -138,6 +144,16 @@ class _Judge:
             vars(attempt), self.fp32, max_drop=self.max_drop, images=images
         )
 
+    def suffices(self, attempt: Attempt) -> bool:
+        """Whether nothing better is to be expected; training may, where layers are in float."""
+        trainable = self.rewrites.train_quantized is not None
+        return self.reached(attempt) and not (trainable and attempt.mixed)
+
+    def select(self, tried: Sequence[Attempt]) -> Attempt:
+        """Choose the first attempt inside the budget, whole int8 before mixed, or the best."""
+        inside = sorted(filter(self.reached, tried), key=lambda attempt: attempt.mixed)
+        return inside[0] if inside else _most_accurate(tried)
+
     def _artifact(self, plan: Plan) -> Artifact:
         # Runtimes that share a writer read the same file.
         writer = type(self.runtime).write
@@ -186,9 +202,10 @@ def recover_int8(
     The order: int8 as it is; other calibration methods, and channel groups rescaled, that one of
     the two first to which the diagnosis points; bias correction, the noisiest layers left in float,
     dynamic quantization, quantization-aware training. From bias correction on, each starts from
-    the most accurate plan found before it. Artifacts take one image; a remedy that falls far short
-    on a few hundred calibration images is not scored on validation. Those tried are timed together
-    at the end, in interleaved rounds, unless ``rounds`` is 0.
+    the most accurate plan found before it. Layers in float that make an ``int8-mixed`` are the
+    last resort where ``train_quantized`` is given. Artifacts take one image; a remedy that falls
+    far short on a few hundred calibration images is not scored on validation. Those tried are timed
+    together at the end, in interleaved rounds, unless ``rounds`` is 0.
 
     Parameters
     ----------
@@ -203,7 +220,7 @@ def recover_int8(
     float_layers : sequence of int
         How many layers to leave in float, in the order tried.
     train_quantized : callable, optional
-        fp32 model -> fp32 model that went through quantization-aware training; the last remedy.
+        fp32 model -> fp32 model that went through quantization-aware training.
     rewrites : Rewrites, optional
         What the remedies already made of the model for another runtime.
     scheme : Int8Scheme
@@ -248,20 +265,20 @@ def recover_int8(
         raise ExportError(f"the fp32 model cannot be served: {parent.error}")
     judge = replace(judge, fp32={name: getattr(parent, name) for name in QUALITIES})
     tried: list[Attempt] = []
-    for remedy in _remedies(judge, tried, float_layers):
+    for remedy in _remedies(judge, tried, float_layers, exhaustive=exhaustive):
         tried.append(judge.attempt(remedy))
         logger.info("%s: accuracy %.4f %s", remedy.name, tried[-1].accuracy, tried[-1].error)
-        if judge.reached(tried[-1]) and not exhaustive:
+        if judge.suffices(tried[-1]) and not exhaustive:
             break
     every = [parent, *tried]
     latency = _latencies(every, validation, threads, rounds, calls_per_round) if rounds else {}
-    selected = next(filter(judge.reached, tried), None) or _most_accurate(tried)
+    selected = judge.select(tried)
     table = _attempts_table(every, latency=latency, reached=judge.reached)
     return Recovery(selected, judge.reached(selected), table)
 
 
 def _remedies(
-    judge: _Judge, tried: Sequence[Attempt], float_layers: Sequence[int]
+    judge: _Judge, tried: Sequence[Attempt], float_layers: Sequence[int], *, exhaustive: bool
 ) -> Iterator[Remedy]:
     """Yield remedies in order of cost; ``tried`` fills up meanwhile, and later ones start there."""
 
@@ -269,28 +286,14 @@ def _remedies(
         attempt = _most_accurate(tried)
         return attempt.remedy.name, attempt.plan
 
+    progress = Progress(
+        best,
+        reached=lambda: not exhaustive and any(map(judge.reached, tried)),
+        mixed=lambda: tried[-1].mixed,
+    )
     own = {"runtime": judge.runtime}
     yield from first_remedies(judge.rewrites, **own)
-    yield from later_remedies(judge.rewrites, best, counts=float_layers, **own)
-
-
-def quality_drop(own: Mapping[str, float], parent: Mapping[str, float]) -> float:
-    """How far accuracy or, if that fell more, macro-F1 is below the parent's."""
-    return max(parent[name] - own[name] for name in QUALITIES)
-
-
-def fell(
-    own: Mapping[str, float], parent: Mapping[str, float], *, max_drop: float, images: int
-) -> bool:
-    """Whether accuracy is more than ``max_drop`` below the parent's, or macro-F1 surely is.
-
-    Macro-F1 says what accuracy does not, a class that pays for the mean, but hangs on fewer images:
-    it counts where its fall is beyond the one-sided 95% bound of what the images with another
-    answer, a share of ``1 - agreement``, change by chance.
-    """
-    chance = ONE_SIDED_95 * math.sqrt((1 - own["agreement"]) / images)
-    accuracy, macro_f1 = (parent[name] - own[name] for name in QUALITIES)
-    return max(accuracy, macro_f1 - chance) > max_drop + ROUNDING
+    yield from later_remedies(judge.rewrites, progress, counts=float_layers, **own)
 
 
 def _accuracy(answers: np.ndarray, split: Split) -> float:

@@ -41,6 +41,19 @@ class Remedy:
     based_on: str = ""
 
 
+@dataclass(frozen=True, eq=False)
+class Progress:
+    """How far the remedies came.
+
+    The ``best`` plan so far with the name of its remedy, whether one ``reached`` the goal, and
+    whether the latest left so many layers in float that it is ``mixed``.
+    """
+
+    best: Callable[[], tuple[str, Plan]]
+    reached: Callable[[], bool]
+    mixed: Callable[[], bool]
+
+
 class Rewrites:
     """What is found of one network once, for every runtime: networks, files, answers, diagnoses."""
 
@@ -125,25 +138,31 @@ def first_remedies(rewrites: Rewrites, *, runtime: Runtime) -> Iterator[Remedy]:
 
 
 def later_remedies(
-    rewrites: Rewrites,
-    best: Callable[[], tuple[str, Plan]],
-    *,
-    runtime: Runtime,
-    counts: Sequence[int],
+    rewrites: Rewrites, progress: Progress, *, runtime: Runtime, counts: Sequence[int]
 ) -> Iterator[Remedy]:
-    """Yield what changes the function; each remedy starts from the ``best`` plan before it."""
-    name, plan = best()
+    """Yield what changes the function; each remedy starts from the best plan before it.
+
+    Where the network can be trained, layers are left in float only until that makes an
+    ``int8-mixed``; more of them when training did not suffice either.
+    """
+    name, plan = progress.best()
     yield Remedy(
         "bias correction", lambda: replace(plan, model=rewrites.corrected(plan.model)), name
     )
-    name, plan = best()
-    yield from _float_layers(plan, rewrites.diagnosis(plan.model), counts=counts, based_on=name)
-    name, plan = best()
-    if "int8-dynamic" in runtime.precisions:
+    name, plan = progress.best()
+    in_float = _float_layers(plan, rewrites.diagnosis(plan.model), counts=counts, based_on=name)
+    for remedy in in_float:
+        yield remedy
+        if rewrites.train_quantized is not None and progress.mixed():
+            break
+    name, plan = progress.best()
+    if "int8-dynamic" in runtime.precisions and not progress.reached():
         yield Remedy("dynamic", lambda: Plan(plan.model, precision="int8-dynamic"), name)
     if rewrites.train_quantized is not None:
         trained = "quantization-aware training"
         yield Remedy(trained, lambda: Plan(rewrites.trained(plan.model), plan.calibration), name)
+    while not progress.reached() and (remedy := next(in_float, None)):
+        yield remedy
 
 
 def _float_layers(

@@ -27,7 +27,8 @@ from edgeopt.experiments.candidates import (
     with_agreement,
 )
 from edgeopt.experiments.prepared import Prepared
-from edgeopt.experiments.recovery import FAILURES, PARENT, QUALITIES, fell, recover_int8
+from edgeopt.experiments.quality_loss import QUALITIES, fell
+from edgeopt.experiments.recovery import FAILURES, PARENT, recover_int8
 from edgeopt.experiments.remedies import AS_IT_IS, Rewrites, Train, rescalings
 from edgeopt.runtimes import load_session, runtime_named
 from edgeopt.schema import MIXED, STATIC_INT8
@@ -89,7 +90,7 @@ def recover_collapsed(
     repaired, so that the repaired candidate has every seed; it is called repaired where every
     seed's reached the goal. What changes a network is found once and serves all runtimes, whose
     repairs run in parallel where there is an ``executor``; nothing is timed. ``train_quantized`` is
-    what trains a network under simulated int8, by its name; the last remedy. The other arguments
+    what trains a network under simulated int8, by its name. The other arguments
     are those of :func:`edgeopt.experiments.prepare_candidates`. A recovery that fails is logged and
     left out; so are all at a ``batch_size`` other than 1, at which the remedies are not tried.
     """

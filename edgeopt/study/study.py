@@ -225,7 +225,7 @@ class Study:
 
     @property
     def quantized_training(self) -> dict[str, Callable[[nn.Module], nn.Module]]:
-        """One epoch under simulated int8, by network: the last remedy of a collapsed int8.
+        """One epoch under simulated int8, by network: a remedy of a collapsed int8.
 
         At a thirtieth of the learning rate, because the weights are trained already.
         """

@@ -208,9 +208,9 @@ def test_every_remedy_is_tried_on_request(tmp_path) -> None:
         *(f"calibration: {method}" for method in ("percentile", "entropy")),
         "bias correction",
         "1 noisiest layer in float",
-        *[name for name in names if name.endswith("layers in float")],
         "dynamic",
         "quantization-aware training",
+        *[name for name in names if name.endswith("layers in float")],
     ]
     attempts = result.attempts.set_index("remedy")
     whole_in_float = attempts.loc["2 noisiest layers in float"]
@@ -238,6 +238,25 @@ def test_leaving_the_worst_layer_in_float_recovers_without_equalization(
     assert result.reached
     assert result.attempts["remedy"].iloc[-1] == "1 noisiest layer in float"
     assert result.attempts["int8_mac_share"].iloc[-1] < 1
+
+
+@pytest.mark.parametrize("cured", [True, False])
+def test_training_keeps_all_in_integers_where_a_layer_in_float_would_not(
+    tmp_path, monkeypatch, cured: bool
+) -> None:
+    monkeypatch.setattr(remedies, "equalize", lambda model, **options: model)
+    planted = plant_collapse(trained_cnn(), "conv1", 3, 1e4)
+
+    def train_quantized(model: nn.Module) -> nn.Module:
+        return trained_cnn() if cured else copy.deepcopy(model)
+
+    result = recovered(planted, tmp_path, train_quantized=train_quantized)
+    left, trained = "1 noisiest layer in float", "quantization-aware training"
+    assert result.attempts["remedy"].tolist()[-2:] == [left, trained]  # no dynamic in between
+    assert result.attempts.set_index("remedy").loc[left, "reached"]
+    assert result.reached
+    assert result.selected.remedy.name == (trained if cured else left)
+    assert result.selected.artifact.precision == ("int8" if cured else "int8-mixed")
 
 
 def test_a_budget_that_nothing_reaches_gives_the_best_attempt(tmp_path, monkeypatch) -> None:
