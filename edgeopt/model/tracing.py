@@ -43,7 +43,7 @@ OPERATIONS: dict[str, tuple[Any, ...]] = {
 
 
 class _Tracer(fx.Tracer):
-    """Leaves modules that say so, as torch's own, in one piece."""
+    """Leaves modules that say so (``traced_as_one``), as torch's own, in one piece."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         whole = getattr(module, "traced_as_one", False) or isinstance(module, nn.LayerNorm)
@@ -73,14 +73,14 @@ def submodule_of(model: nn.Module, node: object) -> nn.Module | None:
 def operation_of(model: nn.Module, node: fx.Node) -> str:
     """Say what a node does to channels: ``normalization`` or a key of :data:`OPERATIONS`.
 
-    "" where it is not known.
+    A module may say it itself, as ``channel_operation``; "" where it is not known.
     """
     module = submodule_of(model, node)
     if isinstance(module, nn.LayerNorm):  # torchvision's LayerNorm2d too
         return "normalization"
     if module is not None:
         does = (kind for kind, known in OPERATIONS.items() if type(module) in known)
-        return next(does, "")
+        return next(does, getattr(module, "channel_operation", ""))
     names = {node.target, getattr(node.target, "__name__", "")}  # torch.relu is called "relu"
     own = node.op in ("call_function", "call_method")
     return next((kind for kind, known in OPERATIONS.items() if own and names & {*known}), "")

@@ -31,6 +31,9 @@ Spans = dict[str, tuple[Tensor, Tensor]]  # lowest and highest of every element,
 class OffsetMap(nn.Module):
     """Adds a constant [1, C, H, W] that is another at the borders, which a layer padded."""
 
+    traced_as_one = True
+    channel_operation = "identity"  # its constant is rescaled with the channels that it is added to
+
     def __init__(self, offset: Tensor) -> None:
         super().__init__()
         self.register_buffer("offset", offset)

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from edgeopt.model import FIXED, ChannelGroups, channel_groups, fold_batch_norm, trace
 from edgeopt.quantization.inserted import insert_scales
-from edgeopt.quantization.offsets import absorb_offsets
+from edgeopt.quantization.offsets import OffsetMap, absorb_offsets
 
 SAME_FUNCTION = 1e-4  # of the largest logit
 OUTLIER = 20.0  # times the median channel of its tensor
@@ -66,6 +66,9 @@ def rescale(model: nn.Module, groups: ChannelGroups, scale: Tensor) -> nn.Module
                 layer.running_mean.mul_(read)
         if layer.bias is not None:
             layer.bias.mul_(written)
+    for name, module in scaled.named_modules():
+        if isinstance(module, OffsetMap):
+            module.offset.mul_(scale[groups.of_module(name)])
     return scaled
 
 

@@ -175,6 +175,16 @@ def test_an_offset_read_through_padding_leaves_a_map_of_the_borders(small) -> No
     assert worst_ratio(equalize(planted, images=GREY), GREY) < 20
 
 
+def test_a_channel_is_rescaled_through_the_map_of_an_absorbed_offset(small) -> None:
+    offset = with_offset(small, "conv1", 2, 200.0)
+    planted = plant_collapse(offset, "conv2", 3, 1e4, example=GREY[:1])
+    changed = equalize(planted, images=GREY)
+    assert any(isinstance(module, OffsetMap) for module in changed.modules())
+    assert worst_ratio(planted, GREY) > 1e3
+    assert worst_ratio(changed, GREY) < 10
+    assert_same_function(changed, planted, GREY)
+
+
 def test_offsets_in_layers_that_follow_each_other_are_all_absorbed(small) -> None:
     planted = with_offset(with_offset(small, "conv1", 2, 200.0), "conv2", 5, 4000.0)
     changed = absorb_offsets(planted, images=GREY)
