@@ -179,9 +179,13 @@ def test_a_channel_is_rescaled_through_the_map_of_an_absorbed_offset(small) -> N
     offset = with_offset(small, "conv1", 2, 200.0)
     planted = plant_collapse(offset, "conv2", 3, 1e4, example=GREY[:1])
     changed = equalize(planted, images=GREY)
-    assert any(isinstance(module, OffsetMap) for module in changed.modules())
-    assert worst_ratio(planted, GREY) > 1e3
-    assert worst_ratio(changed, GREY) < 10
+    assert isinstance(changed.conv2[1], OffsetMap)
+    written = []
+    changed.conv2.register_forward_hook(lambda _, __, output: written.append(output))
+    with torch.no_grad():
+        changed(GREY)
+    widths = written[0].abs().amax((0, 2, 3))
+    assert widths.max() < 10 * widths.median()
     assert_same_function(changed, planted, GREY)
 
 
