@@ -128,7 +128,7 @@ class _Numbering(fx.Interpreter):
             return self._layer(node, module, value)
         if isinstance(value, Tensor) and not value.is_floating_point():
             return torch.zeros(value.shape, dtype=torch.long)
-        if not isinstance(value, (Tensor, tuple, list)):
+        if not _holds_tensor(value):  # a size that is read touches no channel
             return None
         return self._operation(node, value)
 
@@ -264,6 +264,12 @@ class _Numbering(fx.Interpreter):
             self._parents[number] = self._parents[self._parents[number]]
             number = self._parents[number]
         return number
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return any(map(_holds_tensor, value))
+    return isinstance(value, Tensor)
 
 
 def _contiguous(numbers: Any) -> Any:

@@ -126,6 +126,34 @@ def test_layers_whose_weights_serve_twice_are_left_alone():
     assert (groups.layers["free"].outputs != FIXED).all()
 
 
+def test_reading_a_size_fixes_no_channel():
+    class Sized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 8, 3)
+            self.pool, self.head = nn.AdaptiveAvgPool2d(2), nn.Linear(8 * 2 * 2, 5)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            hidden = torch.relu(self.first(images))
+            count, channels, height, width = hidden.size()
+            halves = hidden.view(count, 2, channels // 2, height, width).transpose(1, 2)
+            hidden = torch.relu(self.second(halves.reshape(count, channels, height, width)))
+            return self.head(self.pool(hidden).view(hidden.shape[0], -1))
+
+    _, groups = groups_of(Sized().eval())
+    written = groups.layers["first"].outputs
+    shuffled = written[[0, 3, 1, 4, 2, 5]]  # of two halves, one channel each in turn
+    assert torch.equal(groups.layers["second"].inputs, shuffled)
+    assert len(set(written.tolist()) - {FIXED}) == 6
+    assert (groups.layers["second"].outputs != FIXED).all()
+
+
+def test_the_stream_of_a_shufflenet_is_free():
+    _, groups = groups_of(models.shufflenet_v2_x0_5().eval())
+    for name, ports in groups.layers.items():
+        assert (ports.outputs != FIXED).all() or name == "fc", name
+
+
 def test_an_unknown_operation_fixes_what_it_reads():
     class Odd(nn.Module):
         def __init__(self) -> None:
