@@ -140,7 +140,7 @@ class _Numbering(fx.Interpreter):
             return self._numbers[node.args[0]]
         rule = {
             "moving": self._moved,
-            "pooling": self._pooled,
+            "spatial": self._spatial,
             "mean": self._mean,
             "sum": self._sum,
             "product": self._product,
@@ -168,12 +168,12 @@ class _Numbering(fx.Interpreter):
         )
         return getattr(self, node.op)(node.target, args, kwargs)
 
-    def _pooled(self, node: fx.Node, value: Tensor) -> Tensor:
+    def _spatial(self, node: fx.Node, value: Tensor) -> Tensor:
         numbers = self._numbers[node.all_input_nodes[0]]
-        channels = numbers.flatten(2)[..., :1]  # [1, C, 1]
-        if (numbers.flatten(2) != channels).any():
+        channels = numbers[..., :1, :1]  # [1, C, 1, 1]
+        if value.dim() != 4 or value.shape[1] != numbers.shape[1] or (numbers != channels).any():
             return self._unknown(node, value)
-        return channels.unsqueeze(-1).expand(value.shape)
+        return channels.expand(value.shape)
 
     def _mean(self, node: fx.Node, value: Tensor) -> Tensor:
         numbers = self._numbers[node.all_input_nodes[0]]

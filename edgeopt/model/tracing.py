@@ -12,10 +12,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
 # What a node does, by the modules, functions and tensor methods that do it. A gate is a barrier
-# whose result multiplies another tensor.
+# whose result multiplies another tensor; what is spatial works inside each channel, and gives s
+# times as much for s times as much.
 OPERATIONS: dict[str, tuple[Any, ...]] = {
     "layer": LAYERS,
-    "rectifier": (nn.ReLU, nn.LeakyReLU, "relu", "relu_", functional.leaky_relu),
+    "rectifier": (nn.ReLU, nn.LeakyReLU, nn.PReLU, "relu", "relu_", functional.leaky_relu, "abs"),
     "identity": (
         *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, functional.dropout),
         *(functional.dropout2d, "contiguous", "clone", "detach", "stochastic_depth"),
@@ -25,10 +26,14 @@ OPERATIONS: dict[str, tuple[Any, ...]] = {
         *(nn.Hardswish, nn.SiLU, nn.GELU, nn.ReLU6, nn.Hardtanh, nn.ELU, nn.Mish, nn.Tanh),
         *(functional.hardswish, functional.silu, functional.gelu, functional.relu6),
         *(functional.hardtanh, functional.elu, functional.mish, "tanh"),
+        *(nn.SELU, nn.CELU, nn.Softplus, nn.Softsign, functional.selu, functional.celu),
+        *(functional.softplus, functional.softsign, "clamp", "clip"),
     ),
-    "pooling": (
+    "spatial": (
         *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d),
         *("max_pool2d", "avg_pool2d", "adaptive_max_pool2d", "adaptive_avg_pool2d"),
+        *(nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, functional.pad),
+        *(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, functional.interpolate),
     ),
     "moving": (
         *(nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle),
@@ -81,6 +86,8 @@ def operation_of(model: nn.Module, node: fx.Node) -> str:
     if module is not None:
         does = (kind for kind, known in OPERATIONS.items() if type(module) in known)
         return next(does, getattr(module, "channel_operation", ""))
+    if node.target is functional.pad and node.kwargs.get("value"):
+        return ""  # what it pads with is no multiple of what is there
     names = {node.target, getattr(node.target, "__name__", "")}  # torch.relu is called "relu"
     own = node.op in ("call_function", "call_method")
     return next((kind for kind, known in OPERATIONS.items() if own and names & {*known}), "")

@@ -19,7 +19,7 @@ ABSORBED = 10.0  # absorbed is what is so many times wider than its tensor's med
 OBSERVED = 128  # images
 # By module or function: the activation is the identity from here on, to float32's rounding.
 IDENTITY_ABOVE = {
-    **dict.fromkeys(("ReLU", "relu", "relu_", "LeakyReLU", "leaky_relu"), 0.0),
+    **dict.fromkeys(("ReLU", "relu", "relu_", "LeakyReLU", "leaky_relu", "PReLU"), 0.0),
     **dict.fromkeys(("Hardswish", "hardswish"), 3.0),
     **dict.fromkeys(("SiLU", "silu"), 20.0),
     **dict.fromkeys(("GELU", "gelu"), 6.0),
@@ -146,7 +146,7 @@ class _Flow(fx.Interpreter):
             return constant.contiguous()  # one of them makes it so, for a view
         linear = kind in ("moving", "mean") or "avg" in str(name).lower()
         linear |= kind == "sum" and len(node.all_input_nodes) == 2
-        if linear or (kind == "pooling" and _flat(constant)):
+        if linear or (kind == "spatial" and _flat(constant)):
             return self._applied(node)
         self._passes = kind == "" and not isinstance(constant, Tensor)  # a size that is read
         return None

@@ -1,10 +1,13 @@
 """Channel groups: which layers write and read a channel, found by moving numbers with the data."""
 
 import copy
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from edgeopt.model.channel_groups import FIXED, channel_groups
 from edgeopt.model.networks import SmallCNN
@@ -97,6 +100,61 @@ def test_any_scale_of_the_free_groups_keeps_the_function(name):
     factors = 10 ** (4 * torch.rand(groups.count, generator=generator) - 2)
     scaled = rescale(folded, groups, torch.where(free, factors, 1.0))
     assert_same_function(scaled, model, COLOUR)
+
+
+class Between(nn.Module):
+    """Two convolutions and what lies between them."""
+
+    def __init__(self, between: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 3)
+        self.between = between
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.second(self.between(self.first(images))).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        nn.PReLU(6),
+        torch.abs,
+        nn.ZeroPad2d(2),
+        nn.ReflectionPad2d((0, 1, 2, 3)),
+        partial(functional.pad, pad=(1, 0, 0, 1)),
+        nn.Upsample(scale_factor=2, mode="bilinear"),
+        partial(functional.interpolate, size=20),
+        lambda hidden: functional.adaptive_avg_pool2d(hidden, 7),
+    ],
+)
+def test_what_works_inside_a_channel_lets_a_factor_pass(between):
+    model = Between(between).eval()
+    folded, groups = groups_of(model)
+    assert torch.equal(groups.layers["first"].outputs, groups.layers["second"].inputs)
+    assert (groups.layers["first"].outputs != FIXED).all()
+    scale = torch.logspace(-2, 2, groups.count)
+    scale[barrier_groups(groups)] = scale[FIXED] = 1
+    assert_same_function(rescale(folded, groups, scale), model, COLOUR)
+
+
+@pytest.mark.parametrize("between", [nn.Softplus(), nn.SELU(), partial(torch.clamp, min=0, max=2)])
+def test_other_activations_are_barriers(between):
+    _, groups = groups_of(Between(between).eval())
+    assert barrier_groups(groups)[groups.layers["first"].outputs].all()
+    assert barrier_groups(groups)[groups.layers["second"].inputs].all()
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        partial(functional.pad, pad=(1, 1, 1, 1), value=0.5),
+        lambda hidden: functional.pad(hidden, (0, 0, 0, 0, 1, 1))[:, 1:7],
+        nn.ConstantPad2d(1, -3.0),
+    ],
+)
+def test_padding_with_other_numbers_or_channels_fixes(between):
+    _, groups = groups_of(Between(between).eval())
+    assert (groups.layers["first"].outputs == FIXED).all()
 
 
 class Shared(nn.Module):
