@@ -187,7 +187,7 @@ def _places(model: nn.Module, example: torch.Tensor) -> dict[str, list[tuple[str
             "concat": free & partial,
             "head": torch.isin(own, groups.layers[last].inputs) & (own != FIXED),
             "small": free & (writers[own] == 1),
-            "offset": free & (writers[own] == 1),
+            "offset": free & (writers[own] == 1) & (layer.bias is not None),
         }
         for kind, mark in marks.items():
             if mark.sum() > 1:

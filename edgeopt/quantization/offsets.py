@@ -100,8 +100,8 @@ def _by_channel(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 class _Flow(fx.Interpreter):
     """Where a constant 1 in one output channel of a layer goes, and what it becomes there.
 
-    ``readers`` has, by layer, what the constant adds to its output; it is empty where the constant
-    meets something that it cannot pass.
+    ``readers`` has, by layer, what the constant adds to its output, in float64; it is empty where
+    the constant meets something that it cannot pass.
     """
 
     def __init__(self, model: nn.Module, layer: str, channel: int, example: Tensor) -> None:
@@ -136,7 +136,8 @@ class _Flow(fx.Interpreter):
         constant, kind = self._constants[source], operation_of(self.module, node)
         module = submodule_of(self.module, node)
         if kind == "layer" and node.target in self._once:
-            self.readers[node.target] = module(constant) - module(torch.zeros_like(constant))
+            exact, given = copy.deepcopy(module).double(), constant.double()
+            self.readers[node.target] = exact(given) - exact(torch.zeros_like(given))
             return None
         name = type(module).__name__ if module else getattr(node.target, "__name__", node.target)
         if name in IDENTITY_ABOVE:
@@ -184,14 +185,22 @@ def _flat(constant: Tensor) -> bool:
 
 @torch.no_grad()
 def _move(model: nn.Module, flow: _Flow, offset: float) -> None:
-    """Subtract an offset in the layer that writes it, and give it back to those that read it."""
-    _bias(model.get_submodule(flow.layer))[flow.channel] -= offset
+    """Subtract an offset in the layer that writes it, and give it back to those that read it.
+
+    What is given back may be thousands of times what is left, so that float32 would round it away.
+    """
+    bias = _bias(model.get_submodule(flow.layer))
+    before = float(bias[flow.channel])
+    bias[flow.channel] -= offset
+    moved = before - float(bias[flow.channel])
     for name, added in flow.readers.items():
-        reader = model.get_submodule(name)
-        if _flat(added):
-            _bias(reader).add_(offset * added.reshape(*added.shape[:2], -1)[0, :, 0])
-        else:
-            model.set_submodule(name, nn.Sequential(reader, OffsetMap(offset * added)))
+        reader, given = model.get_submodule(name), moved * added
+        inside = given[(0, slice(None), *(size // 2 for size in given.shape[2:]))]
+        bias = _bias(reader)
+        bias.copy_(bias.double() + inside)
+        if not _flat(added):
+            inside = inside.view(1, -1, *[1] * (given.dim() - 2))
+            model.set_submodule(name, nn.Sequential(reader, OffsetMap((given - inside).float())))
 
 
 def _bias(layer: nn.Module) -> Tensor:
