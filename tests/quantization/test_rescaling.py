@@ -176,8 +176,8 @@ def test_an_offset_read_through_padding_leaves_a_map_of_the_borders(small) -> No
 
 
 def test_an_offset_times_huge_weights_is_given_back_exactly(block) -> None:
-    small = plant_collapse(block, "second", 1, 1e-3, example=COLOUR[:1])
-    planted = with_offset(small, "second", 1, 200.0)
+    small = plant_collapse(block, "left", 1, 1e-3, example=COLOUR[:1])
+    planted = with_offset(small, "left", 1, 200.0)
     changed = absorb_offsets(planted, images=COLOUR)
     with torch.no_grad():
         expected, found = (m.double()(COLOUR.double()) for m in (copy.deepcopy(planted), changed))
