@@ -157,7 +157,7 @@ def _quantize_static(
 
     kinds = {"uint8": ort.QuantType.QUInt8, "int8": ort.QuantType.QInt8}
     # Calibrators print their progress and offer no switch for it.
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), known_noise_silenced():
         ort.quantize_static(
             source,
             path,

@@ -31,6 +31,8 @@ KNOWN_WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
 )
 # They report libraries for other hardware that do not load here, and each other's deprecations.
 CHATTY_LOGGERS = ("torchao", "torch.utils._pytree")
+# ONNX Runtime's quantizer, on the root logger, of every weight of a BatchNorm that no layer folds.
+KNOWN_MESSAGE = "is out-of-range for weight"
 
 
 class RuntimeUnavailable(RuntimeError):  # noqa: N818 - a state of the host, not a mistake
@@ -39,16 +41,23 @@ class RuntimeUnavailable(RuntimeError):  # noqa: N818 - a state of the host, not
 
 @contextmanager
 def known_noise_silenced() -> Iterator[None]:
-    """Silence ``KNOWN_WARNINGS`` and warnings logged by ``CHATTY_LOGGERS`` inside the block."""
+    """Silence ``KNOWN_WARNINGS``, warnings by ``CHATTY_LOGGERS`` and ``KNOWN_MESSAGE`` inside."""
     levels = {name: logging.getLogger(name).level for name in CHATTY_LOGGERS}
+    root = logging.getLogger()
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return KNOWN_MESSAGE not in record.getMessage()
+
     with warnings.catch_warnings():
         for message, category in KNOWN_WARNINGS:
             warnings.filterwarnings("ignore", message=message, category=category)
         for name in levels:
             logging.getLogger(name).setLevel(logging.ERROR)
+        root.addFilter(is_news)  # of this block alone: blocks may be nested
         try:
             yield
         finally:
+            root.removeFilter(is_news)
             for name, level in levels.items():
                 logging.getLogger(name).setLevel(level)
 

@@ -58,3 +58,13 @@ def test_a_missing_module_inside_an_installed_extra_is_not_taken_for_it(tmp_path
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="no_such_dependency"):
         import_extra("half_installed")
+
+
+def test_a_known_message_of_the_root_logger_is_silenced_inside_and_others_are_not(caplog) -> None:
+    known = "Axis 1 is out-of-range for weight 'norm.weight' with rank 1"
+    with known_noise_silenced():
+        logging.warning(known)
+        logging.warning("something else")
+    assert [record.getMessage() for record in caplog.records] == ["something else"]
+    logging.warning(known)
+    assert caplog.records[-1].getMessage() == known
