@@ -201,7 +201,7 @@ def recover_int8(
     Both accuracy and, as far as the images can tell, macro-F1 are (:func:`fell`).
     The order: int8 as it is; other calibration methods, and channel groups rescaled, that one of
     the two first to which the diagnosis points; bias correction, the noisiest layers left in float,
-    dynamic quantization, quantization-aware training. From bias correction on, each starts from
+    quantization-aware training, dynamic quantization. From bias correction on, each starts from
     the most accurate plan found before it. Layers in float that make an ``int8-mixed`` are the
     last resort where ``train_quantized`` is given. Artifacts take one image; a remedy that falls
     far short on a few hundred calibration images is not scored on validation. Those tried are timed

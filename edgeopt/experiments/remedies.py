@@ -143,7 +143,7 @@ def later_remedies(
     """Yield what changes the function; each remedy starts from the best plan before it.
 
     Where the network can be trained, layers are left in float only until that makes an
-    ``int8-mixed``; more of them when training did not suffice either.
+    ``int8-mixed``; dynamic ranges, and more layers in float, when training did not suffice.
     """
     name, plan = progress.best()
     yield Remedy(
@@ -156,11 +156,12 @@ def later_remedies(
         if rewrites.train_quantized is not None and progress.mixed():
             break
     name, plan = progress.best()
-    if "int8-dynamic" in runtime.precisions and not progress.reached():
-        yield Remedy("dynamic", lambda: Plan(plan.model, precision="int8-dynamic"), name)
     if rewrites.train_quantized is not None:
         trained = "quantization-aware training"
         yield Remedy(trained, lambda: Plan(rewrites.trained(plan.model), plan.calibration), name)
+    name, plan = progress.best()
+    if "int8-dynamic" in runtime.precisions and not progress.reached():
+        yield Remedy("dynamic", lambda: Plan(plan.model, precision="int8-dynamic"), name)
     while not progress.reached() and (remedy := next(in_float, None)):
         yield remedy
 
