@@ -141,6 +141,7 @@ def test_torchvision_networks_keep_their_function(name) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
 @pytest.mark.parametrize("name", models.list_models(module=models))
 def test_every_torchvision_network_keeps_its_function_at_its_own_size(name) -> None:
     size = 299 if name == "inception_v3" else 224
