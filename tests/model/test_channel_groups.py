@@ -74,6 +74,7 @@ def test_squeeze_and_excitation_reads_what_it_gates():
     assert barrier_groups(groups)[groups.layers[f"{block}.1.fc2"].outputs].all()
 
 
+@pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
 @pytest.mark.parametrize(
     "name",
     [
