@@ -216,6 +216,8 @@ class _Numbering(fx.Interpreter):
         return first if sizes[0] < sizes[1] else second
 
     def _barrier(self, node: fx.Node, value: Tensor) -> Tensor:
+        if len(node.all_input_nodes) > 1:  # clamped by another tensor
+            return self._unknown(node, value)
         numbers = _broadcastable(self._numbers[node.all_input_nodes[0]])
         outputs = self._fresh(numbers.numel()).view(numbers.shape)
         self._barriers[node] = Ports(numbers, outputs)

@@ -189,10 +189,10 @@ def _move(model: nn.Module, flow: _Flow, offset: float) -> None:
 
     What is given back may be thousands of times what is left, so that float32 would round it away.
     """
-    bias = _bias(model.get_submodule(flow.layer))
-    before = float(bias[flow.channel])
-    bias[flow.channel] -= offset
-    moved = before - float(bias[flow.channel])
+    written = _bias(model.get_submodule(flow.layer))
+    before = float(written[flow.channel])
+    written[flow.channel] -= offset
+    moved = before - float(written[flow.channel])
     for name, added in flow.readers.items():
         reader, given = model.get_submodule(name), moved * added
         inside = given[(0, slice(None), *(size // 2 for size in given.shape[2:]))]
