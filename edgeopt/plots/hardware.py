@@ -70,10 +70,10 @@ def drift(samples: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     peaks = relative.max().nlargest(3)
     names = [(relative[name].idxmax(), y, name) for name, y in peaks.items() if y > 1.1]
-    label_points(ax, names, avoid=[])
     ax.set(xlabel="Round", ylabel="Median latency\n(% of own median)")
     key = [Line2D([], [], label="one candidate", **thin), Line2D([], [], label="median", **thick)]
     key_below(ax, key)
+    label_points(ax, names, avoid=[(x, y) for x, y, _ in names])  # last: all else moves the axes
     return ax
 
 
