@@ -118,11 +118,11 @@ def searched_frontier(
     ax.set(xlabel=label("latency_p50_ms"), ylabel=label("accuracy"))
     spots = [*zip(rows["latency_p50_ms"], rows["accuracy"], strict=True)]
     points = [(*spot, labels[name]) for spot, name in zip(spots, rows["candidate"], strict=True)]
-    label_points(ax, points, avoid=spots)
     own = rows.iloc[0]  # a search has one precision and one runtime
     faces = {"uniform levels": "white", "found by the search": PRECISIONS[own["precision"]].color}
     marker = runtime_named(own["runtime"]).marker
     key_below(ax, [dot(text, face, marker=marker) for text, face in faces.items()])
+    label_points(ax, points, avoid=spots)  # last: all else moves the axes
     return ax
 
 
