@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from edgeopt.data import Split
 from edgeopt.experiments.diagnosis import INSERTED_SCALE, diagnose
-from edgeopt.model import predict_logits
+from edgeopt.model import layers_as_modules, predict_logits
 from edgeopt.quantization import OUTLIER, calibration_images, correct_bias, equalize
 from edgeopt.runtimes import CALIBRATIONS, Artifact, Runtime
 
@@ -64,7 +64,7 @@ class Rewrites:
         calibration: Iterable[tuple[Tensor, Tensor]],
         train_quantized: Train | None = None,
     ) -> None:
-        self.model, self.train_quantized = model, train_quantized
+        self.model, self.train_quantized = _canonical(model), train_quantized
         self.calibration = tuple(calibration)
         self._images = torch.cat(calibration_images(self.calibration))
         labels = torch.cat([labels for _, labels in self.calibration])
@@ -113,6 +113,14 @@ class Rewrites:
         if isinstance(self._made[key], ValueError):
             raise self._made[key]
         return self._made[key]
+
+
+def _canonical(model: nn.Module) -> nn.Module:
+    """Give every layer the name that a diagnosis gives it, where torch.fx can trace the network."""
+    try:
+        return layers_as_modules(model)
+    except ValueError:
+        return model
 
 
 def rescalings(rewrites: Rewrites) -> list[Remedy]:

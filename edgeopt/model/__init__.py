@@ -5,6 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "canonical": ["fold_batch_norm", "layers_as_modules"],
         "channel_groups": ["FIXED", "ChannelGroups", "channel_groups"],
         "networks": [
             "SmallCNN",
@@ -16,7 +17,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "tracing": [
             "channel_axis",
-            "fold_batch_norm",
             "operation_of",
             "submodule_of",
             "trace",

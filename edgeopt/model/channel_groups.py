@@ -3,9 +3,9 @@
 Multiplying output channel k of a layer by s > 0 and dividing what reads it by s keeps the function
 where only positively homogeneous operations lie between them. Additions tie the channels of their
 summands, concatenations and shuffles move them, a depthwise layer ends one group and begins
-another, and a LayerNorm begins one by its affine weights. Every element of every tensor carries the
-number of its group: moving the numbers as the network moves its activations finds all of this,
-whatever the network looks like.
+another, and a LayerNorm or GroupNorm begins one by its affine weights. Every element of every
+tensor carries the number of its group: moving the numbers as the network moves its activations
+finds all of this, whatever the network looks like.
 """
 
 from collections import Counter
@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from edgeopt.model.tracing import (
     LAYERS,
+    NORMALIZATIONS,
     channel_axis,
     operation_of,
     submodule_of,
@@ -41,8 +42,8 @@ class ChannelGroups:
     Attributes
     ----------
     layers : dict
-        Convolutions, linear layers, LayerNorms and free BatchNorms by module name; ``inputs``
-        [C_in] and ``outputs`` [C_out] hold group numbers, 0 where no factor may pass.
+        Convolutions, linear layers, free BatchNorms and other normalizations by module name;
+        ``inputs`` [C_in] and ``outputs`` [C_out] hold group numbers, 0 where no factor may pass.
     barriers : dict
         Activations through which no factor passes, and the network's input, by node; the group
         numbers are shaped to be broadcast over the tensor.
@@ -91,8 +92,11 @@ class _Numbering(fx.Interpreter):
         self._shared = _shared_layers(self.module)
 
     def groups(self, example: Tensor) -> ChannelGroups:
-        with torch.no_grad():
-            self.run(example)
+        try:
+            with torch.no_grad():
+                self.run(example)
+        except Exception as error:  # a graph that was traced wrongly
+            raise ValueError(f"the traced network does not run: {error}") from error
         roots = torch.tensor([self._root(number) for number in range(len(self._parents))])
         found, compact = roots.unique(return_inverse=True)  # FIXED stays first
 
@@ -124,7 +128,7 @@ class _Numbering(fx.Interpreter):
             self._fix(node)
             return None
         module = submodule_of(self.module, node)
-        if isinstance(module, (*LAYERS, nn.LayerNorm)) and isinstance(value, Tensor):
+        if isinstance(module, (*LAYERS, *NORMALIZATIONS)) and isinstance(value, Tensor):
             return self._layer(node, module, value)
         if isinstance(value, Tensor) and not value.is_floating_point():
             return torch.zeros(value.shape, dtype=torch.long)
@@ -230,7 +234,7 @@ class _Numbering(fx.Interpreter):
         fresh = self._fresh(value.shape[axis])
         alone = node.target not in self._shared and _by_channel(layer)
         free = alone and bool((inputs == inputs[:, :1]).all())
-        if not free or isinstance(layer, nn.LayerNorm):
+        if not free or isinstance(layer, NORMALIZATIONS):
             self._fix(node)
         if not free:
             self._tie(fresh, torch.zeros(1, dtype=torch.long))

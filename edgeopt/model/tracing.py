@@ -1,16 +1,14 @@
-"""A network's graph by torch.fx: what each node does to channels, and BatchNorms folded away."""
+"""A network's graph by torch.fx: what each node does to channels."""
 
-import copy
 import operator
-from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
 from torch import fx, nn
 from torch.nn import functional
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
+NORMALIZATIONS = (nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm2d)  # by each image's own statistics
 # What a node does, by the modules, functions and tensor methods that do it. A gate is a barrier
 # whose result multiplies another tensor; what is spatial works inside each channel, and gives s
 # times as much for s times as much.
@@ -46,13 +44,15 @@ OPERATIONS: dict[str, tuple[Any, ...]] = {
     "quotient": (operator.truediv, "div"),
 }
 
+_MODULES = {known for kind in OPERATIONS.values() for known in kind if isinstance(known, type)}
+
 
 class _Tracer(fx.Tracer):
     """Leaves modules that say so (``traced_as_one``), as torch's own, in one piece."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         whole = getattr(module, "traced_as_one", False) or isinstance(module, nn.LayerNorm)
-        return whole or super().is_leaf_module(module, name)
+        return whole or _torch_class(module) in _MODULES or super().is_leaf_module(module, name)
 
 
 def trace(model: nn.Module) -> fx.Graph:
@@ -63,9 +63,18 @@ def trace(model: nn.Module) -> fx.Graph:
         raise ValueError(f"torch.fx cannot trace {type(model).__name__}: {error}") from error
 
 
+def _torch_class(module: nn.Module) -> type:
+    """Class of torch that a module is, where classes derived from it do not change what it does."""
+    own = [kind for kind in type(module).__mro__ if not kind.__module__.startswith("torch.nn.")]
+    given = next(kind for kind in type(module).__mro__ if kind not in own)
+    says = {name for name in dir(given) if not name.startswith("__")} | {"weight", "bias"}
+    does = says - {"extra_repr", "reset_parameters"}
+    return type(module) if any(does & {*vars(kind)} for kind in own) else given
+
+
 def channel_axis(layer: nn.Module, dims: int) -> int:
     """Axis of the channels in what a layer reads and writes, a tensor of so many axes."""
-    last = type(layer) in (nn.Linear, nn.LayerNorm)
+    last = isinstance(layer, nn.Linear) or type(layer) is nn.LayerNorm
     return dims - 1 if last else 1
 
 
@@ -81,35 +90,16 @@ def operation_of(model: nn.Module, node: fx.Node) -> str:
     A module may say it itself, as ``channel_operation``; "" where it is not known.
     """
     module = submodule_of(model, node)
-    if isinstance(module, nn.LayerNorm):  # torchvision's LayerNorm2d too
+    if isinstance(module, NORMALIZATIONS):  # torchvision's LayerNorm2d too
         return "normalization"
     if module is not None:
-        does = (kind for kind, known in OPERATIONS.items() if type(module) in known)
+        does = (kind for kind, known in OPERATIONS.items() if _torch_class(module) in known)
         return next(does, getattr(module, "channel_operation", ""))
     if node.target is functional.pad and node.kwargs.get("value"):
         return ""  # what it pads with is no multiple of what is there
     names = {node.target, getattr(node.target, "__name__", "")}  # torch.relu is called "relu"
     own = node.op in ("call_function", "call_method")
     return next((kind for kind, known in OPERATIONS.items() if own and names & {*known}), "")
-
-
-def fold_batch_norm(model: nn.Module) -> nn.Module:
-    """Return a copy in eval mode with each BatchNorm folded into the layer before it."""
-    folded = copy.deepcopy(model).eval()
-    graph = trace(folded)
-    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
-    for node in graph.nodes:
-        norm = submodule_of(folded, node)
-        is_norm = isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.track_running_stats
-        before = node.args[0] if is_norm else None
-        layer = submodule_of(folded, before)
-        if isinstance(layer, (nn.Conv2d, nn.Linear)) and (
-            len(before.users) == 1 and calls[before.target] == 1
-        ):
-            fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
-            folded.set_submodule(before.target, fuse(layer, norm))
-            folded.set_submodule(node.target, nn.Identity())
-    return folded
 
 
 def with_readers(model: nn.Module, layers: Collection[str]) -> set[str]:

@@ -62,7 +62,7 @@ def rescale(model: nn.Module, groups: ChannelGroups, scale: Tensor) -> nn.Module
             layer.weight.copy_(weight * written.view(-1, 1, 1, 1))
         else:
             layer.weight.mul_(written / read)
-            if not isinstance(layer, nn.LayerNorm):
+            if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
                 layer.running_mean.mul_(read)
         if layer.bias is not None:
             layer.bias.mul_(written)

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from edgeopt.model.canonical import fold_batch_norm
 from edgeopt.model.channel_groups import FIXED, channel_groups
 from edgeopt.model.networks import SmallCNN
-from edgeopt.model.tracing import fold_batch_norm
 from edgeopt.quantization.rescaling import barrier_groups, rescale
 from edgeopt.system.torchvision import models
 from tests.networks import Block, assert_same_function, lived_in, small_convnext

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from edgeopt.model.canonical import fold_batch_norm
 from edgeopt.model.channel_groups import channel_groups
 from edgeopt.model.networks import SmallCNN
-from edgeopt.model.tracing import fold_batch_norm
 from edgeopt.quantization.inserted import ScaledActivation, inserted_multiplications
 from edgeopt.quantization.offsets import OffsetMap, absorb_offsets
 from edgeopt.quantization.planting import plant_collapse, plant_specimen

@@ -1,0 +1,152 @@
+"""Layers that are called as functions become modules; BatchNorm is folded."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from edgeopt.model.canonical import fold_batch_norm, layers_as_modules
+from edgeopt.model.channel_groups import FIXED, channel_groups
+from edgeopt.model.networks import SmallCNN
+from edgeopt.quantization.rescaling import barrier_groups, equalize, rescale
+from tests.networks import OwnLayers, assert_same_function
+
+IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def own_layers() -> nn.Module:
+    torch.manual_seed(0)
+    model = OwnLayers()
+    model.norm.running_mean.normal_(0, 0.2)
+    model.norm.running_var.uniform_(0.5, 2)
+    return model.eval()
+
+
+def kinds(model: nn.Module) -> list[type]:
+    called = [type(module) for module in model.modules() if not [*module.children()]]
+    return [kind for kind in called if kind is not nn.Module]
+
+
+def test_layers_as_modules_finds_every_call_and_keeps_the_function(own_layers):
+    changed = layers_as_modules(own_layers)
+    assert type(changed).__name__ == "OwnLayers"
+    assert_same_function(changed, own_layers, IMAGES)
+    found = [kind.__name__ for kind in kinds(changed)]
+    assert sorted(found) == ["BatchNorm2d", "Conv2d", "Conv2d", "GroupNorm", "Linear", "OwnConv"]
+
+
+def test_layers_as_modules_leaves_its_argument_alone(own_layers):
+    before = copy.deepcopy(own_layers.state_dict())
+    changed = layers_as_modules(own_layers.train())
+    assert own_layers.training
+    assert not changed.training
+    with torch.no_grad():
+        for parameter in changed.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(own_layers.state_dict(), before)
+
+
+def test_layers_as_modules_needs_no_other_form_where_all_layers_are_modules():
+    assert type(layers_as_modules(SmallCNN())) is SmallCNN
+
+
+class Twice(nn.Module):
+    """One set of weights in two calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 3, 1, 1))
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        hidden = functional.conv2d(images, self.weight).relu()
+        return self.head(functional.conv2d(hidden, self.weight).mean((2, 3)))
+
+
+def test_weights_that_two_calls_share_stay_as_they_are():
+    model = Twice().eval()
+    changed = layers_as_modules(model)
+    assert_same_function(changed, model, IMAGES)
+    assert kinds(changed) == [nn.Linear]
+
+
+class OfTheInput(nn.Module):
+    """A convolution whose weights the image makes, and one that has the batch's statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base, self.head = nn.Parameter(torch.randn(4, 3, 1, 1)), nn.Linear(4, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        hidden = functional.conv2d(images, self.base * images.mean())
+        hidden = functional.batch_norm(hidden, None, None, training=True)
+        return self.head(hidden.mean((2, 3)))
+
+
+def test_weights_that_the_input_makes_stay_as_they_are():
+    model = OfTheInput().eval()
+    changed = layers_as_modules(model)
+    assert_same_function(changed, model, IMAGES)
+    assert kinds(changed) == [nn.Linear]
+
+
+def test_fold_batch_norm_folds_one_that_is_called_as_a_function(own_layers):
+    folded = fold_batch_norm(own_layers)
+    assert_same_function(folded, own_layers, IMAGES)
+    assert nn.BatchNorm2d not in kinds(folded)
+
+
+def test_every_channel_of_own_layers_can_be_rescaled(own_layers):
+    folded = fold_batch_norm(own_layers)
+    groups = channel_groups(folded, example=IMAGES[:1])
+    written = [ports.outputs for name, ports in groups.layers.items() if "head" not in name]
+    assert [len(outputs) for outputs in written] == [8, 12, 16, 16]
+    fixed = [bool((outputs == FIXED).any()) for outputs in written]
+    assert fixed == [False, False, True, False]  # a GroupNorm compares the channels that it reads
+    factors = 2 ** torch.randn(groups.count, generator=torch.Generator().manual_seed(1))
+    factors[barrier_groups(groups)], factors[FIXED] = 1.0, 1.0
+    assert (factors != 1).sum() == 8 + 12 + 16
+    assert_same_function(rescale(folded, groups, factors), own_layers, IMAGES)
+
+
+def outlier_ratio(model: nn.Module, place: str) -> float:
+    """Widest channel over the median one of what a module writes."""
+    seen = []
+    handle = model.get_submodule(place).register_forward_hook(lambda *call: seen.append(call[2]))
+    with torch.no_grad():
+        model(IMAGES)
+    handle.remove()
+    wide = seen[0].abs().amax((0, 2, 3))
+    return float(wide.max() / wide.median())
+
+
+def test_equalize_brings_back_a_channel_of_own_layers(own_layers):
+    planted = copy.deepcopy(own_layers)
+    with torch.no_grad():
+        planted.norm.weight[2] *= 1000
+        planted.norm.bias[2] *= 1000
+    changed = equalize(planted, images=IMAGES)
+    assert_same_function(changed, planted, IMAGES)
+    before, after = outlier_ratio(planted, "norm"), outlier_ratio(changed, "stem")
+    assert before > 500
+    assert after < 2 * before**0.5  # the weights that read it take the other half of the factor
+
+
+class Shifted(nn.ReLU):
+    """Not what its parent is."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return super().forward(hidden - 1.0)
+
+
+def test_a_class_that_does_something_else_is_not_taken_for_its_parent():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1), Shifted(), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(4 * 32 * 32, 2)
+    ).eval()
+    groups = channel_groups(fold_batch_norm(model), example=IMAGES[:1])
+    assert (groups.layers["0"].outputs == FIXED).all()
+    assert (groups.layers["2"].outputs != FIXED).all()
