@@ -149,7 +149,7 @@ def _with_offset(model: nn.Module, layer: str, channel: int, *, example: torch.T
 
     Through ReLU that makes another network, which computes what its own fp32 computes.
     """
-    changed = fold_batch_norm(model)
+    changed = fold_batch_norm(model, example=example)
     groups = channel_groups(changed, example=example)
     group = groups.layers[layer].outputs[channel]
     with torch.no_grad():
@@ -158,6 +158,11 @@ def _with_offset(model: nn.Module, layer: str, channel: int, *, example: torch.T
             reader, read = changed.get_submodule(name), ports.inputs == group
             if not read.any():
                 continue
+            if isinstance(reader, nn.BatchNorm2d):
+                reader.running_mean[read] += OFFSET
+                continue
+            if reader.bias is None:
+                reader.bias = nn.Parameter(torch.zeros(len(reader.weight)))
             taps = reader.weight.flatten(2).sum(2) if reader.weight.dim() == 4 else reader.weight
             depthwise = taps.shape[1] == 1 < len(read)
             reader.bias -= OFFSET * (taps[:, 0] * read if depthwise else taps[:, read].sum(1))
@@ -166,7 +171,7 @@ def _with_offset(model: nn.Module, layer: str, channel: int, *, example: torch.T
 
 def _places(model: nn.Module, example: torch.Tensor) -> dict[str, list[tuple[str, torch.Tensor]]]:
     """Layers and channels of each kind, by the structure of their channel groups."""
-    folded = fold_batch_norm(model)
+    folded = fold_batch_norm(model, example=example)
     groups = channel_groups(folded, example=example)
     held = barrier_groups(groups)
     writers = torch.zeros(groups.count)

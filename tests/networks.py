@@ -1,5 +1,7 @@
 """Networks that tests of rewriting share, and what is asked of a rewritten one."""
 
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -105,3 +107,25 @@ class OwnLayers(nn.Module):
         hidden = functional.relu(self.middle(hidden))
         hidden = functional.relu(self.group_norm(self.last(hidden)))
         return functional.linear(hidden.mean((2, 3)), self.head.weight, self.head.bias)
+
+
+class SamePadded(nn.Module):
+    """Colour images to five classes, padded as TensorFlow does: torch.fx cannot trace it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, stride=2, bias=False), nn.BatchNorm2d(8)
+        self.last, self.act = nn.Conv2d(8, 12, 3, stride=2), nn.Hardswish(inplace=True)
+        self.drop, self.head = nn.Dropout(0.5), nn.Linear(12, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        hidden = functional.relu(self.norm(self._padded(self.stem, images)))
+        hidden = self.drop(self.act(self._padded(self.last, hidden)).mean((2, 3)))
+        return self.head(hidden.view(hidden.shape[0], -1))
+
+    def _padded(self, layer: nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
+        size = images.shape[-1]
+        missing = max((math.ceil(size / 2) - 1) * 2 + 3 - size, 0)
+        if missing > 0:
+            images = functional.pad(images, [missing // 2, missing - missing // 2] * 2)
+        return layer(images)

@@ -30,8 +30,8 @@ def diagnose(model: nn.Module, images: Split, *, judged: int = JUDGED) -> pd.Dat
       one huge channel hides that all the others are lost;
     - ``accuracy_alone``: accuracy with this tensor alone rounded, of the ``judged`` worst ones;
     - ``tied_to``: other layers that write the same channel group, and have to be rescaled with it;
-    - ``reach``: what can shrink the channel, one of ``REACHES``; unknown ("") where torch.fx cannot
-      trace the network.
+    - ``reach``: what can shrink the channel, one of ``REACHES``; unknown ("") where the network
+      cannot be traced.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def diagnose(model: nn.Module, images: Split, *, judged: int = JUDGED) -> pd.Dat
         raise ValueError("no images to diagnose; allowed: 1 or more")
     batch, labels = images.take(len(images)), images.labels
     try:
-        network = fold_batch_norm(model)
+        network = fold_batch_norm(model, example=batch)
         groups = channel_groups(network, example=batch[:1])
     except ValueError:
         network, groups = copy.deepcopy(model).eval(), None

@@ -1,6 +1,7 @@
 """The remedies for lost int8 accuracy: each turns a plan into another, cheapest first."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,9 +65,11 @@ class Rewrites:
         calibration: Iterable[tuple[Tensor, Tensor]],
         train_quantized: Train | None = None,
     ) -> None:
-        self.model, self.train_quantized = _canonical(model), train_quantized
+        self.model, self.train_quantized = model, train_quantized
         self.calibration = tuple(calibration)
         self._images = torch.cat(calibration_images(self.calibration))
+        with suppress(ValueError):  # gives layers the names that a diagnosis gives them
+            self.model = layers_as_modules(model, example=self._images)
         labels = torch.cat([labels for _, labels in self.calibration])
         self.screening = Split(self._images[:SCREENING_IMAGES], labels[:SCREENING_IMAGES])
         self.artifacts: dict[tuple, Artifact] = {}
@@ -113,14 +116,6 @@ class Rewrites:
         if isinstance(self._made[key], ValueError):
             raise self._made[key]
         return self._made[key]
-
-
-def _canonical(model: nn.Module) -> nn.Module:
-    """Give every layer the name that a diagnosis gives it, where torch.fx can trace the network."""
-    try:
-        return layers_as_modules(model)
-    except ValueError:
-        return model
 
 
 def rescalings(rewrites: Rewrites) -> list[Remedy]:

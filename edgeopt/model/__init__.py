@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "network_digest",
             "set_deterministic",
         ],
+        "same_function": ["require_same_function"],
         "tracing": [
             "channel_axis",
             "operation_of",

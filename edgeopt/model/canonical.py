@@ -10,30 +10,58 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from edgeopt.model.tracing import submodule_of, trace
+from edgeopt.model.exported import exported
+from edgeopt.model.tracing import submodule_of, torch_class, trace
 
 Values = Mapping[str, Any]
 
 
-def layers_as_modules(model: nn.Module) -> nn.Module:
+def layers_as_modules(model: nn.Module, *, example: Tensor | None = None) -> nn.Module:
     """Return a copy in eval mode whose convolutions, linear layers and BatchNorms are modules.
 
     A ``forward`` may call ``functional.batch_norm`` with its own parameters, as timm's
     ``BatchNormAct2d`` does, or compute a convolution's weights from others (weight
     standardization, arXiv:1903.10520). Such a call becomes a module, whose weights are what they
     are now; the copy is then a ``torch.fx.GraphModule``. Weights that several calls share stay.
+    A layer of a class derived from torch's that changes nothing is of torch's class there.
+
+    Parameters
+    ----------
+    example : Tensor, optional
+        Images [N, C, H, W]. With them a network that torch.fx cannot trace, because its code asks
+        for sizes, is traced by torch.export.
 
     Raises
     ------
     ValueError
-        When torch.fx cannot trace the network.
+        When the network cannot be traced.
     """
     own = copy.deepcopy(model).eval()
-    graph = trace(own)
-    if not any(node.target in _LAYERS for node in graph.nodes):
-        return own
-    traced = fx.GraphModule(own, graph, class_name=type(model).__name__)
-    constants = _constants(traced)
+    for name, module in [*own.named_modules()][1:]:
+        if (plain := torch_class(module)) is not type(module):
+            own.set_submodule(name, _of_class(module, plain))
+    try:
+        graph = trace(own)
+    except ValueError:
+        if example is None:
+            raise
+        traced = exported(own, example=example)
+    else:
+        if not any(node.target in _LAYERS for node in graph.nodes):
+            return own
+        traced = fx.GraphModule(own, graph, class_name=type(model).__name__)
+    return _with_modules(traced, owners=own)
+
+
+def _of_class(module: nn.Module, plain: type) -> nn.Module:
+    """Return a module as its parent's class, for tools that ask for a class and no other."""
+    changed = plain.__new__(plain)
+    changed.__dict__ = module.__dict__
+    return changed
+
+
+def _with_modules(traced: fx.GraphModule, *, owners: nn.Module) -> fx.GraphModule:
+    graph, constants = traced.graph, _constants(traced)
     for node in [n for n in graph.nodes if n.target in _LAYERS and n not in constants]:
         names, make = _LAYERS[node.target]
         given = dict(zip(names, node.args, strict=False)) | node.kwargs
@@ -42,18 +70,18 @@ def layers_as_modules(model: nn.Module) -> nn.Module:
         attributes = _attributes(graph, node, hidden)
         if attributes and fx.Node not in map(type, values.values()):
             owner = attributes[0].rpartition(".")[0]
-            if layer := make(values, own.get_submodule(owner)):
+            if layer := make(values, owners.get_submodule(owner)):
                 _replace(traced, node, hidden, layer, name=f"{owner}.{node.name}".lstrip("."))
     graph.eliminate_dead_code()
-    return fx.GraphModule(traced, graph, class_name=type(model).__name__)
+    return fx.GraphModule(traced, graph, class_name=type(owners).__name__).eval()
 
 
-def fold_batch_norm(model: nn.Module) -> nn.Module:
+def fold_batch_norm(model: nn.Module, *, example: Tensor | None = None) -> nn.Module:
     """Return a copy in eval mode with each BatchNorm folded into the layer before it.
 
-    Layers that are called as functions are modules there (:func:`layers_as_modules`).
+    Its layers are those of :func:`layers_as_modules`, which takes ``example`` and raises too.
     """
-    folded = layers_as_modules(model)
+    folded = layers_as_modules(model, example=example)
     graph = trace(folded)
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     for node in graph.nodes:
@@ -123,7 +151,7 @@ def _batch_norm(values: Values, owner: nn.Module) -> nn.Module | None:
     kept = {name: values[name] for name in ("weight", "bias", "running_mean", "running_var")}
     affine = kept["weight"] is not None
     layer = kind(len(kept["running_mean"]), eps=values.get("eps", 1e-5), affine=affine)
-    return _filled(layer.eval(), **kept)
+    return _filled(layer, **kept)
 
 
 def _filled(layer: nn.Module, **values: Tensor | None) -> nn.Module:
@@ -153,6 +181,10 @@ _LAYERS: dict[Any, tuple[tuple[str, ...], Callable[[Values, nn.Module], nn.Modul
     functional.linear: (("input", "weight", "bias"), _linear),
     functional.batch_norm: (
         ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+        _batch_norm,
+    ),
+    torch.batch_norm: (
+        ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps"),
         _batch_norm,
     ),
 }

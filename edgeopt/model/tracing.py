@@ -32,11 +32,13 @@ OPERATIONS: dict[str, tuple[Any, ...]] = {
         *("max_pool2d", "avg_pool2d", "adaptive_max_pool2d", "adaptive_avg_pool2d"),
         *(nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, functional.pad),
         *(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, functional.interpolate),
+        *("upsample_nearest2d", "upsample_bilinear2d"),
     ),
     "moving": (
         *(nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle),
         *("view", "reshape", "flatten", "permute", "transpose", "chunk", "split", "squeeze"),
         *("unsqueeze", "unbind", "expand", "cat", "concat", "stack", operator.getitem),
+        *("slice", "select", "split_with_sizes"),
     ),
     "mean": ("mean",),
     "sum": (operator.add, operator.iadd, operator.sub, "add", "add_", "sub"),
@@ -52,7 +54,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         whole = getattr(module, "traced_as_one", False) or isinstance(module, nn.LayerNorm)
-        return whole or _torch_class(module) in _MODULES or super().is_leaf_module(module, name)
+        return whole or torch_class(module) in _MODULES or super().is_leaf_module(module, name)
 
 
 def trace(model: nn.Module) -> fx.Graph:
@@ -63,13 +65,14 @@ def trace(model: nn.Module) -> fx.Graph:
         raise ValueError(f"torch.fx cannot trace {type(model).__name__}: {error}") from error
 
 
-def _torch_class(module: nn.Module) -> type:
-    """Class of torch that a module is, where classes derived from it do not change what it does."""
+def torch_class(module: nn.Module) -> type:
+    """Class of torch that a layer is, where classes derived from it do not change what it does."""
     own = [kind for kind in type(module).__mro__ if not kind.__module__.startswith("torch.nn.")]
     given = next(kind for kind in type(module).__mro__ if kind not in own)
     says = {name for name in dir(given) if not name.startswith("__")} | {"weight", "bias"}
     does = says - {"extra_repr", "reset_parameters"}
-    return type(module) if any(does & {*vars(kind)} for kind in own) else given
+    changed = any(does & {*vars(kind)} for kind in own)
+    return given if given in _MODULES and not changed else type(module)
 
 
 def channel_axis(layer: nn.Module, dims: int) -> int:
@@ -93,11 +96,12 @@ def operation_of(model: nn.Module, node: fx.Node) -> str:
     if isinstance(module, NORMALIZATIONS):  # torchvision's LayerNorm2d too
         return "normalization"
     if module is not None:
-        does = (kind for kind, known in OPERATIONS.items() if _torch_class(module) in known)
+        does = (kind for kind, known in OPERATIONS.items() if torch_class(module) in known)
         return next(does, getattr(module, "channel_operation", ""))
-    if node.target is functional.pad and node.kwargs.get("value"):
+    if node.target is functional.pad and (node.kwargs.get("value") or any(node.args[3:])):
         return ""  # what it pads with is no multiple of what is there
-    names = {node.target, getattr(node.target, "__name__", "")}  # torch.relu is called "relu"
+    # torch.relu is called "relu", and what torch.export leaves of its own, "slice.Tensor".
+    names = {node.target, getattr(node.target, "__name__", "").partition(".")[0]}
     own = node.op in ("call_function", "call_method")
     return next((kind for kind, known in OPERATIONS.items() if own and names & {*known}), "")
 

@@ -40,10 +40,10 @@ def correct_bias(model: nn.Module, *, calibration: Iterable[tuple[Tensor, Tensor
     Raises
     ------
     ValueError
-        When torch.fx cannot trace the network, or no layer has a bias.
+        When the network cannot be traced, or no layer has a bias.
     """
     images = torch.cat(calibration_images(calibration))[:CORRECTION_IMAGES]
-    corrected = fold_batch_norm(model)
+    corrected = fold_batch_norm(model, example=images)
     simulated = copy.deepcopy(corrected)
     exact = _run(corrected, images, lambda name, layer, output: None)[0]
     for layer in _layers(simulated).values():

@@ -39,7 +39,7 @@ def plant_collapse(
     """
     if not (isinstance(factor, (int, float)) and math.isfinite(factor) and factor > 0):
         raise ValueError(f"factor is {factor!r}; allowed: a positive number")
-    folded = fold_batch_norm(model)
+    folded = fold_batch_norm(model, example=example)
     groups = channel_groups(folded, example=example)
     allowed = [name for name, ports in groups.layers.items() if (ports.outputs != FIXED).any()]
     if layer not in allowed:
@@ -69,9 +69,9 @@ class Specimen:
 def plant_specimen(model: nn.Module, *, channel: int, factor: float, example: Tensor) -> Specimen:
     """Plant a collapse in the first layer that can be rescaled, at ``channel`` or its last one.
 
-    Raises ``ValueError`` where torch.fx cannot trace the network, or no layer can be rescaled.
+    Raises ``ValueError`` where the network cannot be traced, or no layer can be rescaled.
     """
-    groups = channel_groups(fold_batch_norm(model), example=example)
+    groups = channel_groups(fold_batch_norm(model, example=example), example=example)
     held = barrier_groups(groups)
     held[FIXED] = True
     free = {n: p.outputs for n, p in groups.layers.items() if not held[p.outputs].any()}

@@ -16,32 +16,21 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, fx, nn
 
-from edgeopt.model import FIXED, ChannelGroups, channel_groups, fold_batch_norm, trace
+from edgeopt.model import (
+    FIXED,
+    ChannelGroups,
+    channel_groups,
+    fold_batch_norm,
+    require_same_function,
+    trace,
+)
 from edgeopt.quantization.inserted import insert_scales
 from edgeopt.quantization.offsets import OffsetMap, absorb_offsets
 
-SAME_FUNCTION = 1e-4  # of the largest logit
 OUTLIER = 20.0  # times the median channel of its tensor
 RANGE_BATCH = 64
 _MAX_SWEEPS = 50
 _CONVERGED = 1e-3  # largest remaining correction, as a natural logarithm
-
-
-class RewriteError(ValueError):
-    """A rewritten network does not compute what its parent does."""
-
-
-def require_same_function(changed: nn.Module, parent: nn.Module, *, images: Tensor) -> None:
-    """Raise :class:`RewriteError` unless both networks give the same logits for ``images``."""
-    with torch.no_grad():
-        expected, found = parent(images), changed(images)
-    largest = expected.abs().max().clamp(min=torch.finfo().tiny)  # a head may begin at zero
-    difference = float((found - expected).abs().max() / largest)
-    if not difference <= SAME_FUNCTION:
-        raise RewriteError(
-            f"{type(parent).__name__} cannot be rewritten: its logits move by {difference:.2g} of "
-            f"the largest; allowed: {SAME_FUNCTION:g}. Does its forward read a weight itself?"
-        )
 
 
 @torch.no_grad()
@@ -254,11 +243,11 @@ def equalize(model: nn.Module, *, images: Tensor, inserted: bool = False) -> nn.
     Raises
     ------
     ValueError
-        When torch.fx cannot trace the network, or its values are not finite.
+        When the network cannot be traced, or its values are not finite.
     RewriteError
         When the rewritten network's logits differ from its parent's.
     """
-    folded = absorb_offsets(fold_batch_norm(model), images=images)
+    folded = absorb_offsets(fold_batch_norm(model, example=images), images=images)
     groups = channel_groups(folded, example=images[:1])
     ranges = [*channel_ranges(folded, groups, images=images).values()]
     scale = balancing_scale(folded, groups, ranges)

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from edgeopt.model import with_readers
+from edgeopt.model import layers_as_modules, with_readers
 from edgeopt.quantization.inserted import ScaledActivation, float_modules
 from edgeopt.schema import require_known
 from edgeopt.system import import_extra, known_noise_silenced
@@ -70,8 +70,8 @@ def to_int8(
     Raises
     ------
     ValueError
-        When this build of torch lacks the engine ``backend``, or the calibration set is empty or
-        of one class.
+        When this build of torch lacks the engine ``backend``, the network cannot be traced, or the
+        calibration set is empty or of one class.
     QuantizationError
         When a convolution or linear layer stayed in float.
     """
@@ -85,11 +85,12 @@ def to_int8(
         mapping = get_default_qconfig_mapping(backend)
         if not reduce_range:
             _use_full_range(mapping)
+        model = layers_as_modules(model, example=batches[0])
         left = with_readers(model, float_layers)
         for name in (*left, *float_modules(model)):
             mapping.set_module_name(name, None)
         whole = PrepareCustomConfig().set_non_traceable_module_classes([ScaledActivation])
-        prepared = prepare_fx(copy.deepcopy(model).eval(), mapping, (batches[0],), whole)
+        prepared = prepare_fx(model, mapping, (batches[0],), whole)
         for images in batches:
             prepared(images)
         quantized = _without_views(convert_fx(prepared))

@@ -100,10 +100,12 @@ def run_onnx(path: Path, images: "Tensor") -> np.ndarray:
 def _export(model: "nn.Module", path: Path, example: "Tensor") -> None:
     import torch
 
+    from edgeopt.runtimes.onnx_scopes import flat, name_by_path
+
     # The TorchScript exporter: quantize_dynamic fails on the graphs of the dynamo one.
     with known_noise_silenced():
         torch.onnx.export(
-            model,
+            flat(model),
             (example,),
             path,
             dynamo=False,
@@ -112,6 +114,8 @@ def _export(model: "nn.Module", path: Path, example: "Tensor") -> None:
             output_names=[OUTPUT],
             dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
         )
+    if isinstance(model, torch.fx.GraphModule):
+        name_by_path(path)
 
 
 def _float_nodes(path: Path, model: "nn.Module", options: Int8Options) -> set[str]:

@@ -1,11 +1,47 @@
 """Which nodes of an ONNX graph belong to which module of the network it was exported from."""
 
+import copy
 from collections.abc import Collection, Iterator
+from pathlib import Path
 
+import onnx
 from onnx import GraphProto, NodeProto
+from torch import fx, nn
 
 LAYER_OPERATORS = ("Conv", "Gemm", "MatMul")
 _GATES = ("Sigmoid", "HardSigmoid")
+_DOT = "|"  # in the place of a dot, which no name of an attribute has
+
+
+def flat(model: nn.Module) -> nn.Module:
+    """Return a network that torch.onnx exports with the whole path of each module in node names.
+
+    It names by the last part of the path, and by the modules that are called around it; in a
+    ``GraphModule`` there are none. Each is one of its own attributes here, until
+    :func:`name_by_path`.
+    """
+    if not isinstance(model, fx.GraphModule):
+        return model
+    changed = copy.deepcopy(model)
+    for node in changed.graph.nodes:
+        if node.op == "call_module":
+            module, node.target = model.get_submodule(node.target), node.target.replace(".", _DOT)
+            changed.add_module(node.target, module)
+    changed.recompile()
+    return changed
+
+
+def name_by_path(path: Path) -> None:
+    """Give the nodes and tensors of a file the names of modules that :func:`flat` changed."""
+    model = onnx.load(path)
+    graph = model.graph
+    for node in graph.node:
+        node.name = node.name.replace(_DOT, ".")
+        for names in (node.input, node.output):
+            names[:] = [name.replace(_DOT, ".") for name in names]
+    for tensor in (*graph.initializer, *graph.value_info):
+        tensor.name = tensor.name.replace(_DOT, ".")
+    onnx.save(model, path)
 
 
 def nodes_of_modules(graph: GraphProto, modules: Collection[str]) -> set[str]:

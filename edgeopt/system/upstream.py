@@ -30,7 +30,10 @@ KNOWN_WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
     (r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning),
 )
 # They report libraries for other hardware that do not load here, and each other's deprecations.
-CHATTY_LOGGERS = ("torchao", "torch.utils._pytree")
+CHATTY_LOGGERS = (
+    *("torchao", "torch.utils._pytree"),
+    "torch.fx.experimental.symbolic_shapes",
+)
 # ONNX Runtime's quantizer, on the root logger, of every weight of a BatchNorm that no layer folds.
 KNOWN_MESSAGE = "is out-of-range for weight"
 

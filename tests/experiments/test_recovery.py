@@ -36,6 +36,7 @@ from edgeopt.runtimes.export import export_artifact
 from edgeopt.runtimes.integer_share import labelled, verify_label
 from edgeopt.runtimes.registry import load_session
 from tests.artifacts import require_runtime
+from tests.networks import OwnLayers, SamePadded
 from tests.specimens import CLASSES, in_colour, splits, trained_cnn, trained_mobilenet
 
 COLUMNS = [
@@ -358,6 +359,25 @@ def candidates(tmp_path):
 
 
 CHEAP = {"max_drop": 0.01, "rounds": 2, "calls_per_round": 3}
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # SamePadded asks for sizes
+@pytest.mark.filterwarnings("ignore:Constant folding")
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
+@pytest.mark.parametrize("kind", [OwnLayers, SamePadded])
+def test_every_remedy_takes_a_network_of_its_own_layers(kind, runtime, tmp_path):
+    torch.manual_seed(0)
+    untrained = kind().eval()
+    tried = recovered(
+        *(untrained, tmp_path), colour=True, runtime=runtime, exhaustive=True, float_layers=(1,)
+    ).attempts.set_index("remedy")
+    assert {"channel groups rescaled", "bias correction", "1 noisiest layer in float"} <= {
+        *tried.index
+    }
+    assert [*tried["error"].unique()] == [""]
+    whole, left = tried["int8_mac_share"][["channel groups rescaled", "1 noisiest layer in float"]]
+    assert whole == 1
+    assert left < 1
 
 
 def test_collapsed_is_found_and_its_repaired_candidate_is_a_row_of_its_own(candidates, tmp_path):

@@ -11,7 +11,7 @@ from edgeopt.model.canonical import fold_batch_norm, layers_as_modules
 from edgeopt.model.channel_groups import FIXED, channel_groups
 from edgeopt.model.networks import SmallCNN
 from edgeopt.quantization.rescaling import barrier_groups, equalize, rescale
-from tests.networks import OwnLayers, assert_same_function
+from tests.networks import OwnLayers, SamePadded, assert_same_function
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -35,7 +35,7 @@ def test_layers_as_modules_finds_every_call_and_keeps_the_function(own_layers):
     assert type(changed).__name__ == "OwnLayers"
     assert_same_function(changed, own_layers, IMAGES)
     found = [kind.__name__ for kind in kinds(changed)]
-    assert sorted(found) == ["BatchNorm2d", "Conv2d", "Conv2d", "GroupNorm", "Linear", "OwnConv"]
+    assert sorted(found) == ["BatchNorm2d", "Conv2d", "Conv2d", "Conv2d", "GroupNorm", "Linear"]
 
 
 def test_layers_as_modules_leaves_its_argument_alone(own_layers):
@@ -150,3 +150,37 @@ def test_a_class_that_does_something_else_is_not_taken_for_its_parent():
     groups = channel_groups(fold_batch_norm(model), example=IMAGES[:1])
     assert (groups.layers["0"].outputs == FIXED).all()
     assert (groups.layers["2"].outputs != FIXED).all()
+
+
+def test_layers_as_modules_traces_by_torch_export_what_torch_fx_cannot():
+    torch.manual_seed(0)
+    model = SamePadded().eval()
+    with pytest.raises(ValueError, match=r"torch\.fx cannot trace SamePadded"):
+        layers_as_modules(model)
+    changed = layers_as_modules(model, example=IMAGES[:1])
+    assert type(changed).__name__ == "SamePadded"
+    assert_same_function(changed, model, IMAGES)
+    found = sorted(kind.__name__ for kind in kinds(changed))
+    assert found == ["BatchNorm2d", "Conv2d", "Conv2d", "Linear"]
+
+
+def test_every_channel_of_a_network_traced_by_torch_export_can_be_rescaled():
+    torch.manual_seed(0)
+    model = SamePadded().eval()
+    folded = fold_batch_norm(model, example=IMAGES)
+    assert nn.BatchNorm2d not in kinds(folded)
+    groups = channel_groups(folded, example=IMAGES[:1])
+    factors = 2 ** torch.randn(groups.count, generator=torch.Generator().manual_seed(1))
+    factors[barrier_groups(groups)], factors[FIXED] = 1.0, 1.0
+    assert (factors != 1).sum() == 8
+    assert_same_function(rescale(folded, groups, factors), model, IMAGES)
+    assert_same_function(equalize(model, images=IMAGES, inserted=True), model, IMAGES)
+
+
+def test_code_that_asks_for_values_cannot_be_traced():
+    class Branching(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images if images.sum() > 0 else -images
+
+    with pytest.raises(ValueError, match=r"torch\.fx and torch\.export cannot trace Branching"):
+        layers_as_modules(Branching(), example=IMAGES)

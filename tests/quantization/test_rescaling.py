@@ -12,15 +12,14 @@ from torch import nn
 from edgeopt.model.canonical import fold_batch_norm
 from edgeopt.model.channel_groups import channel_groups
 from edgeopt.model.networks import SmallCNN
+from edgeopt.model.same_function import RewriteError, require_same_function
 from edgeopt.quantization.inserted import ScaledActivation, inserted_multiplications
 from edgeopt.quantization.offsets import OffsetMap, absorb_offsets
 from edgeopt.quantization.planting import plant_collapse, plant_specimen
 from edgeopt.quantization.rescaling import (
-    RewriteError,
     channel_ranges,
     equalize,
     outlier_ratios,
-    require_same_function,
 )
 from edgeopt.system.torchvision import models
 from tests.networks import Block, assert_same_function, lived_in, small_convnext

@@ -220,7 +220,7 @@ class DataDependent(nn.Module):
         (Unexportable(), "onnxruntime", "fp32", "linalg_svd"),
         (nn.Sequential(nn.Flatten()), "torch", "int8", "QuantizationError: .* not int8"),
         (DataDependent(), "executorch", "fp32", "DataDependent"),
-        (DataDependent(), "torch", "int8", "TraceError"),
+        (DataDependent(), "torch", "int8", "torch.fx and torch.export cannot trace"),
     ],
 )
 def test_a_failing_exporter_names_the_model_the_target_and_the_cause(
