@@ -75,6 +75,7 @@ class OwnNorm(nn.BatchNorm2d):
     """BatchNorm and ReLU in one module, whose code calls them as functions."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        torch._assert(hidden.ndim == 4, "not an image")
         hidden = functional.batch_norm(
             *(hidden, self.running_mean, self.running_var, self.weight, self.bias),
             training=self.training,

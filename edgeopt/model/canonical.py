@@ -90,12 +90,18 @@ def fold_batch_norm(model: nn.Module, *, example: Tensor | None = None) -> nn.Mo
         before = node.args[0] if is_norm else None
         layer = submodule_of(folded, before)
         if isinstance(layer, (nn.Conv2d, nn.Linear)) and (
-            len(before.users) == 1 and calls[before.target] == 1
+            len(_readers(before)) == 1 and calls[before.target] == 1
         ):
             fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
             folded.set_submodule(before.target, fuse(layer, norm))
             folded.set_submodule(node.target, nn.Identity())
     return folded
+
+
+def _readers(node: fx.Node) -> list[fx.Node]:
+    """Nodes that read the values of another, not its size alone."""
+    sizes = ("size", "dim", "ndim", "shape")
+    return [u for u in node.users if not any(word in sizes for word in (u.target, *u.args[1:2]))]
 
 
 def _constants(traced: fx.GraphModule) -> dict[fx.Node, Any]:
