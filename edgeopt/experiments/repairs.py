@@ -17,6 +17,7 @@ import pandas as pd
 from torch import nn
 
 from edgeopt.data import Split
+from edgeopt.experiments.attempts import FAILURES, QUALITIES, fell
 from edgeopt.experiments.candidates import (
     Candidate,
     CandidateSpec,
@@ -27,8 +28,7 @@ from edgeopt.experiments.candidates import (
     with_agreement,
 )
 from edgeopt.experiments.prepared import Prepared
-from edgeopt.experiments.quality_loss import QUALITIES, fell
-from edgeopt.experiments.recovery import FAILURES, PARENT, recover_int8
+from edgeopt.experiments.recovery import PARENT, recover_int8
 from edgeopt.experiments.remedies import AS_IT_IS, Rewrites, Train, rescalings
 from edgeopt.runtimes import load_session, runtime_named
 from edgeopt.schema import MIXED, STATIC_INT8

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from edgeopt.data.splits import Split
-from edgeopt.experiments import recovery, remedies
+from edgeopt.experiments import attempts, remedies
 from edgeopt.experiments.candidates import (
     CandidateSpec,
     artifact_of,
@@ -295,7 +295,7 @@ def test_no_remedy_at_all_is_an_error_that_lists_the_causes(tmp_path, monkeypatc
             raise ExportError("unknown operator Foo")
         return export_artifact(*arguments, precision=precision, **options)
 
-    monkeypatch.setattr(recovery, "export_artifact", only_fp32)
+    monkeypatch.setattr(attempts, "export_artifact", only_fp32)
     with pytest.raises(ExportError, match=r"no remedy could be applied: .*unknown operator Foo"):
         recovered(trained_cnn(), tmp_path)
 
@@ -545,7 +545,7 @@ def test_recover_collapsed_gives_the_same_elsewhere_and_makes_nothing_twice(
         exported.append((options["runtime"], options["precision"]))
         return export_artifact(model, path, **options)
 
-    monkeypatch.setattr(recovery, "export_artifact", noted)
+    monkeypatch.setattr(attempts, "export_artifact", noted)
     calibration, validation = splits()
     planted = plant_collapse(trained_cnn(), "conv1", 3, 1e4)
     models = {("small_cnn", 0, 0.0): trained_cnn(), ("small_cnn", 1, 0.0): planted}
