@@ -45,8 +45,9 @@ def _python_graph(model: nn.Module, image: Tensor) -> tuple[nn.Module, fx.Graph]
         )
     for node in [*traced.graph.nodes]:
         _call_python(node)
-    traced.graph.set_codegen(fx.graph.CodeGen())  # one tensor in, one out
-    return traced, traced.graph
+    graph = fx.Graph()  # one tensor in, one out, and nothing of the tracer, so that it pickles
+    graph.output(graph.graph_copy(traced.graph, {}))
+    return traced, graph
 
 
 def _call_python(node: fx.Node) -> None:

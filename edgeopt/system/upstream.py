@@ -34,8 +34,9 @@ CHATTY_LOGGERS = (
     *("torchao", "torch.utils._pytree"),
     "torch.fx.experimental.symbolic_shapes",
 )
-# ONNX Runtime's quantizer, on the root logger, of every weight of a BatchNorm that no layer folds.
-KNOWN_MESSAGE = "is out-of-range for weight"
+# ONNX Runtime's quantizer, on the root logger: of every weight of a BatchNorm that no layer folds,
+# and of the sizes that a network computes.
+KNOWN_MESSAGES = ("is out-of-range for weight", "unsupported type to quantize for tensor")
 
 
 class RuntimeUnavailable(RuntimeError):  # noqa: N818 - a state of the host, not a mistake
@@ -44,12 +45,12 @@ class RuntimeUnavailable(RuntimeError):  # noqa: N818 - a state of the host, not
 
 @contextmanager
 def known_noise_silenced() -> Iterator[None]:
-    """Silence ``KNOWN_WARNINGS``, warnings by ``CHATTY_LOGGERS`` and ``KNOWN_MESSAGE`` inside."""
+    """Silence ``KNOWN_WARNINGS``, warnings by ``CHATTY_LOGGERS`` and ``KNOWN_MESSAGES`` inside."""
     levels = {name: logging.getLogger(name).level for name in CHATTY_LOGGERS}
     root = logging.getLogger()
 
     def is_news(record: logging.LogRecord) -> bool:
-        return KNOWN_MESSAGE not in record.getMessage()
+        return not any(known in record.getMessage() for known in KNOWN_MESSAGES)
 
     with warnings.catch_warnings():
         for message, category in KNOWN_WARNINGS:

@@ -1,6 +1,7 @@
 """Layers that are called as functions become modules; BatchNorm is folded."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -175,6 +176,18 @@ def test_every_channel_of_a_network_traced_by_torch_export_can_be_rescaled():
     assert (factors != 1).sum() == 8
     assert_same_function(rescale(folded, groups, factors), model, IMAGES)
     assert_same_function(equalize(model, images=IMAGES, inserted=True), model, IMAGES)
+
+
+@pytest.mark.parametrize("kind", [OwnLayers, SamePadded])
+def test_layers_as_modules_can_be_sent_to_another_process(kind):
+    torch.manual_seed(0)
+    changed = fold_batch_norm(kind().eval(), example=IMAGES)
+    again = pickle.loads(pickle.dumps(changed))
+    assert_same_function(again, changed, IMAGES)
+    assert_same_function(layers_as_modules(copy.deepcopy(again)), changed, IMAGES)
+    assert [name for name, _ in again.named_parameters()] == [
+        name for name, _ in changed.named_parameters()
+    ]
 
 
 def test_code_that_asks_for_values_cannot_be_traced():
