@@ -2,16 +2,21 @@
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.nn.utils.parametrize import is_parametrized
 
 from edgeopt.model.exported import exported
+from edgeopt.model.same_function import require_same_function
 from edgeopt.model.tracing import submodule_of, torch_class, trace
+
+CHECKED_IMAGES = 8
 
 Values = Mapping[str, Any]
 
@@ -22,24 +27,25 @@ def layers_as_modules(model: nn.Module, *, example: Tensor | None = None) -> nn.
     A ``forward`` may call ``functional.batch_norm`` with its own parameters, as timm's
     ``BatchNormAct2d`` does, or compute a convolution's weights from others (weight
     standardization, arXiv:1903.10520). Such a call becomes a module, whose weights are what they
-    are now; the copy is then a ``torch.fx.GraphModule``. Weights that several calls share stay.
-    A layer of a class derived from torch's that changes nothing is of torch's class there.
+    are now, and a layer of a class derived from torch's that changes nothing is of torch's class.
+    Where there is such a layer the copy is a ``torch.fx.GraphModule``, without the methods of the
+    network's class. Weights that several calls share stay as they are.
 
     Parameters
     ----------
     example : Tensor, optional
-        Images [N, C, H, W]. With them a network that torch.fx cannot trace, because its code asks
-        for sizes, is traced by torch.export.
+        Images [N, C, H, W], on which the copy is compared with the network. With them a network
+        that torch.fx cannot trace, because its code asks for sizes, is traced by torch.export: for
+        images of this size, and without its dropouts.
 
     Raises
     ------
     ValueError
         When the network cannot be traced.
+    RewriteError
+        When the copy computes something else.
     """
     own = copy.deepcopy(model).eval()
-    for name, module in [*own.named_modules()][1:]:
-        if (plain := torch_class(module)) is not type(module):
-            own.set_submodule(name, _of_class(module, plain))
     try:
         graph = trace(own)
     except ValueError:
@@ -47,10 +53,36 @@ def layers_as_modules(model: nn.Module, *, example: Tensor | None = None) -> nn.
             raise
         traced = exported(own, example=example)
     else:
-        if not any(node.target in _LAYERS for node in graph.nodes):
+        if not any(_is_to_change(own, node) for node in graph.nodes):
             return own
         traced = fx.GraphModule(own, graph, class_name=type(model).__name__)
-    return _with_modules(traced, owners=own)
+    if own._forward_hooks or own._forward_pre_hooks:
+        raise ValueError(f"{type(model).__name__} has hooks, which its graph would not call")
+    changed = _with_modules(traced, owners=own)
+    _check(changed, model, example)
+    return changed
+
+
+def _is_to_change(model: nn.Module, node: fx.Node) -> bool:
+    layer = submodule_of(model, node)
+    return node.target in _LAYERS if layer is None else torch_class(layer) is not type(layer)
+
+
+def _check(changed: nn.Module, model: nn.Module, example: Tensor | None) -> None:
+    if example is not None:
+        parent = copy.deepcopy(model).eval()
+        require_same_function(changed, parent, images=example[:CHECKED_IMAGES])
+
+
+def _with_modules(traced: fx.GraphModule, *, owners: nn.Module) -> fx.GraphModule:
+    graph, constants = traced.graph, _constants(traced)
+    for node in [n for n in graph.nodes if n.target in _LAYERS and n not in constants]:
+        _make_module(traced, node, constants, owners)
+    for name in {node.target for node in graph.nodes if node.op == "call_module"}:
+        layer = traced.get_submodule(name)
+        if (plain := torch_class(layer)) is not type(layer):
+            traced.set_submodule(name, _of_class(layer, plain))
+    return fx.GraphModule(traced, graph, class_name=type(owners).__name__).eval()
 
 
 def _of_class(module: nn.Module, plain: type) -> nn.Module:
@@ -60,48 +92,103 @@ def _of_class(module: nn.Module, plain: type) -> nn.Module:
     return changed
 
 
-def _with_modules(traced: fx.GraphModule, *, owners: nn.Module) -> fx.GraphModule:
-    graph, constants = traced.graph, _constants(traced)
-    for node in [n for n in graph.nodes if n.target in _LAYERS and n not in constants]:
-        names, make = _LAYERS[node.target]
-        given = dict(zip(names, node.args, strict=False)) | node.kwargs
-        hidden = given.pop("input")
-        values = {name: _value(argument, constants) for name, argument in given.items()}
-        attributes = _attributes(graph, node, hidden)
-        if attributes and fx.Node not in map(type, values.values()):
-            owner = attributes[0].rpartition(".")[0]
-            if layer := make(values, owners.get_submodule(owner)):
-                _replace(traced, node, hidden, layer, name=f"{owner}.{node.name}".lstrip("."))
-    graph.eliminate_dead_code()
-    return fx.GraphModule(traced, graph, class_name=type(owners).__name__).eval()
+def _make_module(
+    traced: fx.GraphModule, node: fx.Node, constants: Mapping[fx.Node, Any], owners: nn.Module
+) -> None:
+    """Put a module in the place of a call, where its weights are its own and constant."""
+    names, make = _LAYERS[node.target]
+    given = dict(zip(names, node.args, strict=False)) | node.kwargs
+    hidden = given.pop("input")
+    behind = _behind(node, hidden)
+    attributes = [source.target for source in behind if source.op == "get_attr"]
+    if not attributes or not _only_there(node, behind) or not constants.keys() >= {*behind}:
+        return
+    owner = attributes[0].rpartition(".")[0]
+    layer = make(fx.node.map_arg(given, constants.__getitem__), owners.get_submodule(owner))
+    if layer is None:
+        return
+    name = _free_name(traced, f"{owner}.{node.name}".lstrip("."), owners)
+    traced.add_submodule(name, layer)
+    with traced.graph.inserting_before(node):
+        node.replace_all_uses_with(traced.graph.call_module(name, (hidden,)))
+    for unused in (node, *sorted(behind, reverse=True)):
+        traced.graph.erase_node(unused)
+
+
+def _behind(node: fx.Node, hidden: fx.Node) -> list[fx.Node]:
+    """Nodes that a call's weights and options come from."""
+    behind: list[fx.Node] = []
+    sources = [source for source in node.all_input_nodes if source is not hidden]
+    while sources:
+        if (source := sources.pop(0)) not in behind:
+            behind.append(source)
+            sources += source.all_input_nodes
+    return behind
+
+
+def _only_there(node: fx.Node, behind: Collection[fx.Node]) -> bool:
+    """Whether nothing but a call reads what is behind its weights."""
+    readers = {user for source in behind for user in source.users} - {node, *behind}
+    read = {source.target for source in behind if source.op == "get_attr"}
+    others = {n.target for n in node.graph.nodes if n.op == "get_attr" and n not in behind}
+    modules = {n.target for n in node.graph.nodes if n.op == "call_module"}
+    owned = any(name.rpartition(".")[0] in modules for name in read)
+    return not readers and not others & read and not owned
+
+
+def _free_name(traced: nn.Module, name: str, owners: nn.Module) -> str:
+    taken = {own for model in (traced, owners) for own, _ in model.named_modules()}
+    return next(own for k in count() if (own := f"{name}_{k}" if k else name) not in taken)
 
 
 def fold_batch_norm(model: nn.Module, *, example: Tensor | None = None) -> nn.Module:
-    """Return a copy in eval mode with each BatchNorm folded into the layer before it.
+    """Return a copy in eval mode with BatchNorms folded into the layers that they alone read.
 
     Its layers are those of :func:`layers_as_modules`, which takes ``example`` and raises too.
     """
     folded = layers_as_modules(model, example=example)
     graph = trace(folded)
-    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    own = _owned_layers(folded, graph)
     for node in graph.nodes:
         norm = submodule_of(folded, node)
         is_norm = isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.track_running_stats
-        before = node.args[0] if is_norm else None
+        before = node.all_input_nodes[0] if is_norm and node.target in own else None
         layer = submodule_of(folded, before)
         if isinstance(layer, (nn.Conv2d, nn.Linear)) and (
-            len(_readers(before)) == 1 and calls[before.target] == 1
+            len(_readers(before)) == 1 and before.target in own
         ):
             fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
             folded.set_submodule(before.target, fuse(layer, norm))
-            folded.set_submodule(node.target, nn.Identity())
+            folded.set_submodule(node.target, nn.Identity().eval())
+    _check(folded, model, example)
     return folded
+
+
+def _owned_layers(model: nn.Module, graph: fx.Graph) -> set[str]:
+    """Modules that are called once, by one name, and of which nothing else is used."""
+    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    names = Counter(module for _, module in model.named_modules(remove_duplicate=False))
+    read = {node.target.rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
+
+    def owned(name: str) -> bool:
+        module = model.get_submodule(name)
+        hooked = module._forward_hooks or module._forward_pre_hooks or is_parametrized(module)
+        return names[module] == 1 and not hooked
+
+    return {
+        name for name, times in calls.items() if times == 1 and name not in read and owned(name)
+    }
 
 
 def _readers(node: fx.Node) -> list[fx.Node]:
     """Nodes that read the values of another, not its size alone."""
-    sizes = ("size", "dim", "ndim", "shape")
-    return [u for u in node.users if not any(word in sizes for word in (u.target, *u.args[1:2]))]
+
+    def of_size(user: fx.Node) -> bool:
+        if user.op == "call_method":
+            return user.target in ("size", "dim")
+        return user.target is getattr and user.args[1] in ("ndim", "shape")
+
+    return [user for user in node.users if not of_size(user)]
 
 
 def _constants(traced: fx.GraphModule) -> dict[fx.Node, Any]:
@@ -117,24 +204,6 @@ def _constants(traced: fx.GraphModule) -> dict[fx.Node, Any]:
     return found
 
 
-def _value(argument: Any, constants: Mapping[fx.Node, Any]) -> Any:
-    return constants.get(argument, argument) if isinstance(argument, fx.Node) else argument
-
-
-def _attributes(graph: fx.Graph, node: fx.Node, hidden: fx.Node) -> list[str]:
-    """Parameters and buffers behind a call's weights; none where anything else reads them."""
-    behind: list[fx.Node] = []
-    sources = [source for source in node.all_input_nodes if source is not hidden]
-    while sources:
-        if (source := sources.pop(0)) not in behind:
-            behind.append(source)
-            sources += source.all_input_nodes
-    found = [source.target for source in behind if source.op == "get_attr"]
-    readers = {user for source in behind for user in source.users} - {node, *behind}
-    others = {n.target for n in graph.nodes if n.op == "get_attr" and n not in behind}
-    return [] if readers or others & {*found} else found
-
-
 def _convolution(values: Values, owner: nn.Module) -> nn.Module:
     own = dict(values)
     weight, bias = own.pop("weight"), own.pop("bias", None)
@@ -143,8 +212,10 @@ def _convolution(values: Values, owner: nn.Module) -> nn.Module:
     return _filled(layer, weight=weight, bias=bias)
 
 
-def _linear(values: Values, owner: nn.Module) -> nn.Module:
+def _linear(values: Values, owner: nn.Module) -> nn.Module | None:
     weight, bias = values["weight"], values.get("bias")
+    if weight.dim() != 2:
+        return None
     layer = nn.Linear(weight.shape[1], len(weight), bias=bias is not None)
     return _filled(layer, weight=weight, bias=bias)
 
@@ -154,28 +225,21 @@ def _batch_norm(values: Values, owner: nn.Module) -> nn.Module | None:
     kind = next((k for k in (nn.BatchNorm1d, nn.BatchNorm2d) if isinstance(owner, k)), None)
     if kind is None or values.get("training") or values.get("running_mean") is None:
         return None
-    kept = {name: values[name] for name in ("weight", "bias", "running_mean", "running_var")}
+    kept = {name: values.get(name) for name in ("weight", "bias", "running_mean", "running_var")}
     affine = kept["weight"] is not None
+    if affine != (kept["bias"] is not None):
+        return None
     layer = kind(len(kept["running_mean"]), eps=values.get("eps", 1e-5), affine=affine)
     return _filled(layer, **kept)
 
 
 def _filled(layer: nn.Module, **values: Tensor | None) -> nn.Module:
+    given = {name: value for name, value in values.items() if value is not None}
+    layer = layer.to(next(iter(given.values())))  # of its type, where it is
     with torch.no_grad():
-        for name, value in values.items():
-            if value is not None:
-                getattr(layer, name).copy_(value)
+        for name, value in given.items():
+            getattr(layer, name).copy_(value)
     return layer
-
-
-def _replace(
-    traced: fx.GraphModule, node: fx.Node, hidden: fx.Node, layer: nn.Module, *, name: str
-) -> None:
-    traced.add_submodule(name, layer)
-    with traced.graph.inserting_before(node):
-        call = traced.graph.call_module(name, (hidden,))
-    node.replace_all_uses_with(call)
-    traced.graph.erase_node(node)
 
 
 # By function: the names of its arguments, and what makes the module.

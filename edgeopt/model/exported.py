@@ -1,7 +1,5 @@
 """Networks whose code asks for sizes, traced by torch.export."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
@@ -13,7 +11,7 @@ from edgeopt.system import known_noise_silenced
 def exported(model: nn.Module, *, example: Tensor) -> fx.GraphModule:
     """Trace a network in eval mode with torch.export, for any number of images of one size.
 
-    Its graph calls the functions of torch that the network's code would call, and no module.
+    Its graph calls no modules, and functions by their names in Python where they have one.
     Source: https://docs.pytorch.org/docs/stable/export.html
 
     Parameters
@@ -29,7 +27,9 @@ def exported(model: nn.Module, *, example: Tensor) -> fx.GraphModule:
     name = type(model).__name__
     try:
         traced = fx.GraphModule(*_python_graph(model, example[:1]), class_name=name)
-        require_same_function(traced, model, images=example[:1])
+        for count in (1, 3):
+            images = example.repeat(count, 1, 1, 1)[:count]
+            require_same_function(traced, model, images=images)
     except Exception as error:  # it runs a user's code on stand-ins
         reason = str(error).partition("\n")[0]
         raise ValueError(f"torch.fx and torch.export cannot trace {name}: {reason}") from error
@@ -39,7 +39,7 @@ def exported(model: nn.Module, *, example: Tensor) -> fx.GraphModule:
 def _python_graph(model: nn.Module, image: Tensor) -> tuple[nn.Module, fx.Graph]:
     sizes = ({0: torch.export.Dim.AUTO},)
     with known_noise_silenced():
-        pair = image.expand(2, *image.shape[1:])
+        pair = image.repeat(2, 1, 1, 1)
         traced = torch.export.export(model, (pair,), dynamic_shapes=sizes).module(
             check_guards=False
         )
@@ -62,12 +62,11 @@ def _call_python(node: fx.Node) -> None:
         node.graph.erase_node(node)
         return
     name = {"sym_size": "size"}.get(name, name)
-    function = _function(name) or _function(name.rstrip("_"))
-    if function is not None:
+    if name.endswith("_"):
+        if len(node.args[0].users) > 1:  # others see it change
+            return
+        name = name.rstrip("_")
+    if function := getattr(torch, name, None) or getattr(functional, name, None):
         node.target = function
     elif hasattr(Tensor, name):
         node.op, node.target = "call_method", name
-
-
-def _function(name: str) -> Any:
-    return getattr(torch, name, None) or getattr(functional, name, None)

@@ -14,6 +14,10 @@ def require_same_function(changed: nn.Module, parent: nn.Module, *, images: Tens
     """Raise :class:`RewriteError` unless both networks give the same logits for ``images``."""
     with torch.no_grad():
         expected, found = parent(images), changed(images)
+    if found.shape != expected.shape:
+        shapes = f"{list(found.shape)} and {list(expected.shape)}"
+        raise RewriteError(f"{type(parent).__name__} cannot be rewritten: logits are {shapes}")
+    expected, found = expected.nan_to_num(), found.nan_to_num()  # as little a number in both
     largest = expected.abs().max().clamp(min=torch.finfo().tiny)  # a head may begin at zero
     difference = float((found - expected).abs().max() / largest)
     if not difference <= SAME_FUNCTION:

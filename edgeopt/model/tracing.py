@@ -46,6 +46,7 @@ OPERATIONS: dict[str, tuple[Any, ...]] = {
     "quotient": (operator.truediv, "div"),
 }
 
+CALLS = {"__call__", "__getattr__", "__getattribute__", "__setattr__"}
 _MODULES = {known for kind in OPERATIONS.values() for known in kind if isinstance(known, type)}
 
 
@@ -66,12 +67,16 @@ def trace(model: nn.Module) -> fx.Graph:
 
 
 def torch_class(module: nn.Module) -> type:
-    """Class of torch that a layer is, where classes derived from it do not change what it does."""
+    """Class of torch that a layer is, where classes derived from it change nothing that it does.
+
+    Its own class where they change a method, a property or a parameter, or it is no such layer.
+    """
     own = [kind for kind in type(module).__mro__ if not kind.__module__.startswith("torch.nn.")]
     given = next(kind for kind in type(module).__mro__ if kind not in own)
     says = {name for name in dir(given) if not name.startswith("__")} | {"weight", "bias"}
-    does = says - {"extra_repr", "reset_parameters"}
-    changed = any(does & {*vars(kind)} for kind in own)
+    does = (says | CALLS) - {"extra_repr", "reset_parameters"}
+    added = {name: value for kind in own[:-1] for name, value in vars(kind).items()}
+    changed = does & {*added} or any(isinstance(value, property) for value in added.values())
     return given if given in _MODULES and not changed else type(module)
 
 

@@ -81,7 +81,8 @@ def write_onnx(
             _quantize_static(prepared, path, batches=batches, options=options, left=left)
         elif precision == "int8-dynamic":
             # ConvInteger of ONNX Runtime's CPU provider takes unsigned weights only.
-            quantize_dynamic(prepared, path, weight_type=QuantType.QUInt8)
+            with known_noise_silenced():
+                quantize_dynamic(prepared, path, weight_type=QuantType.QUInt8)
         else:
             allowed = "fp32, bf16, int8, int8-dynamic"
             raise ExportError(f"precision is {precision!r}; allowed: {allowed}")

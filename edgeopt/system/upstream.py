@@ -27,6 +27,8 @@ KNOWN_WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
     (r"(read_text|open_text|read_binary) is deprecated", DeprecationWarning),
     # The scales of quantized layers, which are constants indeed.
     (r"Converting a tensor to a Python float might cause the trace", Warning),
+    # torch.onnx, of sizes that a network computes with a step of two.
+    (r"Constant folding - Only steps=1 can be constant folded", UserWarning),
     (r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning),
 )
 # They report libraries for other hardware that do not load here, and each other's deprecations.

@@ -362,7 +362,6 @@ CHEAP = {"max_drop": 0.01, "rounds": 2, "calls_per_round": 3}
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # SamePadded asks for sizes
-@pytest.mark.filterwarnings("ignore:Constant folding")
 @pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
 @pytest.mark.parametrize("kind", [OwnLayers, SamePadded])
 def test_every_remedy_takes_a_network_of_its_own_layers(kind, runtime, tmp_path):

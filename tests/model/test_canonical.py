@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils.parametrizations import weight_norm
 
 from edgeopt.model.canonical import fold_batch_norm, layers_as_modules
 from edgeopt.model.channel_groups import FIXED, channel_groups
 from edgeopt.model.networks import SmallCNN
 from edgeopt.quantization.rescaling import barrier_groups, equalize, rescale
-from tests.networks import OwnLayers, SamePadded, assert_same_function
+from tests.networks import OwnConv, OwnLayers, SamePadded, assert_same_function
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -197,3 +198,130 @@ def test_code_that_asks_for_values_cannot_be_traced():
 
     with pytest.raises(ValueError, match=r"torch\.fx and torch\.export cannot trace Branching"):
         layers_as_modules(Branching(), example=IMAGES)
+
+
+class Code(nn.Module):
+    """Colour images to two classes, by what a test says."""
+
+    def __init__(self, forward, **modules: nn.Module) -> None:
+        super().__init__()
+        for name, module in modules.items():
+            self.add_module(name, module)
+        self.weight, self.code = nn.Parameter(torch.randn(3, 3, 1, 1)), forward
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.code(self, images).mean((2, 3))
+
+
+class Padded(OwnConv):
+    """A convolution that changes how it is called."""
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return super().__call__(functional.pad(images, (1, 1, 1, 1), value=2.0))
+
+
+class Gate(nn.Sigmoid):
+    """A sigmoid that a network's code asks for."""
+
+
+def in_place(self, images):
+    hidden = functional.conv2d(images, self.weight)
+    hidden.relu_()
+    return hidden * 2
+
+
+def into_a_slice(self, images):
+    hidden = self.conv(images)
+    if hidden.shape[2] > 1000:  # torch.fx cannot trace it
+        return hidden
+    moved = torch.zeros_like(hidden)
+    moved[:, :1] = hidden[:, 1:2]
+    moved[:, 1:] = hidden[:, 1:]
+    return moved
+
+
+def gated(self, images):
+    for layer in (self.conv, self.gate):
+        images = images * layer(images) if isinstance(layer, Gate) else layer(images)
+    return functional.conv2d(images, self.weight)
+
+
+def conv(kind: type = nn.Conv2d) -> nn.Module:
+    return kind(3, 3, 1)
+
+
+CODE = {
+    "a module has the name of a function": (
+        lambda self, x: self.conv2d(functional.conv2d(x, self.weight).relu()),
+        {"conv2d": conv()},
+    ),
+    "what is changed in place": (in_place, {}),
+    "what is written into a slice": (into_a_slice, {"conv": conv()}),
+    "code that asks for a class": (gated, {"conv": conv(OwnConv), "gate": Gate()}),
+    "a class with a call of its own": (lambda self, x: self.conv(x), {"conv": conv(Padded)}),
+    "a module called dim": (
+        lambda self, x: self.norm(y := self.conv(x)) + self.dim(y),
+        {"conv": conv(), "norm": nn.BatchNorm2d(3), "dim": conv()},
+    ),
+    "one norm of two layers": (
+        lambda self, x: self.norm(self.b(self.norm(self.a(x)).relu())),
+        {"a": conv(), "b": conv(), "norm": nn.BatchNorm2d(3)},
+    ),
+    "a norm whose input has a name": (
+        lambda self, x: self.norm(input=self.conv(x)),
+        {"conv": conv(), "norm": nn.BatchNorm2d(3)},
+    ),
+    "a layer whose weights are read elsewhere": (
+        lambda self, x: functional.conv2d(self.norm(self.conv(x)).relu(), self.conv.weight),
+        {"conv": conv(), "norm": nn.BatchNorm2d(3)},
+    ),
+    "weights with a parametrization": (
+        lambda self, x: self.norm(self.conv(x)),
+        {"conv": weight_norm(conv()), "norm": nn.BatchNorm2d(3)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_fold_batch_norm_keeps_the_function_of(name):
+    forward, modules = CODE[name]
+    torch.manual_seed(0)
+    model = Code(forward, **modules).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-1, 1)
+            module.running_var.uniform_(0.5, 2)
+    for example in (None, IMAGES):
+        try:
+            folded = fold_batch_norm(model, example=example)
+        except ValueError:
+            assert example is None or name == "what is written into a slice"
+        else:
+            assert_same_function(folded, model, IMAGES)
+
+
+def test_fold_batch_norm_leaves_layers_with_hooks():
+    torch.manual_seed(0)
+    model = nn.Sequential(conv(), nn.BatchNorm2d(3)).eval()
+    model[0].register_forward_hook(lambda _, __, output: output + 1)
+    assert_same_function(fold_batch_norm(model), model, IMAGES)
+
+
+def test_a_graph_would_not_call_the_hooks_of_its_network(own_layers):
+    own_layers.register_forward_pre_hook(lambda _, given: (given[0] * 3,))
+    with pytest.raises(ValueError, match="OwnLayers has hooks"):
+        layers_as_modules(own_layers)
+
+
+def test_layers_as_modules_keeps_the_type_of_numbers(own_layers):
+    exact = own_layers.double()
+    assert_same_function(layers_as_modules(exact), exact, IMAGES.double())
+
+
+def test_a_network_for_so_many_images_cannot_be_traced():
+    class ByBatch(SamePadded):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(images * 2 if images.shape[0] > 2 else images)
+
+    with pytest.raises(ValueError, match=r"torch\.fx and torch\.export cannot trace ByBatch"):
+        layers_as_modules(ByBatch().eval(), example=IMAGES)
