@@ -2,7 +2,8 @@
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
@@ -58,14 +59,26 @@ def layers_as_modules(model: nn.Module, *, example: Tensor | None = None) -> nn.
         traced = fx.GraphModule(own, graph, class_name=type(model).__name__)
     if own._forward_hooks or own._forward_pre_hooks:
         raise ValueError(f"{type(model).__name__} has hooks, which its graph would not call")
-    changed = _with_modules(traced, owners=own)
-    _check(changed, model, example)
+    with _rewriting(model):
+        changed = _with_modules(traced, owners=own)
+        _check(changed, model, example)
     return changed
 
 
 def _is_to_change(model: nn.Module, node: fx.Node) -> bool:
     layer = submodule_of(model, node)
     return node.target in _LAYERS if layer is None else torch_class(layer) is not type(layer)
+
+
+@contextmanager
+def _rewriting(model: nn.Module) -> Iterator[None]:
+    """Tell as ``ValueError`` whatever a user's code, of which only a part is left, ends in."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{type(model).__name__} cannot be rewritten: {error}") from error
 
 
 def _check(changed: nn.Module, model: nn.Module, example: Tensor | None) -> None:
@@ -147,6 +160,13 @@ def fold_batch_norm(model: nn.Module, *, example: Tensor | None = None) -> nn.Mo
     Its layers are those of :func:`layers_as_modules`, which takes ``example`` and raises too.
     """
     folded = layers_as_modules(model, example=example)
+    with _rewriting(model):
+        _fold(folded)
+        _check(folded, model, example)
+    return folded
+
+
+def _fold(folded: nn.Module) -> None:
     graph = trace(folded)
     own = _owned_layers(folded, graph)
     for node in graph.nodes:
@@ -160,8 +180,6 @@ def fold_batch_norm(model: nn.Module, *, example: Tensor | None = None) -> nn.Mo
             fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
             folded.set_submodule(before.target, fuse(layer, norm))
             folded.set_submodule(node.target, nn.Identity().eval())
-    _check(folded, model, example)
-    return folded
 
 
 def _owned_layers(model: nn.Module, graph: fx.Graph) -> set[str]:

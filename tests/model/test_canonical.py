@@ -307,6 +307,16 @@ def test_fold_batch_norm_leaves_layers_with_hooks():
     assert_same_function(fold_batch_norm(model), model, IMAGES)
 
 
+def test_what_a_rewritten_network_cannot_do_any_more_is_a_value_error():
+    def asks(self, images):
+        return self.norm(self.conv(images)) * self.norm.num_features
+
+    torch.manual_seed(0)
+    model = Code(asks, conv=conv(), norm=nn.BatchNorm2d(3)).eval()
+    with pytest.raises(ValueError, match=r"Code cannot be rewritten: .* 'num_features'"):
+        fold_batch_norm(model, example=IMAGES)
+
+
 def test_a_graph_would_not_call_the_hooks_of_its_network(own_layers):
     own_layers.register_forward_pre_hook(lambda _, given: (given[0] * 3,))
     with pytest.raises(ValueError, match="OwnLayers has hooks"):
