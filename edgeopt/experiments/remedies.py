@@ -56,7 +56,11 @@ class Progress:
 
 
 class Rewrites:
-    """What is found of one network once, for every runtime: networks, files, answers, diagnoses."""
+    """What is found of one network once, for every runtime: networks, files, answers, diagnoses.
+
+    ``model`` is the network with its layers as modules, named as in its diagnosis, or as it was
+    given where it cannot be rewritten.
+    """
 
     def __init__(
         self,
@@ -68,7 +72,7 @@ class Rewrites:
         self.model, self.train_quantized = model, train_quantized
         self.calibration = tuple(calibration)
         self._images = torch.cat(calibration_images(self.calibration))
-        with suppress(ValueError):  # gives layers the names that a diagnosis gives them
+        with suppress(ValueError):  # every rescaling raises it again, as its attempt's error
             self.model = layers_as_modules(model, example=self._images)
         labels = torch.cat([labels for _, labels in self.calibration])
         self.screening = Split(self._images[:SCREENING_IMAGES], labels[:SCREENING_IMAGES])

@@ -18,7 +18,7 @@ def flat(model: nn.Module) -> nn.Module:
 
     It names by the last part of the path, and by the modules that are called around it; in a
     ``GraphModule`` there are none. Each is one of its own attributes here, until
-    :func:`name_by_path`.
+    :func:`name_by_path`. Other networks are returned as they are.
     """
     if not isinstance(model, fx.GraphModule):
         return model
