@@ -17,6 +17,7 @@ from distributed.scheduler import NoWorkerError
 from tqdm import tqdm
 
 from edgeopt.system.delivery import Delivery, own_facts, require_alike, run_packed
+from edgeopt.system.fork_server import fork_server
 from edgeopt.system.host import usable_cores
 from edgeopt.system.scheduler import SchedulerError, ssh_hosts
 
@@ -28,6 +29,8 @@ SETTINGS = {
     # needs to start one; where none comes back, calls would wait for ever.
     "distributed.deploy.lost-worker-timeout": "1 hour",
     "distributed.scheduler.no-workers-timeout": "5 minutes",
+    # Workers of this machine are forked with the package imported, as its other processes are.
+    "distributed.worker.multiprocessing-method": "forkserver",
 }
 
 
@@ -128,6 +131,7 @@ def _started(address: str) -> SpecCluster | None:
         idle = {"idle_timeout": "1 hour"}  # left alone, it ends by itself
         return SSHCluster([hosts[0], *hosts], worker_options=one, scheduler_options=idle)
     if address == "local":
+        fork_server()
         own = {"n_workers": usable_cores(), "threads_per_worker": 1}
         return LocalCluster(**own, dashboard_address="127.0.0.1:0", silence_logs=logging.ERROR)
     return None

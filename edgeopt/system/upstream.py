@@ -90,7 +90,12 @@ def native_stderr_logged() -> Iterator[None]:
 
 
 def import_extra(module: str) -> ModuleType:
-    """Import a module of an optional dependency, or raise ``RuntimeUnavailable`` naming it."""
+    """Import a module of an optional dependency, or raise ``RuntimeUnavailable`` naming it.
+
+    Logging stays as it was: ExecuTorch, imported, gives the root logger a handler.
+    """
+    handlers = logging.getLogger().handlers
+    before = [*handlers]
     try:
         with known_noise_silenced():
             return importlib.import_module(module)
@@ -101,3 +106,5 @@ def import_extra(module: str) -> ModuleType:
         raise RuntimeUnavailable(
             f"{package} is not installed: pip install edgeopt[{package}]"
         ) from error
+    finally:
+        handlers[:] = before

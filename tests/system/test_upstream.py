@@ -60,6 +60,16 @@ def test_a_missing_module_inside_an_installed_extra_is_not_taken_for_it(tmp_path
         import_extra("half_installed")
 
 
+def test_an_import_that_sets_up_logging_leaves_it_as_it_was(tmp_path, monkeypatch):
+    (tmp_path / "sets_up_logging.py").write_text(
+        "import logging; logging.getLogger().addHandler(1)"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    before = [*logging.getLogger().handlers]
+    import_extra("sets_up_logging")
+    assert logging.getLogger().handlers == before
+
+
 def test_a_known_message_of_the_root_logger_is_silenced_inside_and_others_are_not(caplog) -> None:
     known = "Axis 1 is out-of-range for weight 'norm.weight' with rank 1"
     with known_noise_silenced():
