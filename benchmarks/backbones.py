@@ -28,9 +28,9 @@ from edgeopt.experiments import (
     score,
     with_test,
 )
-from edgeopt.experiments.candidates import Candidate
-from edgeopt.experiments.remedies import DIAGNOSIS_IMAGES, Rewrites
-from edgeopt.experiments.repairs import recover_candidate
+from edgeopt.experiments.candidates.candidate import Candidate
+from edgeopt.experiments.recovery.remedies import DIAGNOSIS_IMAGES, Rewrites
+from edgeopt.experiments.recovery.repairs import recover_candidate
 from edgeopt.runtimes import RUNTIMES, export_artifact, load_session
 from edgeopt.study import Study, open_study
 from edgeopt.system import process_pool, project_root

@@ -12,7 +12,7 @@ from torch import nn
 
 from edgeopt.data import Preprocessing, Splits, load_splits
 from edgeopt.experiments import recover_int8
-from edgeopt.experiments.remedies import Rewrites
+from edgeopt.experiments.recovery.remedies import Rewrites
 from edgeopt.model import FIXED, build_model, channel_groups, fit, fold_batch_norm
 from edgeopt.quantization import barrier_groups, quantization_aware_train
 from edgeopt.quantization.planting import plant_collapse

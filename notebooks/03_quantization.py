@@ -237,7 +237,7 @@ for model in dict.fromkeys(repair.candidate.spec.model for repair in repairs):
     recovered[model] = recover_int8(specimens[model].model, folder=files, **images, **how, **rules)
 
 # %% tags=["nbval-ignore-output"]
-columns = ["remedy", "accuracy", "macro_f1", "images", "reached", "latency_ms", "int8_mac_share"]
+columns = ["remedy", "accuracy", "images", "simulated", "reached", "latency_ms", "int8_mac_share"]
 for model, found in recovered.items():
     folder.write_table(f"recovery-{file_stem(model)}.csv", found.attempts)
     display(found.attempts[columns].rename(columns={"accuracy": "remedy_accuracy"}))

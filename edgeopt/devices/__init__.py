@@ -13,9 +13,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "Device",
             "DeviceError",
             "check_device",
-            "device_named",
-            "measure_on",
         ],
+        "measuring": ["device_named", "measure_on"],
         "results": [
             "EMULATED",
             "DeviceResults",

@@ -1,32 +1,19 @@
-"""A device by its name, and the loop that measures there until nothing is missing."""
+"""What a device is, and what its name may be."""
 
-import logging
 import os
 import subprocess
 import sys
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tqdm import tqdm
-
-from edgeopt.agent.journal import key_of, parsed
 from edgeopt.agent.plan import Plan
-from edgeopt.devices.results import DeviceResults, keep_records, kept_records, results_of
 from edgeopt.system import host_facts
-
-logger = logging.getLogger(__name__)
 
 HOST = "host"
 ALLOWED = "allowed: host, ssh://[user@]name[:port]"
 WHEELS = ("fetch", "push")  # who fetches what the device lacks: it, or this machine
-ATTEMPTS = 5  # in a row that bring nothing new
-
-DONE = ("done", "", 0)  # key of the record that comes last
-Records = dict[tuple[str, str, int], dict[str, Any]]
 
 
 class DeviceError(RuntimeError):
@@ -126,74 +113,3 @@ def check_device(name: str) -> str:
     if name != HOST:
         address_of(name)
     return name
-
-
-def device_named(name: str, **options: str) -> Device:
-    """Make a device of its name; ``options`` are those of :class:`edgeopt.devices.ssh.SshDevice`.
-
-    Raises ``ValueError`` unless it is ``host`` or ``ssh://[user@]name[:port]``.
-    """
-    if check_device(name) == HOST:
-        return Host()
-    from edgeopt.devices.ssh import SshDevice
-
-    return SshDevice(name, **options)
-
-
-def measure_on(device: Device, plan: Plan, *, kept: Path | None = None) -> DeviceResults:
-    """Measure a bundle on a device; lost agents and connections are started again.
-
-    Nothing that came is measured twice. What the device was given is removed; where the measurement
-    ended in its middle, it stays, and the same measurement goes on from there. With ``kept``, a
-    file, the records of this very plan, device and code that it holds are taken as they are;
-    others are measured, and written there. Raises ``DeviceError`` after five starts in a row that
-    brought nothing.
-    """
-    if kept and (found := kept_records(kept, plan=plan, facts=device.facts())):
-        logger.info("%s was measured before: %s", device.name, kept)
-        return results_of(found, plan=plan, device=device.name)
-    records = _measured(device, plan)
-    if kept:
-        keep_records(records, plan=plan, to=kept)
-    return results_of(records, plan=plan, device=device.name)
-
-
-def _measured(device: Device, plan: Plan) -> list[dict[str, Any]]:
-    records: Records = {}
-    with tqdm(total=plan.values["rounds"], desc=f"rounds on {device.name}", disable=None) as bar:
-        try:
-            _until_done(device, plan, records, bar)
-        finally:
-            if not records or DONE in records:
-                _clean(device, plan)
-    return [*records.values()]
-
-
-def _clean(device: Device, plan: Plan) -> None:
-    """Remove what a device was given; where it is out of reach, say what is left there."""
-    try:
-        device.clean(plan)
-    except DeviceError as error:
-        logger.warning("%s; what was put there stays until the next measurement", error)
-
-
-def _until_done(device: Device, plan: Plan, records: Records, bar: tqdm) -> None:
-    def take(line: str) -> None:
-        record = parsed(line)
-        if record and key_of(record) not in records:
-            records[key_of(record)] = record
-            bar.update(record["kind"] == "lap")
-
-    idle = 0
-    while DONE not in records:
-        before = len(records)
-        try:
-            device.run(plan, on_line=take)
-            if DONE not in records:
-                raise DeviceLost(f"{device.name}: the agent ended before the measurement did")
-        except DeviceLost as error:
-            logger.warning("%s; trying again", error)
-            idle = 0 if len(records) > before else idle + 1
-            if idle >= ATTEMPTS:
-                raise DeviceError(f"{error}, {ATTEMPTS} times in a row") from error
-            time.sleep(2**idle - 1)

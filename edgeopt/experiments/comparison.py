@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from edgeopt.decision import Decision, paired_comparison
-from edgeopt.experiments.candidates import Candidate
-from edgeopt.experiments.seeds import with_every_seed
+from edgeopt.experiments.candidates.candidate import Candidate
+from edgeopt.experiments.candidates.seeds import with_every_seed
 from edgeopt.schema import INT8_PRECISIONS, quantity, signed
 
 

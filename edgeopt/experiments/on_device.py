@@ -11,8 +11,8 @@ from scipy.stats import kendalltau
 from edgeopt.data import Split
 from edgeopt.decision import Decision, decide
 from edgeopt.devices import EMULATED, DeviceResults
-from edgeopt.experiments.candidates import Candidate
-from edgeopt.experiments.floor import FLOOR, with_call_floor
+from edgeopt.experiments.candidates.candidate import Candidate
+from edgeopt.experiments.candidates.floor import FLOOR, with_call_floor
 from edgeopt.experiments.sweep import Target, quality_table, with_energy
 from edgeopt.metrics import (
     UNDISTURBED,

@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader
 from edgeopt.data import Split
 from edgeopt.decision import apply_budgets
 from edgeopt.decision import pareto_frontier as pareto_frontier
-from edgeopt.experiments.candidates import Candidate, grid
-from edgeopt.experiments.measuring import measure_candidates, with_failures
-from edgeopt.experiments.preparing import prepare_candidates
-from edgeopt.experiments.seeds import with_seeds
+from edgeopt.experiments.candidates.candidate import Candidate, grid
+from edgeopt.experiments.candidates.measuring import measure_candidates, with_failures
+from edgeopt.experiments.candidates.preparing import prepare_candidates
+from edgeopt.experiments.candidates.seeds import with_seeds
 from edgeopt.metrics import (
     Measurement,
     energy_model_j,

@@ -124,7 +124,8 @@ def recovery(attempts: pd.DataFrame, *, target: float, ax: Axes | None = None) -
 
     Columns: ``remedy, accuracy`` (NaN where the remedy failed), ``latency_ms`` (NaN where it was
     not measured), ``int8_mac_share``, which is written where only a part is int8, and ``reached``:
-    such steps are filled. ``target`` is the accuracy that is wanted; the first row is fp32.
+    such steps are filled; ``simulated``, where it is there, is written too. ``target`` is the
+    accuracy that is wanted; the first row is fp32.
     """
     needed = ["remedy", "accuracy", "latency_ms", "int8_mac_share", "reached"]
     require_columns(attempts, needed, what="the recovery figure")
@@ -149,7 +150,8 @@ def _step_words(step: pd.Series) -> str:
         return "failed"
     latency = f", {step['latency_ms']:.3g} ms" if pd.notna(step["latency_ms"]) else ""
     share = f", {step['int8_mac_share']:.0%} int8" if 0 < step["int8_mac_share"] < 1 else ""
-    return f"{step['accuracy']:.1%}{latency}{share}"
+    guess = ", simulated" if step.get("simulated", False) else ""
+    return f"{step['accuracy']:.1%}{latency}{share}{guess}"
 
 
 def _write_in_margin(ax: Axes, y: float, text: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from edgeopt.data import Split
-from edgeopt.experiments.candidates import split_logits
+from edgeopt.experiments.candidates.candidate import split_logits
 from edgeopt.metrics import wilson_interval
 from edgeopt.reports.card import MEMORY, filled, interval, made_of
 from edgeopt.reports.results import Results, images_as_seen

@@ -1,10 +1,11 @@
 """What every runtime is to edgeopt: the contract that all of them keep."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from edgeopt.agent.session import Artifact as Artifact
 from edgeopt.agent.session import ArtifactError as ArtifactError
@@ -15,8 +16,6 @@ from edgeopt.system import Int8Scheme, RuntimeUnavailable, import_extra, int8_sc
 if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor, nn
-
-    from edgeopt.runtimes.parity import Parity
 
 INTEGER = "int8"
 # Every name that a runtime has for a type of floating-point operands.
@@ -92,6 +91,17 @@ class Operation:
     precision: str = ""
 
 
+class Parity(NamedTuple):
+    """How an exported model's logits compare with torch's, on the images of the check.
+
+    ``difference`` is the largest |logit difference| over the largest |logit|, ``agreement`` the
+    share of images [0, 1] with the same class; NaN where nothing was compared.
+    """
+
+    difference: float = math.nan
+    agreement: float = math.nan
+
+
 class Runtime(ABC):
     """All that edgeopt knows of one runtime, in a file of its own and that of its session.
 
@@ -161,12 +171,25 @@ class Runtime(ABC):
         calibration: Sequence[tuple["Tensor", "Tensor"]],
         tolerance: float,
         options: Int8Options,
-    ) -> "Parity":
+    ) -> Parity:
         """Quantize the model, which is the runtime's to change, and write its file.
 
         ``calibration`` is empty unless the precision is int8. Returns how the file's logits
         compare with torch's; raises what its exporter raises.
         """
+
+    def simulated(
+        self,
+        model: "nn.Module",
+        *,
+        calibration: Sequence[tuple["Tensor", "Tensor"]],
+        options: Int8Options,
+    ) -> "nn.Module | None":
+        """Return the static int8 network as torch computes it; None where writing a file is fast.
+
+        It tells where int8 falls before seconds are spent on a file, whose own logits decide.
+        """
+        return None
 
     @abstractmethod
     def operations(self, artifact: Artifact) -> Iterable[Operation]:

@@ -19,9 +19,10 @@ from edgeopt.runtimes.contract import (
     INTEGER,
     Int8Options,
     Operation,
+    Parity,
     Runtime,
 )
-from edgeopt.runtimes.parity import Parity, check_parity, parity_images
+from edgeopt.runtimes.parity import check_parity, parity_images
 from edgeopt.system import (
     RuntimeUnavailable,
     import_extra,
@@ -95,6 +96,17 @@ class ExecuTorchRuntime(Runtime):
             with native_stderr_logged():
                 logits = load_program(path).forward((images,))[0]
             return check_parity(model(images), logits, tolerance=tolerance)
+
+    def simulated(
+        self,
+        model: nn.Module,
+        *,
+        calibration: Sequence[tuple[Tensor, Tensor]],
+        options: Int8Options,
+    ) -> nn.Module:
+        """Return the quantized graph before it is lowered, which takes most of a file's time."""
+        with known_noise_silenced(), torch.no_grad():
+            return _quantize(model, calibration, layers=options.float_layers)
 
     def operations(self, artifact: Artifact) -> Iterator[Operation]:
         """Operators inside the XNNPACK delegates, and those left to the portable kernels."""

@@ -79,6 +79,23 @@ def export_artifact(
     return Artifact(file, runtime, precision, tuple(input_shape), content, size, *parity)
 
 
+def simulate_int8(
+    model: nn.Module,
+    *,
+    runtime: str,
+    calibration: Iterable[tuple[Tensor, Tensor]],
+    options: Int8Options = DEFAULT_OPTIONS,
+) -> nn.Module | None:
+    """Return static int8 as torch computes it, where a runtime has that before it writes a file.
+
+    An estimate of what the file will answer; None where there is none. Raises ``ExportError`` when
+    the quantizer fails on the model.
+    """
+    with _failure_named(f"{type(model).__name__} ({runtime} int8, simulated)"):
+        own = copy.deepcopy(model).cpu().eval()
+        return runtime_named(runtime).simulated(own, calibration=(*calibration,), options=options)
+
+
 def _check_options(options: Int8Options, *, model: nn.Module, runtime: str, precision: str) -> None:
     target = runtime_named(runtime)
     scheme = None if target.takes_scheme else options.scheme

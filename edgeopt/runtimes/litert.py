@@ -14,13 +14,21 @@ from torch import Tensor, nn
 
 from edgeopt.agent.session import Artifact
 from edgeopt.quantization import float_modules
-from edgeopt.runtimes.contract import FLOATS, INTEGER, ExportError, Int8Options, Operation, Runtime
-from edgeopt.runtimes.litert_graph import Graph, Node, read_graph
-from edgeopt.runtimes.parity import Parity, check_parity, parity_images
+from edgeopt.runtimes.contract import (
+    FLOATS,
+    INTEGER,
+    ExportError,
+    Int8Options,
+    Operation,
+    Parity,
+    Runtime,
+)
+from edgeopt.runtimes.formats.litert_graph import Graph, Node, read_graph
+from edgeopt.runtimes.parity import check_parity, parity_images
 from edgeopt.system import RuntimeUnavailable, known_noise_silenced
 
 CONVERTER = Path(__file__).parents[2] / "build" / "litert" / "bin" / "python"
-CONVERSION = Path(__file__).with_name("litert_conversion.py")
+CONVERSION = Path(__file__).with_name("formats") / "litert_conversion.py"
 CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D")
 LAYERS = (*CONVOLUTIONS, "FULLY_CONNECTED", "BATCH_MATMUL")
 # Operators for which XNNPACK's memory planner reuses an operand, as in ExecuTorch.

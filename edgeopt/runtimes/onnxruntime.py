@@ -12,7 +12,7 @@ import numpy as np
 
 from edgeopt.agent.session import INPUT, OUTPUT, Artifact
 from edgeopt.runtimes.contract import FLOATS, INTEGER, Operation
-from edgeopt.runtimes.onnx_files import OnnxFileRuntime
+from edgeopt.runtimes.formats.onnx_files import OnnxFileRuntime
 from edgeopt.runtimes.sessions.onnxruntime import open_onnx, session_options
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.agent.session import Artifact
 from edgeopt.runtimes.contract import FLOATS, INTEGER, Operation
-from edgeopt.runtimes.onnx_files import OnnxFileRuntime
+from edgeopt.runtimes.formats.onnx_files import OnnxFileRuntime
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,26 +1,12 @@
 """Hold an exported model's logits to those of its torch parent."""
 
-import math
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from edgeopt.runtimes.contract import ExportError
+from edgeopt.runtimes.contract import ExportError, Parity
 
 TOLERANCE = 1e-4  # of the largest logit
-
-
-class Parity(NamedTuple):
-    """How an exported model's logits compare with torch's, on the images of the check.
-
-    ``difference`` is the largest |logit difference| over the largest |logit|, ``agreement`` the
-    share of images [0, 1] with the same class; NaN where nothing was compared.
-    """
-
-    difference: float = math.nan
-    agreement: float = math.nan
 
 
 def parity_images(input_shape: tuple[int, ...], *, at_least: int = 1) -> Tensor:

@@ -19,14 +19,10 @@ from edgeopt.runtimes.contract import (
     INTEGER,
     Int8Options,
     Operation,
+    Parity,
     Runtime,
 )
-from edgeopt.runtimes.parity import (
-    Parity,
-    check_parity,
-    parity_images,
-    relative_difference,
-)
+from edgeopt.runtimes.parity import check_parity, parity_images, relative_difference
 from edgeopt.runtimes.sessions.torch import load_script
 from edgeopt.system import known_noise_silenced, native_stderr_logged
 

@@ -15,7 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "replacing",
             "write_atomically",
         ],
-        "fork_server": ["end_with_parent", "fork_server", "share_server"],
+        "parallel.fork_server": ["end_with_parent", "fork_server", "share_server"],
         "host": [
             "HOST_IDENTITY",
             "RUNTIME_GROUP",
@@ -26,7 +26,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "usable_cores",
         ],
         "int8": ["Int8Scheme", "int8_scheme"],
-        "scheduler": ["SchedulerError", "check_scheduler", "open_scheduler"],
+        "parallel.opening": ["open_scheduler"],
+        "parallel.scheduler": ["SchedulerError", "check_scheduler"],
         "store": ["Store"],
         "strict_yaml": ["load_yaml", "shortened"],
         "upstream": [
@@ -35,6 +36,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "known_noise_silenced",
             "native_stderr_logged",
         ],
-        "workers": ["ByValue", "process_pool", "run_in_order", "run_when_ready"],
+        "parallel.workers": ["ByValue", "process_pool", "run_in_order", "run_when_ready"],
     },
 )

@@ -107,7 +107,7 @@ def test_what_was_measured_of_something_else_is_measured_again(measured, tmp_pat
 
 
 def test_an_agent_that_ends_too_early_without_an_error_is_lost(plan, monkeypatch):
-    monkeypatch.setattr("edgeopt.devices.device.time.sleep", lambda _: None)
+    monkeypatch.setattr("edgeopt.devices.measuring.time.sleep", lambda _: None)
     silent = device_named("host")
     silent.run = Mock()
     with pytest.raises(DeviceError, match="ended before the measurement did, 5 times in a row"):

@@ -8,13 +8,13 @@ import torch
 from edgeopt.data.decoded import resize_once
 from edgeopt.data.preprocessing import Preprocessing
 from edgeopt.data.splits import Split
-from edgeopt.experiments.candidates import grid
-from edgeopt.experiments.preparing import prepare_candidates
-from edgeopt.experiments.recipes import Recipe
-from edgeopt.experiments.repairs import recover_collapsed
-from edgeopt.experiments.seeds import score
-from edgeopt.experiments.training_plan import Schedule, Training, TrainingPlan
-from edgeopt.experiments.trainings import train_networks
+from edgeopt.experiments.candidates.candidate import grid
+from edgeopt.experiments.candidates.preparing import prepare_candidates
+from edgeopt.experiments.candidates.seeds import score
+from edgeopt.experiments.recovery.repairs import recover_collapsed
+from edgeopt.experiments.trainings.networks import train_networks
+from edgeopt.experiments.trainings.plan import Schedule, Training, TrainingPlan
+from edgeopt.experiments.trainings.recipes import Recipe
 from edgeopt.model.weights import dump_weights
 from edgeopt.quantization.planting import plant_collapse
 from edgeopt.system import Store, open_scheduler

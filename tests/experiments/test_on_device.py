@@ -9,8 +9,8 @@ import torch
 
 from edgeopt.data import Split
 from edgeopt.devices.results import DeviceResults
-from edgeopt.experiments.candidates import Candidate, CandidateSpec
-from edgeopt.experiments.floor import floor_images, floor_network, with_call_floor
+from edgeopt.experiments.candidates.candidate import Candidate, CandidateSpec
+from edgeopt.experiments.candidates.floor import floor_images, floor_network, with_call_floor
 from edgeopt.experiments.on_device import compare_devices, device_sweep, host_answers
 from edgeopt.experiments.sweep import Target
 from edgeopt.metrics import Measurement

@@ -8,8 +8,8 @@ from torch import nn
 
 from edgeopt.decision.choice import decide
 from edgeopt.decision.gates import Gates
-from edgeopt.experiments.candidates import Candidate, CandidateSpec
-from edgeopt.experiments.seeds import (
+from edgeopt.experiments.candidates.candidate import Candidate, CandidateSpec
+from edgeopt.experiments.candidates.seeds import (
     accuracy_over_seeds,
     answers_of,
     recall_table,

@@ -15,8 +15,8 @@ from edgeopt.experiments import run_sweep
 from edgeopt.metrics.activations import artifact_activation_bytes
 from edgeopt.model import set_deterministic
 from edgeopt.plots import frontier
-from edgeopt.runtimes.contract import Int8Options
-from edgeopt.runtimes.export import export_artifact
+from edgeopt.runtimes.contract import Int8Options, Runtime
+from edgeopt.runtimes.export import export_artifact, simulate_int8
 from edgeopt.runtimes.integer_share import executed_macs, verify_label
 from edgeopt.runtimes.registry import OWN, load_session, registered, runtime_named
 from edgeopt.schema import PRECISIONS
@@ -140,6 +140,27 @@ def test_a_scheme_is_for_runtimes_whose_integers_depend_on_the_cpu(name, network
     else:
         with pytest.raises(ValueError, match=f"{name} takes float_layers alone"):
             export_artifact(network, tmp_path / "m", **request)
+
+
+SIMULATED = [n for n in OWN if type(runtime_named(n)).simulated is not Runtime.simulated]
+
+
+@pytest.mark.parametrize("name", SIMULATED)
+def test_a_simulation_answers_as_the_file_does(name, network, tmp_path):
+    require_runtime(name)
+    how = {"runtime": name, "calibration": calibration_loader()}
+    simulated = simulate_int8(network, **how)
+    file = export_artifact(network, tmp_path / "int8", precision="int8", input_shape=SHAPE, **how)
+    images = striped_split(64, seed=1).take(64)
+    logits = load_session(file).score(images.numpy())
+    told = simulated(images).detach().numpy()
+    assert np.abs(told - logits).max() <= 0.02 * np.abs(logits).max()
+    assert np.abs(told - network(images).detach().numpy()).max() > 0
+
+
+def test_a_runtime_that_writes_fast_has_no_simulation(network):
+    assert SIMULATED == ["executorch"]
+    assert simulate_int8(network, runtime="torch", calibration=calibration_loader()) is None
 
 
 def test_a_foreign_runtime_goes_through_a_sweep_into_the_table(network):

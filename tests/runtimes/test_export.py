@@ -12,7 +12,7 @@ from torch import nn
 
 from edgeopt.runtimes.contract import Artifact
 from edgeopt.runtimes.export import export_artifact
-from edgeopt.runtimes.onnx_files import PARITY_BATCH, Int8Options, run_onnx
+from edgeopt.runtimes.formats.onnx_files import PARITY_BATCH, Int8Options, run_onnx
 from edgeopt.runtimes.parity import ExportError, parity_images
 from edgeopt.runtimes.registry import load_session
 from edgeopt.runtimes.torch import FP16_TOLERANCE

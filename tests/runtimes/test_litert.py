@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from edgeopt.experiments.floor import floor_network
+from edgeopt.experiments.candidates.floor import floor_network
 from edgeopt.metrics.activations import artifact_activation_bytes
 from edgeopt.quantization.inserted import ScaledActivation
 from edgeopt.runtimes import litert
 from edgeopt.runtimes.contract import Artifact, ExportError, Int8Options
 from edgeopt.runtimes.export import export_artifact
+from edgeopt.runtimes.formats.litert_graph import Graph, Node, Tensor, read_graph
+from edgeopt.runtimes.formats.litert_micro import with_integer_borders
 from edgeopt.runtimes.integer_share import executed_graph, executed_macs, mac_shares
-from edgeopt.runtimes.litert_graph import Graph, Node, Tensor, read_graph
-from edgeopt.runtimes.litert_micro import with_integer_borders
 from edgeopt.runtimes.registry import load_session, runtime_named
 from edgeopt.system.files import file_sha256
 from edgeopt.system.upstream import RuntimeUnavailable

@@ -10,7 +10,8 @@ from edgeopt.config import NOTEBOOKS, ConfigError, ExperimentConfig
 from edgeopt.study.checks import check_parameters, check_run
 from edgeopt.study.folder import open_run
 from edgeopt.study.layout import NEEDS
-from edgeopt.system import SchedulerError, cluster
+from edgeopt.system import SchedulerError
+from edgeopt.system.parallel import cluster
 
 
 @pytest.fixture(autouse=True)

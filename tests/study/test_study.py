@@ -10,7 +10,7 @@ from PIL import Image
 
 from edgeopt.config import ExperimentConfig
 from edgeopt.devices import DeviceError
-from edgeopt.experiments.recipes import pruned_recipes
+from edgeopt.experiments.trainings.recipes import pruned_recipes
 from edgeopt.study import images, study
 from edgeopt.study.study import Study, open_study
 from tests.own_network import CLASSES, COLOUR, GREY, SIDE, write_pictures
@@ -153,7 +153,7 @@ def test_networks_are_trained_once_kept_and_found_again(config_of, monkeypatch):
     widths = [networks[r][0].conv1.out_channels for r in recipes]
     assert widths == [8, 8]  # half of 8 is 4, the nearest multiple of 8 is 8
     monkeypatch.setattr(
-        "edgeopt.experiments.training_plan.fit", lambda *_, **__: pytest.fail("trained again")
+        "edgeopt.experiments.trainings.plan.fit", lambda *_, **__: pytest.fail("trained again")
     )
     assert [*opened.train(recipes)] == recipes
 

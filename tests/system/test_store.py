@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from edgeopt.experiments.training_plan import Training
+from edgeopt.experiments.trainings.plan import Training
 from edgeopt.system.store import Store
 
 DIGEST = "ab" * 32

@@ -1,0 +1,1 @@
+"""A network in one precision for one runtime: made, scored, timed."""

@@ -1,0 +1,1 @@
+"""Recovery of int8 accuracy: which tensors cost it, remedies, and the loop that tries them."""

@@ -1,0 +1,1 @@
+"""Files that runtimes read: how they are written, and what their graphs say."""

@@ -1,0 +1,1 @@
+"""Processes of this machine and workers of a Dask scheduler, behind one executor."""
