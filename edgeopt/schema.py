@@ -104,6 +104,10 @@ COLUMNS = {
     "remedy_accuracy": Column(
         "Accuracy", "%", "On all validation images or, far from the goal, on some of calibration."
     ),
+    "simulated": Column(
+        "Simulated",
+        meaning="An estimate, by int8 as torch computes it: no file was written.",
+    ),
     "tied_to": Column("Tied to", meaning="Other layers that write the same channel group."),
     "reach": Column("Reach", meaning="What can shrink the widest channel."),
     "remedy": Column("Remedy", meaning="What repaired an int8 that had lost too much accuracy."),

@@ -30,8 +30,8 @@ class ArtifactError(RuntimeError):
 class Artifact:
     """A file that a runtime loads, and what it is; ``input_shape`` is [B, C, H, W].
 
-    ``parity_difference`` and ``parity_agreement`` are those of :class:`edgeopt.runtimes.Parity`,
-    of int8 ONNX and LiteRT for the float graph that was quantized; NaN where nothing was compared.
+    ``parity_difference`` and ``parity_agreement`` are the two of a runtime's ``Parity``, of int8
+    ONNX and LiteRT for the float graph that was quantized; NaN where nothing was compared.
     """
 
     path: Path

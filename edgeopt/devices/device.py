@@ -1,4 +1,4 @@
-"""What a device is, and what its name may be."""
+"""What a device is, what its name may be, and this machine as one."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Trainings, candidates, the sweep, and the recovery of int8."""
+"""Trainings, candidates, the recovery of int8, the sweep, its comparisons and other devices."""
 
 import lazy_loader
 

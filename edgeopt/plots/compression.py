@@ -124,8 +124,8 @@ def recovery(attempts: pd.DataFrame, *, target: float, ax: Axes | None = None) -
 
     Columns: ``remedy, accuracy`` (NaN where the remedy failed), ``latency_ms`` (NaN where it was
     not measured), ``int8_mac_share``, which is written where only a part is int8, and ``reached``:
-    such steps are filled; ``simulated``, where it is there, is written too. ``target`` is the
-    accuracy that is wanted; the first row is fp32.
+    such steps are filled; ``simulated``, where it is there: such dots are dotted, and it is
+    written. ``target`` is the accuracy that is wanted; the first row is fp32.
     """
     needed = ["remedy", "accuracy", "latency_ms", "int8_mac_share", "reached"]
     require_columns(attempts, needed, what="the recovery figure")
@@ -133,7 +133,10 @@ def recovery(attempts: pd.DataFrame, *, target: float, ax: Axes | None = None) -
     ax = new_axes(ax, height=0.3 + row_height(len(steps)), grid="x")
     colors = np.where(steps.index == 0, PRECISIONS["fp32"].color, PRECISIONS["int8"].color)
     faces = np.where(steps["reached"] | (steps.index == 0), colors, "white")
-    ax.scatter(steps["accuracy"], steps.index, s=70, c=faces, ec=colors, lw=1.6, zorder=2)
+    guessed = steps.get("simulated", pd.Series(False, steps.index)).astype(bool)
+    for told, line in ((~guessed, "-"), (guessed, ":")):
+        own = {"c": faces[told], "ec": colors[told], "ls": line, "lw": 1.6, "zorder": 2}
+        ax.scatter(steps["accuracy"][told], steps.index[told], s=70, **own)
     for y, step in steps.iterrows():
         _write_in_margin(ax, y, _step_words(step))
     bound(ax, target, f"wanted: {target:.1%}")

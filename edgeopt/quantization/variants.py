@@ -191,7 +191,7 @@ def quantization_aware_train(
         raise ValueError(f"learning_rate is {learning_rate}; allowed: above 0")
     trained = copy.deepcopy(model).train()
     with known_noise_silenced():
-        simulated = _simulate_int8(trained, next(iter(train_loader))[0])
+        simulated = _prepared_for_training(trained, next(iter(train_loader))[0])
         optimizer = torch.optim.Adam(simulated.parameters(), lr=learning_rate)
         for _ in tqdm(
             range(epochs), desc="QAT epochs", disable=None if progress else True, leave=False
@@ -220,7 +220,7 @@ def xnnpack_quantizer(*, qat: bool = False, left: Collection[str] = ()) -> Any:
     return quantizer.set_filter_function(lambda node: not any(inside(node) for inside in filters))
 
 
-def _simulate_int8(model: nn.Module, images: Tensor) -> fx.GraphModule:
+def _prepared_for_training(model: nn.Module, images: Tensor) -> fx.GraphModule:
     from torchao.quantization.pt2e import move_exported_model_to_train
     from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
 

@@ -15,7 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "Runtime",
             "Session",
         ],
-        "export": ["export_artifact", "simulate_int8"],
+        "export": ["export_artifact", "simulated_classes"],
         "integer_share": ["executed_graph", "labelled", "verify_label"],
         "formats.litert_micro": ["write_header"],
         "onnxruntime": ["session_options"],

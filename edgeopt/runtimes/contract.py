@@ -187,7 +187,8 @@ class Runtime(ABC):
     ) -> "nn.Module | None":
         """Return the static int8 network as torch computes it; None where writing a file is fast.
 
-        It tells where int8 falls before seconds are spent on a file, whose own logits decide.
+        It tells where int8 falls before seconds are spent on a file, whose own logits decide. It
+        takes batches of any size.
         """
         return None
 

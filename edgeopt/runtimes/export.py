@@ -1,19 +1,27 @@
 """fp32 model -> artifact file of a runtime, in a precision, checked against its parent."""
 
 import copy
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from edgeopt.agent.session import Artifact
+from edgeopt.data import Split
 from edgeopt.quantization import calibration_images
 from edgeopt.runtimes.contract import DEFAULT_OPTIONS, ExportError, Int8Options
 from edgeopt.runtimes.parity import TOLERANCE
 from edgeopt.runtimes.registry import require_precision, runtime_named
 from edgeopt.system import RuntimeUnavailable, file_sha256, replacing
+
+logger = logging.getLogger(__name__)
+
+SIMULATED_BATCH = 64
 
 
 def export_artifact(
@@ -79,21 +87,33 @@ def export_artifact(
     return Artifact(file, runtime, precision, tuple(input_shape), content, size, *parity)
 
 
-def simulate_int8(
+def simulated_classes(
     model: nn.Module,
+    split: Split,
     *,
     runtime: str,
     calibration: Iterable[tuple[Tensor, Tensor]],
     options: Int8Options = DEFAULT_OPTIONS,
-) -> nn.Module | None:
-    """Return static int8 as torch computes it, where a runtime has that before it writes a file.
+) -> np.ndarray | None:
+    """Classes [N] by static int8 as torch computes it, before a runtime writes its file.
 
-    An estimate of what the file will answer; None where there is none. Raises ``ExportError`` when
-    the quantizer fails on the model.
+    An estimate of what the file will answer. None where the runtime has no such form, or where that
+    fails on the model, which is logged: then the file tells.
     """
-    with _failure_named(f"{type(model).__name__} ({runtime} int8, simulated)"):
-        own = copy.deepcopy(model).cpu().eval()
-        return runtime_named(runtime).simulated(own, calibration=(*calibration,), options=options)
+    _check_options(options, model=model, runtime=runtime, precision="int8")
+    batches, own = (*calibration,), copy.deepcopy(model).cpu().eval()
+    _check_calibration(batches, (1, *split.shape))
+    try:
+        network = runtime_named(runtime).simulated(own, calibration=batches, options=options)
+        if network is None:
+            return None
+        with torch.no_grad():
+            logits = [network(images) for images in split.batches(SIMULATED_BATCH)]
+    except Exception as error:  # exporters and quantizers raise whatever they like
+        what = "%s: int8 of %s cannot be simulated: %s: %s"
+        logger.info(what, runtime, type(model).__name__, type(error).__name__, error)
+        return None
+    return torch.cat(logits).argmax(1).numpy()
 
 
 def _check_options(options: Int8Options, *, model: nn.Module, runtime: str, precision: str) -> None:

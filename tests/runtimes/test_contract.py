@@ -16,7 +16,7 @@ from edgeopt.metrics.activations import artifact_activation_bytes
 from edgeopt.model import set_deterministic
 from edgeopt.plots import frontier
 from edgeopt.runtimes.contract import Int8Options, Runtime
-from edgeopt.runtimes.export import export_artifact, simulate_int8
+from edgeopt.runtimes.export import export_artifact, simulated_classes
 from edgeopt.runtimes.integer_share import executed_macs, verify_label
 from edgeopt.runtimes.registry import OWN, load_session, registered, runtime_named
 from edgeopt.schema import PRECISIONS
@@ -148,19 +148,34 @@ SIMULATED = [n for n in OWN if type(runtime_named(n)).simulated is not Runtime.s
 @pytest.mark.parametrize("name", SIMULATED)
 def test_a_simulation_answers_as_the_file_does(name, network, tmp_path):
     require_runtime(name)
-    how = {"runtime": name, "calibration": calibration_loader()}
-    simulated = simulate_int8(network, **how)
+    how = {"runtime": name, "calibration": (*calibration_loader(),)}
     file = export_artifact(network, tmp_path / "int8", precision="int8", input_shape=SHAPE, **how)
-    images = striped_split(64, seed=1).take(64)
+    images = striped_split(70, seed=1).take(70)
     logits = load_session(file).score(images.numpy())
+    simulated = runtime_named(name).simulated(
+        network, calibration=how["calibration"], options=Int8Options()
+    )
     told = simulated(images).detach().numpy()
     assert np.abs(told - logits).max() <= 0.02 * np.abs(logits).max()
     assert np.abs(told - network(images).detach().numpy()).max() > 0
+    classes = simulated_classes(network, striped_split(70, seed=1), **how)
+    assert (classes == told.argmax(1)).all()
+
+
+def test_what_cannot_be_simulated_is_logged_and_left_to_the_file(network, monkeypatch, caplog):
+    def fail(*_, **__):
+        raise AssertionError("shape guard")
+
+    monkeypatch.setattr(type(runtime_named("torch")), "simulated", fail)
+    how = {"runtime": "torch", "calibration": calibration_loader()}
+    with caplog.at_level("INFO"):
+        assert simulated_classes(network, striped_split(8, seed=1), **how) is None
+    assert "int8 of Sequential cannot be simulated: AssertionError: shape guard" in caplog.text
 
 
 def test_a_runtime_that_writes_fast_has_no_simulation(network):
-    assert SIMULATED == ["executorch"]
-    assert simulate_int8(network, runtime="torch", calibration=calibration_loader()) is None
+    how = {"runtime": "torch", "calibration": calibration_loader()}
+    assert simulated_classes(network, striped_split(8, seed=1), **how) is None
 
 
 def test_a_foreign_runtime_goes_through_a_sweep_into_the_table(network):

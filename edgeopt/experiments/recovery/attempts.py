@@ -1,4 +1,4 @@
-"""Attempts at int8: plans made, written, scored, and held against what may be lost."""
+"""Attempts at int8: plans simulated, written, scored, and held against what may be lost."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import nn
 
 from edgeopt.data import Split
 from edgeopt.experiments.candidates.candidate import Candidate, split_logits
@@ -25,13 +23,12 @@ from edgeopt.runtimes import (
     export_artifact,
     labelled,
     load_session,
-    simulate_int8,
+    simulated_classes,
     verify_label,
 )
 from edgeopt.schema import MIXED
 from edgeopt.system import Int8Scheme, RuntimeUnavailable
 
-SIMULATED_BATCH = 64
 SCREENING_MARGIN = 0.03  # what so many images may say wrongly of an accuracy
 FAILURES = (ExportError, ArtifactError, QuantizationError, RuntimeUnavailable, ValueError)
 QUALITIES = ("accuracy", "macro_f1")
@@ -90,7 +87,7 @@ class Attempt:
     @property
     def simulated(self) -> bool:
         """Whether its accuracy is an estimate: of int8 as torch computes it, without a file."""
-        return self.artifact is None and not self.error
+        return self.plan is not None and self.artifact is None
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,8 +112,8 @@ class Judge:
             if known := self.known.get(remedy.name):
                 share = known.facts["int8_mac_share"]
                 return self._scored(remedy, plan, known.artifact, known.logits, share)
-            if simulate and (network := self._simulation(plan)) is not None:
-                guess = self._screened(Attempt(remedy, plan), _simulated_classes(network, some))
+            if simulate and (classes := self._simulated_classes(plan)) is not None:
+                guess = self._screened(Attempt(remedy, plan), classes)
                 if self._falls_short(guess):
                     return guess
             artifact = labelled(self._artifact(plan))
@@ -128,7 +125,7 @@ class Judge:
                 return made
             logits = split_logits(session, self.validation)
         except FAILURES as error:
-            return Attempt(remedy, error=str(error))
+            return Attempt(remedy, error=str(error) or type(error).__name__)
         return self._scored(remedy, plan, artifact, logits, share)
 
     def _screened(self, attempt: Attempt, classes: np.ndarray) -> Attempt:
@@ -139,16 +136,19 @@ class Judge:
         return replace(attempt, accuracy=quick, drop=drop, images=len(some))
 
     def _falls_short(self, screened: Attempt) -> bool:
+        """Whether a few images already say that :meth:`reached` would be false."""
         return screened.drop > self.max_drop + SCREENING_MARGIN
 
-    def _simulation(self, plan: Plan) -> nn.Module | None:
-        if plan.precision != "int8":
+    def _simulated_classes(self, plan: Plan) -> np.ndarray | None:
+        """Classes of the screening images by int8 as torch computes it, where there is that.
+
+        Which share is int8 only a file tells, so that plans with layers in float get one.
+        """
+        if plan.precision != "int8" or plan.float_layers:
             return None
-        return simulate_int8(
-            plan.model,
-            runtime=self.runtime.name,
-            calibration=self.rewrites.calibration,
-            options=self._options(plan),
+        own = {"runtime": self.runtime.name, "options": self._options(plan)}
+        return simulated_classes(
+            plan.model, self.rewrites.screening, calibration=self.rewrites.calibration, **own
         )
 
     def _options(self, plan: Plan) -> Int8Options:
@@ -204,13 +204,6 @@ class Judge:
             input_shape=(1, *self.validation.shape),
             calibration=self.rewrites.calibration,
             options=self._options(plan) if plan.precision == "int8" else Int8Options(),
-        )
-
-
-def _simulated_classes(network: nn.Module, split: Split) -> np.ndarray:
-    with torch.no_grad():
-        return np.concatenate(
-            [network(b).argmax(1).numpy() for b in split.batches(SIMULATED_BATCH)]
         )
 
 

@@ -71,7 +71,7 @@ def recover_int8(
 ) -> Recovery:
     """Try remedies in order of cost until int8 is at most ``max_drop`` below fp32.
 
-    Both accuracy and, as far as the images can tell, macro-F1 are (:func:`fell`).
+    Both accuracy and, as far as the images can tell, macro-F1 are.
     The order: int8 as it is; other calibration methods, and channel groups rescaled, that one of
     the two first to which the diagnosis points; bias correction, the noisiest layers left in float,
     quantization-aware training, dynamic quantization. From bias correction on, each starts from
@@ -142,21 +142,26 @@ def recover_int8(
     tried: list[Attempt] = []
     for remedy in _remedies(judge, tried, float_layers, exhaustive=exhaustive):
         tried.append(judge.attempt(remedy))
-        logger.info("%s: accuracy %.4f %s", remedy.name, tried[-1].accuracy, tried[-1].error)
+        last = tried[-1]
+        told = " (simulated)" if last.simulated else ""
+        logger.info("%s: accuracy %.4f%s %s", remedy.name, last.accuracy, told, last.error)
         if judge.suffices(tried[-1]) and not exhaustive:
             break
-    selected = _written(judge, tried)
+    selected = _with_file(judge, tried)
     every = [parent, *tried]
     latency = latencies(every, validation, threads, rounds, calls_per_round) if rounds else {}
     table = attempts_table(every, latency=latency, reached=judge.reached)
     return Recovery(selected, judge.reached(selected), table)
 
 
-def _written(judge: Judge, tried: list[Attempt]) -> Attempt:
-    """Select an attempt that has a file: one that was simulated only gets its file now."""
+def _with_file(judge: Judge, tried: list[Attempt]) -> Attempt:
+    """Select an attempt that has a file; the best of those that were only simulated gets one."""
     while (selected := judge.select(tried)).simulated:
-        place = tried.index(selected)
-        tried[place] = judge.attempt(selected.remedy, simulate=False)
+        logger.info("%s was the best in simulations, and is written", selected.remedy.name)
+        again = replace(selected.remedy, make=lambda plan=selected.plan: plan)
+        made = tried[tried.index(selected)] = judge.attempt(again, simulate=False)
+        if not made.error:
+            return judge.select([attempt for attempt in tried if not attempt.simulated])
     return selected
 
 

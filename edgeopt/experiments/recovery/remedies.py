@@ -154,7 +154,9 @@ def later_remedies(
     """
     name, plan = progress.best()
     yield Remedy(
-        "bias correction", lambda: replace(plan, model=rewrites.corrected(plan.model)), name
+        "bias correction",
+        lambda plan=plan: replace(plan, model=rewrites.corrected(plan.model)),
+        name,
     )
     name, plan = progress.best()
     in_float = _float_layers(plan, rewrites.diagnosis(plan.model), counts=counts, based_on=name)
@@ -165,10 +167,15 @@ def later_remedies(
     name, plan = progress.best()
     if rewrites.train_quantized is not None:
         trained = "quantization-aware training"
-        yield Remedy(trained, lambda: Plan(rewrites.trained(plan.model), plan.calibration), name)
+        yield Remedy(
+            trained,
+            lambda plan=plan: Plan(rewrites.trained(plan.model), plan.calibration),
+            name,
+        )
     name, plan = progress.best()
     if "int8-dynamic" in runtime.precisions and not progress.reached():
-        yield Remedy("dynamic", lambda: Plan(plan.model, precision="int8-dynamic"), name)
+        dynamic = Plan(plan.model, precision="int8-dynamic")
+        yield Remedy("dynamic", lambda: dynamic, name)
     while not progress.reached() and (remedy := next(in_float, None)):
         yield remedy
 

@@ -70,7 +70,7 @@ class Schedule:
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """What a training gave: the state dict, and one row per epoch as in :func:`training.fit`."""
+    """What a training gave: the state dict, and a row per epoch as in :func:`edgeopt.model.fit`."""
 
     state: dict[str, Tensor]
     history: pd.DataFrame

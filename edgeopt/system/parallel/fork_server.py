@@ -1,4 +1,4 @@
-"""A server that has imported the package once, from which workers and kernels are forked."""
+"""A server that has imported the package once, from which kernels and all workers here come."""
 
 import multiprocessing
 import os
