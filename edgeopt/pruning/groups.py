@@ -5,9 +5,10 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch_pruning as tp
@@ -17,6 +18,7 @@ from edgeopt.pruning.probing import GRAPH_ERRORS, last_layer, module_without_gra
 
 WRITERS = (nn.modules.conv._ConvNd, nn.Linear)
 SHOWN_NAMES = 3  # of parameters in a message
+LOOKS = 10  # of a group, for each dependency of the network; DenseNet's groups take less than one
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,40 @@ class LayerChannels:
     outputs: Mapping[str, float]
 
 
+class _Graph(tp.DependencyGraph):
+    """A dependency graph that gives up a group which it would follow without end.
+
+    Where channels are added to a part of others, as in ReXNet, a group comes back to its layers
+    with ever other channels.
+    """
+
+    def watched(self) -> "_Graph":
+        """Count from here on how often the layers' dependencies are looked at."""
+        for node in self.module2node.values():
+            node.dependencies = _Watched(node.dependencies, self._look)
+        return self
+
+    def get_pruning_group(self, *args: Any, **options: Any) -> tp.Group:
+        """Find what is pruned with a layer's channels; ``ValueError`` where that has no end."""
+        self._looks = LOOKS * sum(len(node.dependencies) for node in self.module2node.values())
+        return super().get_pruning_group(*args, **options)
+
+    def _look(self) -> None:
+        self._looks -= 1
+        if self._looks < 0:
+            raise ValueError("its channels are tied to parts of others' without end")
+
+
+class _Watched(list):
+    def __init__(self, own: Iterable, look: Callable[[], None]) -> None:
+        super().__init__(own)
+        self.look = look
+
+    def __iter__(self) -> Iterator:
+        self.look()
+        return super().__iter__()
+
+
 @contextmanager
 def pruning_groups(
     model: nn.Module, example_input: Tensor
@@ -39,7 +75,7 @@ def pruning_groups(
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.filterwarnings("error", message="Unwrapped parameters detected")
         try:
-            graph = tp.DependencyGraph().build_dependency(model, example_inputs=example_input)
+            graph = _Graph().build_dependency(model, example_inputs=example_input).watched()
             yield (
                 graph,
                 list(graph.get_all_groups(ignored_layers=whole, root_module_types=WRITERS)),

@@ -3,6 +3,7 @@
 import copy
 from decimal import ROUND_HALF_EVEN, Decimal
 from functools import partial
+from itertools import pairwise, starmap
 
 import pytest
 import torch
@@ -428,6 +429,31 @@ class Loose(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return (self.conv(images) * self.scale).mean((2, 3))
+
+
+class PartlyAdded(nn.Module):
+    """Adds the channels of each layer to the first ones of the next, as ReXNet does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = [3, *range(8, 80, 8)]
+        self.layers = nn.ModuleList(starmap(conv_norm, pairwise(widths)))
+        self.classifier = nn.Linear(widths[-1], 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            wider, count = layer(images), images.shape[1]
+            images = torch.cat([wider[:, :count] + images, wider[:, count:]], 1)
+        return self.classifier(images.mean((2, 3)))
+
+
+def conv_norm(before: int, after: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(before, after, 1), nn.BatchNorm2d(after))
+
+
+def test_a_group_without_end_is_given_up_and_named() -> None:
+    with pytest.raises(ValueError, match="PartlyAdded: its channels are tied to parts"):
+        prune_channels(PartlyAdded(), 0.5, example_input=COLOUR)
 
 
 def fixed_at(layer: int) -> nn.Sequential:
