@@ -29,11 +29,10 @@ from edgeopt.runtimes import (
 from edgeopt.schema import MIXED
 from edgeopt.system import Int8Scheme, RuntimeUnavailable
 
-SCREENING_MARGIN = 0.03  # what so many images may say wrongly of an accuracy
 FAILURES = (ExportError, ArtifactError, QuantizationError, RuntimeUnavailable, ValueError)
 QUALITIES = ("accuracy", "macro_f1")
 ROUNDING = 1e-9  # of the subtraction; far below one image's worth of accuracy
-ONE_SIDED_95 = 1.645  # standard errors
+ONE_SIDED_95, ONE_SIDED_99 = 1.645, 2.326  # standard errors
 
 
 def quality_drop(own: Mapping[str, float], parent: Mapping[str, float]) -> float:
@@ -50,9 +49,14 @@ def fell(
     it counts where its fall is beyond the one-sided 95% bound of what the images with another
     answer, a share of ``1 - agreement``, change by chance.
     """
-    chance = ONE_SIDED_95 * math.sqrt((1 - own["agreement"]) / images)
+    chance = ONE_SIDED_95 * _standard_error(own["agreement"], images)
     accuracy, macro_f1 = (parent[name] - own[name] for name in QUALITIES)
     return max(accuracy, macro_f1 - chance) > max_drop + ROUNDING
+
+
+def _standard_error(agreement: float, images: int) -> float:
+    """Of a difference of accuracies: only the images with another answer change it."""
+    return math.sqrt((1 - agreement) / images)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +65,7 @@ class Attempt:
 
     ``accuracy`` is of ``images`` images: all of validation or, where these calibration images
     already said that it falls short, ``SCREENING_IMAGES`` of calibration; then ``logits`` is None,
-    and macro-F1 and the agreement with fp32 are unknown. Where a simulation said so, there is no
+    and macro-F1 is unknown. Where a simulation said so, there is no
     ``artifact`` either. ``drop`` is how far accuracy or, if that is more, macro-F1 is below fp32's
     of the same images.
     """
@@ -114,14 +118,14 @@ class Judge:
                 return self._scored(remedy, plan, known.artifact, known.logits, share)
             if simulate and (classes := self._simulated_classes(plan)) is not None:
                 guess = self._screened(Attempt(remedy, plan), classes)
-                if self._falls_short(guess):
+                if self.falls_short(guess):
                     return guess
             artifact = labelled(self._artifact(plan))
             share = verify_label(artifact)
             session = load_session(artifact, threads=self.threads)
             made = Attempt(remedy, plan, artifact, int8_mac_share=share)
             made = self._screened(made, split_logits(session, some).argmax(1))
-            if self._falls_short(made):
+            if self.falls_short(made):
                 return made
             logits = split_logits(session, self.validation)
         except FAILURES as error:
@@ -131,13 +135,18 @@ class Judge:
     def _screened(self, attempt: Attempt, classes: np.ndarray) -> Attempt:
         """Score the classes given to the screening images."""
         some = self.rewrites.screening
-        quick = _accuracy(classes, some)
-        drop = _accuracy(self.rewrites.answers(some), some) - quick
-        return replace(attempt, accuracy=quick, drop=drop, images=len(some))
+        answers, quick = self.rewrites.answers(some), _accuracy(classes, some)
+        numbers = {"accuracy": quick, "agreement": float((classes == answers).mean())}
+        drop = _accuracy(answers, some) - quick
+        return replace(attempt, **numbers, drop=drop, images=len(some))
 
-    def _falls_short(self, screened: Attempt) -> bool:
-        """Whether a few images already say that :meth:`reached` would be false."""
-        return screened.drop > self.max_drop + SCREENING_MARGIN
+    def falls_short(self, screened: Attempt) -> bool:
+        """Whether a few images are already sure that :meth:`reached` would be false.
+
+        A network that was trained gives many other answers, and needs a larger fall to be refused.
+        """
+        chance = ONE_SIDED_99 * _standard_error(screened.agreement, screened.images)
+        return screened.drop > self.max_drop + chance
 
     def _simulated_classes(self, plan: Plan) -> np.ndarray | None:
         """Classes of the screening images by int8 as torch computes it, where there is that.

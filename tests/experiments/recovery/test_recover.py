@@ -178,6 +178,22 @@ def test_a_runtime_leaves_layers_in_float_by_name_and_says_so(tmp_path, runtime)
         verify_label(exported)
 
 
+@pytest.mark.parametrize(
+    ("drop", "agreement", "refused"),
+    [
+        (0.055, 0.945, True),  # all that changed became wrong; the bound is 0.044
+        (0.055, 0.8, False),  # as many changed as after a training; the bound is 0.075
+        (0.7, 0.2, True),
+        (0.03, 0.97, False),  # 8 of 256 images
+    ],
+)
+def test_a_few_images_refuse_only_what_is_surely_too_low(drop, agreement, refused) -> None:
+    nothing = dict.fromkeys(("runtime", "validation", "rewrites", "scheme"))
+    judge = attempts.Judge(**nothing, threads=1, files=iter(()), max_drop=0.01, known={})
+    screened = attempts.Attempt(None, drop=drop, agreement=agreement, images=256)
+    assert judge.falls_short(screened) is refused
+
+
 def test_what_a_simulation_says_falls_gets_no_file(tmp_path) -> None:
     require_runtime("executorch")
     planted = plant_collapse(trained_cnn(), "conv1", 3, 1e4)
