@@ -18,7 +18,7 @@ if __name__ == "__main__":
     before = signal.signal(signal.SIGINT, end)
     if sys.argv[1:2] == ["report"]:
         fork_server()  # imports for the notebooks while this process does for itself
-    from edgeopt.commands import main
+    from edgeopt.reports.commands import main
 
     signal.signal(signal.SIGINT, before)
     sys.exit(main())

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
+    BaseModel,
     ConfigDict,
     Field,
     ValidationError,
@@ -28,7 +29,6 @@ from edgeopt.schema import (
     Share,
     require_known,
 )
-from edgeopt.search import SearchSpec
 from edgeopt.system import check_scheduler, load_yaml, project_root, shortened, usable_cores
 
 Spec = TypeVar("Spec")
@@ -37,6 +37,7 @@ PARTS = (Schedule, Target, Gates, Constraints)
 Side = Annotated[int, Field(ge=1, le=4096)]  # of an image in pixels, or of a layer in channels
 Level = Annotated[float, Field(ge=0, lt=1)]
 Numbers = Annotated[tuple[float, ...], Field(min_length=1)]
+Trials = Annotated[int, Field(ge=1, le=100_000)]
 DEVICES_NOTEBOOK = "07_devices"
 NOTEBOOKS = (
     "01_baseline_training",
@@ -52,6 +53,40 @@ SEARCH_NOTEBOOK = "08_search"
 
 class ConfigError(ValueError):
     """A parameter is unknown, of the wrong type or out of range."""
+
+
+class SearchSpec(BaseModel):
+    """The parameter ``search``: what is searched for, and how long.
+
+    Attributes
+    ----------
+    runtime : str, optional
+        Where latency counts; when omitted the run's first that reads ONNX files, else its first.
+    precision : str
+        With ``int8`` layers may compute in float, where the runtime can.
+    model : str, optional
+        The network, the first of the run when omitted.
+    channels : dict, optional
+        Widths of every group of layers to begin with, the unpruned network's among them; four
+        evenly spread ones when omitted.
+    trials, one_epoch, finalists : int
+        Networks that are judged by importance, that are trained for an epoch, and that are trained
+        to the end.
+    max_weights_mb : float, optional
+        MiB of weights that a network may hold.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    runtime: str | None = None
+    precision: Literal["fp32", "int8"] = "fp32"
+    model: str | None = None
+    channels: dict[str, list[Positive]] | None = None
+    trials: Trials = 400
+    one_epoch: Trials = 12
+    finalists: Trials = 6
+    max_weights_mb: PositiveFloat | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
 
 
 _PARAMETERS = {name: part for spec in PARTS for name, part in spec.__pydantic_fields__.items()}

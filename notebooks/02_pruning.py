@@ -53,7 +53,8 @@ from edgeopt.config import ExperimentConfig
 from edgeopt.experiments import accuracy_table, filter_norms, pruned_recipes, size_table
 from edgeopt.plots import readings
 from edgeopt.schema import file_stem, signed
-from edgeopt.study import open_study, use_style, whole_maps
+from edgeopt.search import whole_maps
+from edgeopt.study import open_study, use_style
 
 # %% tags=["nbval-ignore-output"]
 study = open_study(ExperimentConfig.from_namespace(globals()))

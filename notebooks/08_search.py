@@ -64,15 +64,16 @@ from edgeopt.experiments import Target, answers_of, score, sweep_table, with_tes
 from edgeopt.metrics import latency_ratios
 from edgeopt.plots import readings
 from edgeopt.schema import TIMES, quantity
-from edgeopt.search import explore, promoted, record
-from edgeopt.study import (
+from edgeopt.search import (
+    explore,
     finalists,
     one_epoch_accuracy,
-    open_study,
     prepare_finalists,
+    promoted,
+    record,
     search_space,
-    use_style,
 )
+from edgeopt.study import open_study, use_style
 
 # %% tags=["nbval-ignore-output"]
 began = time.monotonic()

@@ -23,7 +23,7 @@ import yaml
 
 from edgeopt.config import ConfigError, load_config
 from edgeopt.reports import verify
-from edgeopt.reports.stamps import read_record
+from edgeopt.reports.records.stamps import read_record
 from edgeopt.study import RunFolder, needed_by
 from edgeopt.system import usable_cores
 

@@ -155,7 +155,7 @@ def test_notebook_parameters_are_the_quick_run(path):
     quick = ExperimentConfig().model_dump(mode="json")
     assert names == {key: quick[key] for key in names}
     study = (ROOT / "edgeopt/study").glob("*.py")
-    elsewhere = ("searching.py", "checks.py", "resources.py")
+    elsewhere = ("checks.py", "resources.py")
     used, of_study = (
         parameters_read(source),
         parameters_read("".join(p.read_text() for p in study if p.name not in elsewhere)),
@@ -167,7 +167,8 @@ def test_notebook_parameters_are_the_quick_run(path):
     if "study.workers" not in source:
         of_study -= {"scheduler"}
     if "whole_maps(" in source or "search_space(" in source:
-        of_study |= parameters_read((ROOT / "edgeopt/study/searching.py").read_text())
+        search = (ROOT / "edgeopt/search").glob("*.py")
+        of_study |= parameters_read("".join(p.read_text() for p in search))
     else:
         of_study -= {"search", "runtimes"}
     needed = used | of_study if "open_study(" in source else used

@@ -18,7 +18,7 @@ from edgeopt.experiments import (
     device_sweep,
     floor_images,
 )
-from edgeopt.reports.manifest import read_manifest
+from edgeopt.reports.records.manifest import read_manifest
 from edgeopt.study import RunFolder, Study, open_study
 from edgeopt.study.layout import (
     BUNDLE,

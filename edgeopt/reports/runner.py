@@ -20,9 +20,9 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from edgeopt.config import DEVICES_NOTEBOOK, ExperimentConfig
-from edgeopt.reports import stamps
 from edgeopt.reports.kernels import ThisPythonKernel, end_kernels
-from edgeopt.reports.manifest import (
+from edgeopt.reports.records import stamps
+from edgeopt.reports.records.manifest import (
     MANIFEST,
     provenance,
     read_manifest,
@@ -172,9 +172,9 @@ def only_one(run: RunFolder) -> Iterator[None]:
 def publish_run(run: RunFolder, facts: Mapping[str, Any]) -> bool:
     """Execute the front page, build the site, and write the manifest and the index of all runs.
 
-    ``facts`` are :func:`edgeopt.reports.manifest.provenance`. Nothing is done where the site was
-    built from the same facts by the same code and no file differs from the manifest. Returns
-    whether the front page ended well.
+    ``facts`` are :func:`edgeopt.reports.records.manifest.provenance`. Nothing is done where the
+    site was built from the same facts by the same code and no file differs from the manifest.
+    Returns whether the front page ended well.
     """
     front = _front_page("index", run=run.name, facts=facts)
     record = stamps.read_record(run.path(front.notebook.name))

@@ -17,10 +17,10 @@ import pandas as pd
 from IPython.display import HTML
 from PIL import Image
 
-from edgeopt.reports.card import PAGES
-from edgeopt.reports.manifest import MANIFEST, read_manifest
-from edgeopt.reports.results import file_list, finished, read_summary
-from edgeopt.reports.stamps import INDEX, read_record
+from edgeopt.reports.pages.card import PAGES
+from edgeopt.reports.records.manifest import MANIFEST, read_manifest
+from edgeopt.reports.records.results import file_list, finished, read_summary
+from edgeopt.reports.records.stamps import INDEX, read_record
 from edgeopt.schema import DASH, quantity
 from edgeopt.study import FIGURE_DPI, RunFolder, read_table, table_html
 from edgeopt.system import write_atomically

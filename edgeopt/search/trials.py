@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
+from edgeopt.config import SearchSpec
 from edgeopt.experiments import widths_label
 from edgeopt.schema import PRECISIONS
-from edgeopt.search.spec import SearchSpec
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="IProgress not found")  # of a bar that nobody draws

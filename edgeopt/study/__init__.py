@@ -15,13 +15,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "reports_folder",
         ],
         "layout": ["STORE", "needed_by"],
-        "searching": [
-            "finalists",
-            "one_epoch_accuracy",
-            "prepare_finalists",
-            "search_space",
-            "whole_maps",
-        ],
         "study": ["Study", "open_study"],
         "tables": ["cell_text", "column_heading", "table_html", "use_style"],
     },

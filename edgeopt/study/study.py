@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.stats import binomtest
 from torch import nn
 
-from edgeopt.config import ExperimentConfig
+from edgeopt.config import ExperimentConfig, SearchSpec
 from edgeopt.data import (
     ROLE_NAMES,
     Preprocessing,
@@ -35,7 +35,6 @@ from edgeopt.experiments import (
 )
 from edgeopt.model import build_model, check_network, dump_weights, input_channels, load_weights
 from edgeopt.quantization import quantization_aware_train
-from edgeopt.search import SearchSpec
 from edgeopt.study.folder import RunFolder, open_run
 from edgeopt.study.images import image_shape, load_images, test_warning, with_pictures_of
 from edgeopt.study.layout import measured_file

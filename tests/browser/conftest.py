@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeopt.reports.browser import find_browser, open_browser
+from edgeopt.reports.pages.browser import find_browser, open_browser
 from tests.browser.visits import SIZES, Visit
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -13,7 +13,7 @@ from edgeopt.decision.budgets import apply_budgets
 from edgeopt.decision.choice import decide
 from edgeopt.decision.gates import Gates
 from edgeopt.reports import runner
-from edgeopt.reports.manifest import provenance
+from edgeopt.reports.records.manifest import provenance
 from edgeopt.study.folder import RunFolder, open_run
 from edgeopt.study.tables import table_html
 from tests.artifacts import PRECISIONS_OF_RUNTIME

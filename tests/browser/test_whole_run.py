@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from edgeopt.commands import main
 from edgeopt.config import NOTEBOOKS, SEARCH_NOTEBOOK, load_config
 from edgeopt.devices import ResultsError
 from edgeopt.experiments.sweep import run_sweep
 from edgeopt.experiments.trainings.recipes import pruned_recipes
+from edgeopt.reports.commands import main
 from edgeopt.reports.offline import take_results, write_run_bundle
 from edgeopt.schema import file_stem
 from edgeopt.study.folder import RunFolder

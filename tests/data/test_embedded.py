@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from edgeopt.commands import main
 from edgeopt.data import embedded
 from edgeopt.data.embedded import (
     EMBEDDED_FILE,
@@ -20,6 +19,7 @@ from edgeopt.data.embedded import (
 )
 from edgeopt.data.fetch import CorruptFileError
 from edgeopt.data.sources import FULL_SETS, IDX_FILES
+from edgeopt.reports.commands import main
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import pandas as pd
 
 from edgeopt.decision.choice import decide
 from edgeopt.decision.gates import Gates
-from edgeopt.reports.results import Results
+from edgeopt.reports.records.results import Results
 from edgeopt.study.folder import RunFolder, open_run
 from tests.browser.synthetic import synthetic_sweep
 

@@ -10,10 +10,10 @@ import pytest
 import yaml
 from bs4 import BeautifulSoup
 
-from edgeopt.commands import main
 from edgeopt.reports import runner as reports
-from edgeopt.reports import stamps
-from edgeopt.reports.manifest import read_manifest, verify
+from edgeopt.reports.commands import main
+from edgeopt.reports.records import stamps
+from edgeopt.reports.records.manifest import read_manifest, verify
 from edgeopt.reports.runner import find_notebooks, only_one
 from edgeopt.study.folder import RunFolder, open_run
 from edgeopt.system import project_root
@@ -52,7 +52,7 @@ class Project:
         """A front page that needs no study: it names the notebooks that failed."""
         v4 = nbformat.v4
         code = (
-            "from edgeopt.reports.results import read_results\n"
+            "from edgeopt.reports.records.results import read_results\n"
             "from edgeopt.study.folder import open_run\n"
             "print(*read_results(open_run(run)).problems)"
         )
@@ -317,6 +317,6 @@ def test_an_interrupted_report_is_one_line_that_says_what_is_kept(monkeypatch, c
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("edgeopt.reports.make_report", interrupted)
+    monkeypatch.setattr("edgeopt.reports.runner.make_report", interrupted)
     assert main(["report", "--params", str(project_root() / "params/quick.yaml")]) == 130
     assert "what is finished is kept" in caplog.text

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
-from edgeopt.reports.manifest import read_manifest, verify, write_manifest
+from edgeopt.reports.records.manifest import read_manifest, verify, write_manifest
 from edgeopt.reports.runner import make_comparison, publish_run
 from edgeopt.reports.site import build, build_runs_index, published, saved_figure
 from edgeopt.study.folder import RunFolder, open_run

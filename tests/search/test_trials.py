@@ -7,7 +7,7 @@ import optuna
 import pandas as pd
 import pytest
 
-from edgeopt.search.spec import SearchSpec
+from edgeopt.config import SearchSpec
 from edgeopt.search.trials import Space, explore, promoted, record
 
 

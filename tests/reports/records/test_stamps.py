@@ -5,7 +5,7 @@ from dataclasses import replace
 import nbformat
 import pytest
 
-from edgeopt.reports.stamps import (
+from edgeopt.reports.records.stamps import (
     Record,
     clear,
     file_times,

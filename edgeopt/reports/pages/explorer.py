@@ -11,8 +11,8 @@ from IPython.display import HTML
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from edgeopt.reports.card import ENERGY, MEMORY, PAGES, bound_names, render
-from edgeopt.reports.results import ROLES, Results
+from edgeopt.reports.pages.card import ENERGY, MEMORY, PAGES, bound_names, render
+from edgeopt.reports.records.results import ROLES, Results
 from edgeopt.runtimes import registered, runtime_named
 from edgeopt.schema import COLUMNS, PRECISIONS, display_unit, known
 from edgeopt.study import cell_text, column_heading

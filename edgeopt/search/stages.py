@@ -1,6 +1,5 @@
-"""The search of a run: its latency maps, kept for later runs, and what can be chosen."""
+"""The stages of a run's search: what can be chosen, one epoch of some, all epochs of a few."""
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
@@ -9,11 +8,11 @@ from functools import partial
 import pandas as pd
 from torch import nn
 
+from edgeopt.config import SearchSpec
 from edgeopt.experiments import (
     Candidate,
     CandidateSpec,
     Recipe,
-    preparation_digest,
     prepare_candidates,
     pruned_recipes,
     searched_recipe,
@@ -22,79 +21,13 @@ from edgeopt.experiments import (
 from edgeopt.model import predict_logits
 from edgeopt.pruning import channel_importance, channel_widths, prune_to_widths
 from edgeopt.runtimes import runtime_named
-from edgeopt.search import (
-    BITS,
-    Bench,
-    LatencyMap,
-    LayerMap,
-    SearchSpec,
-    Space,
-    count_weights,
-    faster_in_float,
-    latency_map,
-    layer_map,
-    network_layers,
-    promoted,
-)
-from edgeopt.study.study import Study
-from edgeopt.system import Store
+from edgeopt.search.bits import faster_in_float
+from edgeopt.search.layer_tables import count_weights, network_layers
+from edgeopt.search.maps import bench_of, calibration_of, map_networks
+from edgeopt.search.trials import BITS, Space, promoted
+from edgeopt.study import Study
 
-logger = logging.getLogger(__name__)
-
-WHOLE_NETWORKS = 2  # groups of layers up to which whole networks are timed, not layers
-STEPS = 4  # widths of every group to begin with
 IMPORTANCE_BATCH = 64
-
-
-def map_networks(
-    study: Study,
-    model: str,
-    *,
-    runtime: str,
-    precision: str,
-    channels: Mapping[str, Sequence[int]] | None = None,
-    float_layers: tuple[str, ...] = (),
-    executor: Executor | None = None,
-) -> LatencyMap | LayerMap:
-    """Time a network of the run by its widths, on the device that decides, or read what is known.
-
-    A network with one or two groups of layers is timed whole, a deeper one layer by layer.
-    """
-    network = study.plans[model].first_network(0).eval()
-    bench, images = _bench(study, runtime, precision), study.splits[model].validation
-    whole = channel_widths(network, example_input=images.take(1))
-    grid = study.channel_multiples[model]
-    choices = channels or {name: _spread(width, grid) for name, width in whole.items()}
-    deep = len(whole) > WHOLE_NETWORKS
-    kind, make = (LayerMap, layer_map) if deep else (LatencyMap, partial(latency_map, grid=grid))
-    store = Store(study.config.data_folder / "latency", kind)
-    facts = (repr(network), images.shape, sorted(choices.items()), float_layers, grid)
-    digest = preparation_digest(facts, bench.facts)
-    name = f"{model}-{runtime}-{precision}"
-    if (known := store.read(name, digest=digest)) is not None:
-        return known
-    how = {"images": images, "calibration": _calibration(study, model), "executor": executor}
-    made = make(network, choices, bench, float_layers=float_layers, **how)
-    store.write(name, made, digest=digest)
-    return made
-
-
-def whole_maps(study: Study, *, executor: Executor | None = None) -> dict[str, LatencyMap]:
-    """Time the networks of the run that are timed whole in fp32, by name.
-
-    The runtime is that of :attr:`edgeopt.config.ExperimentConfig.clocked`. A network whose channels
-    cannot be removed is left out, which is logged.
-    """
-    maps = {}
-    for model, plan in study.plans.items():
-        how = {"runtime": study.config.clocked, "precision": "fp32", "executor": executor}
-        try:
-            widths = channel_widths(plan.first_network(0).eval(), example_input=plan.example)
-            if len(widths) <= WHOLE_NETWORKS:
-                maps[model] = map_networks(study, model, **how)
-        except ValueError as error:
-            logger.warning("%s is not timed by its widths: %s", model, error)
-    return maps
 
 
 def search_space(
@@ -115,9 +48,9 @@ def search_space(
         halves = {name: own[(len(own) - 1) // 2] for name, own in latencies[()].choices.items()}
         floats = faster_in_float(
             [network, prune_to_widths(network, halves, example_input=example)],
-            _bench(study, spec.runtime, spec.precision),
+            bench_of(study, spec.runtime, spec.precision),
             images=splits.validation,
-            calibration=_calibration(study, model),
+            calibration=calibration_of(study, model),
             executor=executor,
         )
         if floats:
@@ -222,25 +155,3 @@ def _level_widths(study: Study) -> set[str]:
     recipes = pruned_recipes([plan.model], study.config.pruning_levels, [0], kinds=["fine-tuned"])
     networks = (plan.architecture(recipe).eval() for recipe in recipes)
     return {widths_label(channel_widths(own, example_input=plan.example)) for own in networks}
-
-
-def _bench(study: Study, runtime: str, precision: str) -> Bench:
-    config = study.config
-    return Bench(
-        runtime,
-        precision,
-        study.devices[config.decides],
-        scheme=study.int8_scheme,
-        threads=config.threads,
-    )
-
-
-def _calibration(study: Study, model: str) -> list:
-    return [*study.splits[model].calibration.loader(study.config.batch_size)]
-
-
-def _spread(width: int, grid: int) -> list[int]:
-    """Spread widths evenly up to a group's own, on the grid of channels."""
-    shares = (step / STEPS for step in range(1, STEPS))
-    found = {grid * max(1, round(width * share / grid)) for share in shares}
-    return sorted({own for own in found if own < width} | {width})

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from edgeopt.reports.card import (
+from edgeopt.reports.pages.card import (
     bound_names,
     decision_card,
     interval,

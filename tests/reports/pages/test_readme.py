@@ -3,13 +3,13 @@ import json
 import pytest
 from PIL import Image
 
-from edgeopt.commands import main
 from edgeopt.decision.frontier import pareto_frontier
-from edgeopt.reports import readme
-from edgeopt.reports.browser import find_browser
-from edgeopt.reports.manifest import read_manifest
-from edgeopt.reports.readme import on_white, outside, picture, results_table, write_readme
-from edgeopt.reports.results import read_results
+from edgeopt.reports.commands import main
+from edgeopt.reports.pages import readme
+from edgeopt.reports.pages.browser import find_browser
+from edgeopt.reports.pages.readme import on_white, outside, picture, results_table, write_readme
+from edgeopt.reports.records.manifest import read_manifest
+from edgeopt.reports.records.results import read_results
 from tests.browser.synthetic import synthetic_run
 
 README = f"# title\n\n{readme.BEGIN}\nold\n{readme.END}\n\nrest\n"

@@ -8,7 +8,7 @@ import pytest
 from bs4 import BeautifulSoup
 from plotly.offline import get_plotlyjs
 
-from edgeopt.reports.explorer import explorer, script_json
+from edgeopt.reports.pages.explorer import explorer, script_json
 from tests.browser.synthetic import synthetic_sweep
 from tests.linear_runtime import NAME as FOREIGN
 from tests.linear_runtime import installed

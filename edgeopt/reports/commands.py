@@ -1,14 +1,17 @@
-"""The commands of edgeopt: report, check, verify, compare, bundle, results, readme and others."""
+"""The commands of edgeopt: report, check, verify, compare, bundle, results, readme and others.
+
+A command imports what it needs itself: to check a file must not wait for Sphinx.
+"""
 
 import argparse
 import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from edgeopt import reports  # each of whose parts is loaded when it is asked for
 from edgeopt.config import load_config
 from edgeopt.data import rebuild_embedded
 from edgeopt.devices import DeviceError
+from edgeopt.reports.records.manifest import find_run, read_manifest, verify
 from edgeopt.study import check_run
 from edgeopt.system import RuntimeUnavailable, SchedulerError, project_root
 
@@ -17,8 +20,10 @@ log = logging.getLogger("edgeopt")
 
 def report(options: argparse.Namespace) -> int:
     """Execute the notebooks of a parameter file; 1 when one of them failed."""
+    from edgeopt.reports.runner import make_report
+
     config = load_config(options.params)
-    return 0 if reports.make_report(config, write_back=options.write_back) else 1
+    return 0 if make_report(config, write_back=options.write_back) else 1
 
 
 def check(options: argparse.Namespace) -> int:
@@ -29,25 +34,28 @@ def check(options: argparse.Namespace) -> int:
 
 def verify_run(options: argparse.Namespace) -> int:
     """Check a run against its manifest; 1 when something differs."""
-    run = reports.find_run(options.run)
-    differences = reports.verify(run)
+    run = find_run(options.run)
+    differences = verify(run)
     for row in differences.itertuples():
         log.error("%-8s %s", row.problem, row.file)
     if len(differences):
         log.error("run %s: %d of its files differ from manifest.json", run.name, len(differences))
         return 1
-    total = len(reports.read_manifest(run)["artifacts"])
+    total = len(read_manifest(run)["artifacts"])
     log.info("run %s: all %d files are as manifest.json says", run.name, total)
     return 0
 
 
 def compare(options: argparse.Namespace) -> int:
     """Compare two runs on a page; with --fail 1 when the second's pick got worse beyond noise."""
-    runs = reports.find_run(options.first), reports.find_run(options.second)
-    found = reports.compare_runs(*runs)
+    from edgeopt.reports.pages.comparison import compare_runs
+    from edgeopt.reports.runner import make_comparison
+
+    runs = find_run(options.first), find_run(options.second)
+    found = compare_runs(*runs)
     for warning in found.warnings:
         log.warning("%s", warning)
-    if not reports.make_comparison(*runs):
+    if not make_comparison(*runs):
         return 1
     for number in found.regressions if options.fail else ():
         log.error("%s of the pick got worse from run %s to %s", number, *(r.name for r in runs))
@@ -56,21 +64,28 @@ def compare(options: argparse.Namespace) -> int:
 
 def bundle(options: argparse.Namespace) -> int:
     """Write a run as one file that a device without a network measures."""
-    path = reports.write_run_bundle(reports.find_run(options.run))
+    from edgeopt.reports.offline import write_run_bundle
+
+    path = write_run_bundle(find_run(options.run))
     log.info("bundle: %s; on the device: python3 %s", path, path.name)
     return 0
 
 
 def results(options: argparse.Namespace) -> int:
     """Take in the results of a run's bundle, and make the pages of the run anew."""
-    run = reports.find_run(options.run)
-    log.info("results of %s", reports.take_results(run, options.from_file))
-    return 0 if reports.remake_devices_chapter(run) else 1
+    from edgeopt.reports.offline import take_results
+    from edgeopt.reports.runner import remake_devices_chapter
+
+    run = find_run(options.run)
+    log.info("results of %s", take_results(run, options.from_file))
+    return 0 if remake_devices_chapter(run) else 1
 
 
 def readme(options: argparse.Namespace) -> int:
     """Write a run's results into README.md."""
-    path = reports.write_readme(reports.find_run(options.run), root=project_root())
+    from edgeopt.reports.pages.readme import write_readme
+
+    path = write_readme(find_run(options.run), root=project_root())
     log.info("results of run %s: %s", options.run, path)
     return 0
 

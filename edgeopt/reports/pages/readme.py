@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from edgeopt.reports.browser import open_browser
-from edgeopt.reports.card import SIZES
-from edgeopt.reports.results import Results, finished, read_results
-from edgeopt.reports.stamps import INDEX
+from edgeopt.reports.pages.browser import open_browser
+from edgeopt.reports.pages.card import SIZES
+from edgeopt.reports.records.results import Results, finished, read_results
+from edgeopt.reports.records.stamps import INDEX
 from edgeopt.schema import COLUMNS, quantity
 from edgeopt.study import RunFolder
 from edgeopt.study.layout import FRONTIER_FIGURE, FRONTIER_TABLE

@@ -10,8 +10,8 @@ import pandas as pd
 from edgeopt.data import Split
 from edgeopt.experiments.candidates.candidate import split_logits
 from edgeopt.metrics import wilson_interval
-from edgeopt.reports.card import MEMORY, filled, interval, made_of
-from edgeopt.reports.results import Results, images_as_seen
+from edgeopt.reports.pages.card import MEMORY, filled, interval, made_of
+from edgeopt.reports.records.results import Results, images_as_seen
 from edgeopt.runtimes import Artifact, load_session, runtime_named
 from edgeopt.schema import COLUMNS, STATIC_INT8, known, quantity
 from edgeopt.study.layout import DEVICES, FACTS, ROWS, SWEEP

@@ -8,7 +8,7 @@ import jinja2
 import pandas as pd
 from IPython.display import HTML
 
-from edgeopt.reports.results import ROLES, UNCOMPRESSED, Results
+from edgeopt.reports.records.results import ROLES, UNCOMPRESSED, Results
 from edgeopt.runtimes import registered, runtime_named
 from edgeopt.schema import COLUMNS, TIMES, known, quantity
 

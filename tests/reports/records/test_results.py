@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from edgeopt.decision.gates import Constraints, Gates
-from edgeopt.reports.results import (
+from edgeopt.reports.records.results import (
     Results,
     finished,
     images_as_seen,

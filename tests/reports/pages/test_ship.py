@@ -16,9 +16,9 @@ from edgeopt.decision.choice import decide
 from edgeopt.decision.gates import Gates
 from edgeopt.devices.ship import ShipError
 from edgeopt.model import SmallCNN
-from edgeopt.reports import ship
-from edgeopt.reports.manifest import provenance, verify, write_manifest
-from edgeopt.reports.results import Results, read_results
+from edgeopt.reports.pages import ship
+from edgeopt.reports.records.manifest import provenance, verify, write_manifest
+from edgeopt.reports.records.results import Results, read_results
 from edgeopt.runtimes.export import export_artifact
 from edgeopt.study.study import open_study
 from edgeopt.system import host_facts

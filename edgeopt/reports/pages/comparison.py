@@ -6,9 +6,9 @@ from itertools import chain
 import numpy as np
 import pandas as pd
 
-from edgeopt.reports.card import MEASURES, SIZES, bound_names
-from edgeopt.reports.conditions import changed_facts, obstacles
-from edgeopt.reports.results import Results, read_results
+from edgeopt.reports.pages.card import MEASURES, SIZES, bound_names
+from edgeopt.reports.pages.conditions import changed_facts, obstacles
+from edgeopt.reports.records.results import Results, read_results
 from edgeopt.schema import COLUMNS, quantity
 from edgeopt.study import RunFolder
 

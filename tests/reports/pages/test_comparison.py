@@ -2,9 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from edgeopt.reports import results
-from edgeopt.reports.comparison import compare_picks, compare_runs, compare_tables
-from edgeopt.reports.conditions import changed_facts
+from edgeopt.reports.pages.comparison import compare_picks, compare_runs, compare_tables
+from edgeopt.reports.pages.conditions import changed_facts
+from edgeopt.reports.records import results
 from edgeopt.study.folder import RunFolder
 
 FAILED = (np.nan, np.nan)

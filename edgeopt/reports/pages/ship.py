@@ -8,9 +8,9 @@ from IPython.display import HTML
 from edgeopt.config import ExperimentConfig
 from edgeopt.devices.archive import write_zip
 from edgeopt.devices.ship import CHECKSUMS, ShipError, self_tested, shipped_files
-from edgeopt.reports.card import render
-from edgeopt.reports.model_card import class_accuracies, model_card
-from edgeopt.reports.results import Results
+from edgeopt.reports.pages.card import render
+from edgeopt.reports.pages.model_card import class_accuracies, model_card
+from edgeopt.reports.records.results import Results
 from edgeopt.runtimes import Artifact
 from edgeopt.study import RunFolder, Study, open_study
 from edgeopt.study.layout import MODEL_CARD, SHIP, SHIP_ZIP

@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
-from edgeopt.commands import main
-from edgeopt.reports.manifest import (
+from edgeopt.reports.commands import main
+from edgeopt.reports.records.manifest import (
     data_facts,
     find_run,
     git_facts,

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from edgeopt.decision import Constraints, Decision, Gates
-from edgeopt.reports.manifest import MANIFEST, artifact_paths, read_manifest
+from edgeopt.reports.records.manifest import MANIFEST, artifact_paths, read_manifest
 from edgeopt.schema import quantity
 from edgeopt.study import RunFolder, check_schema, read_table
 from edgeopt.study.layout import OPERATORS, SUMMARY, SWEEP

@@ -13,7 +13,7 @@ from typing import Any
 import nbformat
 
 from edgeopt.data import FOLDER_PREFIX
-from edgeopt.reports.manifest import MANIFEST, artifact_paths
+from edgeopt.reports.records.manifest import MANIFEST, artifact_paths
 from edgeopt.study import RunFolder
 from edgeopt.study.layout import MEASURED
 from edgeopt.system import file_sha256, write_atomically
@@ -21,9 +21,9 @@ from edgeopt.system import file_sha256, write_atomically
 log = logging.getLogger(__name__)
 
 INDEX = "index.html"
-PACKAGE = Path(__file__).parents[1]
+PACKAGE = Path(__file__).parents[2]
 # Neither changes what a notebook computes.
-PAGE_PARTS = {"reports", "__main__.py", "commands.py"}
+PAGE_PARTS = {"reports", "__main__.py"}
 # What reading a broken notebook raises.
 BROKEN = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 BROKEN += (nbformat.ValidationError,)

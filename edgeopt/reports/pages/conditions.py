@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from edgeopt.reports.results import Results, in_words
+from edgeopt.reports.records.results import Results, in_words
 from edgeopt.schema import DASH
 from edgeopt.study import RunFolder
 from edgeopt.study.layout import CEILINGS, CONDITIONS

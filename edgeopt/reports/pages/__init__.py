@@ -1,0 +1,1 @@
+"""What is read of a run: decision card, explorer, model card, README, comparison, hand-off."""
