@@ -119,8 +119,8 @@ print(f"{len(trials)} trials, of which {len(chosen)} go on")
 # %% [markdown]
 # ## Some of them, after one epoch
 #
-# What is promoted is pruned to its widths and trained for one epoch. What no faster network beats by more
-# than one standard error of the accuracy goes on, unless it is one of the uniform levels. The unpruned
+# What is promoted is pruned to its widths and trained for one epoch. What no faster network beats goes on,
+# the largest additions to the hypervolume first, unless it is one of the uniform levels. The unpruned
 # network is the baseline, with all its epochs.
 
 # %% tags=["nbval-ignore-output"]

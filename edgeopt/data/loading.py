@@ -10,12 +10,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from edgeopt.data.decoded import pixel_path, resize_once
-from edgeopt.data.embedded import EMBEDDED_NAME, IMAGES_PER_CLASS, load_embedded
-from edgeopt.data.fetch import combined_checksum, fetch
-from edgeopt.data.folder import folder_counts, load_folder
+from edgeopt.data.folders.folder import folder_counts, load_folder
+from edgeopt.data.folders.roles import FOLDER_PREFIX, folder_classes
 from edgeopt.data.preprocessing import Preprocessing, require_whole
-from edgeopt.data.roles import FOLDER_PREFIX, folder_classes
-from edgeopt.data.sources import FULL_SETS
+from edgeopt.data.sets.embedded import EMBEDDED_NAME, IMAGES_PER_CLASS, load_embedded
+from edgeopt.data.sets.fetch import combined_checksum, fetch
+from edgeopt.data.sets.sources import FULL_SETS
 from edgeopt.data.splits import (
     OFFICIAL_TEST,
     SPLIT_SEED,

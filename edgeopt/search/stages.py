@@ -1,6 +1,5 @@
 """The stages of a run's search: what can be chosen, one epoch of some, all epochs of a few."""
 
-import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
@@ -85,13 +84,10 @@ def one_epoch_accuracy(study: Study, table: pd.DataFrame, *, executor: Executor)
 def finalists(study: Study, tried: pd.DataFrame) -> pd.DataFrame:
     """Choose what is trained to the end, of the networks that had an epoch.
 
-    What a faster network beats by more than one standard error of the accuracy is out, and so is
-    what a pruning level of the run leaves anyway.
+    Those of the best fronts, without what a pruning level of the run leaves anyway.
     """
-    images = len(study.splits[study.search.model].validation)
-    noise = math.sqrt((tried["accuracy"] * (1 - tried["accuracy"])).max() / images)
     known = tried["network"].isin(_level_widths(study)) & (tried[BITS] == "")
-    return promoted(tried[~known], study.search.finalists, score="accuracy", tolerance=noise)
+    return promoted(tried[~known], study.search.finalists, score="accuracy")
 
 
 def prepare_finalists(

@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 
 from edgeopt.config import SearchSpec
+from edgeopt.decision import hypervolume
+from edgeopt.decision.frontier import REFERENCE
 from edgeopt.experiments import widths_label
 from edgeopt.schema import PRECISIONS
 
@@ -59,10 +61,17 @@ class Space:
         return given | {BITS: CategoricalDistribution([*map("+".join, self.latencies)])}
 
     def kept(self, widths: Widths) -> float:
-        """Share of the channels' importance that these widths keep."""
-        total = sum(scores.sum() for scores in self.importance.values())
-        kept = sum(scores[: widths[name]].sum() for name, scores in self.importance.items())
-        return float(kept / total)
+        """Share of the channels' importance that these widths keep.
+
+        The geometric mean over the groups of layers, because no layer makes up for what another
+        has lost. A group counts by the square root of its importance: few networks lose accuracy
+        by the channels of a group that does little.
+        """
+        shares = [scores[: widths[name]].sum() for name, scores in self.importance.items()]
+        totals = np.array([scores.sum() for scores in self.importance.values()])
+        there = totals > 0
+        logs = np.log(np.array(shares)[there] / totals[there])
+        return float(np.exp(np.average(logs, weights=np.sqrt(totals[there]))))
 
     def ms(self, params: Mapping[str, Any]) -> float:
         """Latency of a trial."""
@@ -157,26 +166,37 @@ def _row(trial: optuna.trial.FrozenTrial, space: Space) -> dict[str, Any]:
     }
 
 
-def promoted(
-    table: pd.DataFrame, count: int, *, score: str, tolerance: float = 0.0
-) -> pd.DataFrame:
+def promoted(table: pd.DataFrame, count: int, *, score: str) -> pd.DataFrame:
     """Choose the networks that go on: those of the best fronts of ``score`` and ``map_ms``.
 
-    A front is what no faster network beats by more than ``tolerance``. Whole fronts are taken while
-    there is room; of the last one, networks evenly spread over its latencies, both ends among them
-    (successive halving, Jamieson and Talwalkar 2016, arXiv:1502.07943).
+    A front is what no faster network equals. Whole fronts are taken while there is room; of the
+    last one, one after the other, the network that enlarges the hypervolume most (successive
+    halving, Jamieson and Talwalkar 2016, arXiv:1502.07943; greedy subsets, Guerreiro, Fonseca and
+    Paquete 2016, doi:10.1162/EVCO_a_00188).
     """
     rest, taken = table.sort_values(["map_ms", score], ascending=[True, False]), []
     while len(rest) and count > 0:
         best_before = rest[score].cummax().shift(fill_value=-math.inf)
-        front = rest[rest[score] > best_before - tolerance]
+        front = rest[rest[score] > best_before]
         if len(front) > count:
-            places = np.unique(np.linspace(0, len(front) - 1, count).round().astype(int))
-            front = front.iloc[places]
+            front = _largest(front, count, score=score, worst_ms=REFERENCE * table["map_ms"].max())
         taken.append(front)
         count -= len(front)
         rest = rest.drop(index=front.index)
     return pd.concat(taken).sort_values("map_ms") if taken else table.iloc[:0]
+
+
+def _largest(front: pd.DataFrame, count: int, *, score: str, worst_ms: float) -> pd.DataFrame:
+    """Choose networks of a front by the hypervolume that they add, against a score of 0."""
+    points = front.assign(accuracy=front[score])
+    chosen: list[Any] = []
+    for _ in range(count):
+        areas = {
+            row: hypervolume(points.loc[[*chosen, row]], x_col="map_ms", reference=(worst_ms, 0.0))
+            for row in points.index.difference(chosen, sort=False)
+        }
+        chosen.append(max(areas, key=areas.__getitem__))
+    return front.loc[chosen]
 
 
 def record(table: pd.DataFrame, path: Path, *, name: str, space: Space, score: str) -> None:

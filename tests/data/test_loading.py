@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from edgeopt.data import loading as data
-from edgeopt.data.embedded import EMBEDDED_SHA256
 from edgeopt.data.loading import build_loaders, class_count, load_splits
 from edgeopt.data.preprocessing import Preprocessing
-from edgeopt.data.sources import FULL_SETS, IDX_FILES
+from edgeopt.data.sets.embedded import EMBEDDED_SHA256
+from edgeopt.data.sets.sources import FULL_SETS, IDX_FILES
 from edgeopt.data.splits import OFFICIAL_TEST, shared_images
 from edgeopt.schema import DATASETS
 

@@ -36,7 +36,7 @@ def test_every_network_of_a_small_space_is_found_with_its_numbers(space) -> None
     table = explore(space, SearchSpec(trials=100)).set_index("network")
     assert {*table.index} == {"1x1", "1x3", "2x1", "4x1", "4x3"}
     row = table.loc["4x1"]
-    assert row["kept"] == pytest.approx((10 + 5) / 20)
+    assert row["kept"] == pytest.approx(math.sqrt(1 * 5 / 10))  # the groups weigh the same
     assert (row["map_ms"], row["weights_mb"]) == (6, 16)
 
 
@@ -65,18 +65,21 @@ def trials(**columns) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def test_whole_fronts_go_on_and_then_the_next_evenly_spread() -> None:
-    table = trials(map_ms=[1, 2, 3, 4, 5], kept=[0.1, 0.3, 0.2, 0.25, 0.5])
+def test_a_group_counts_by_the_square_root_of_its_importance() -> None:
+    scores = {"a": np.array([4.5, 4.5]), "b": np.array([0.75, 0.25]), "dead": np.zeros(2)}
+    own = Space({(): Table()}, scores, lambda widths: 1)
+    assert own.kept({"a": 1, "b": 1, "dead": 1}) == pytest.approx(0.5 ** (3 / 4) * 0.75 ** (1 / 4))
+    assert own.kept({"a": 2, "b": 2, "dead": 1}) == 1
+
+
+def test_whole_fronts_go_on_and_then_what_enlarges_the_hypervolume() -> None:
+    table = trials(map_ms=[1, 2, 3, 4, 5], kept=[0.1, 0.3, 0.2, 0.25, 0.6])
     assert [*promoted(table, 3, score="kept").index] == [0, 1, 4]
-    # 2 and 3 are the second front, of which one has room.
+    # 2 and 3 are the second front; up to 5.5 ms they add 2.5 * 0.2 and 1.5 * 0.25.
     assert [*promoted(table, 4, score="kept").index] == [0, 1, 2, 4]
-    assert [*promoted(table, 2, score="kept").index] == [0, 4]
+    # 1 holds the largest area; beside it 0 adds 1 * 0.1, and 4 adds 0.5 * 0.3.
+    assert [*promoted(table, 2, score="kept").index] == [1, 4]
     assert [*promoted(table, 9, score="kept").index] == [0, 1, 2, 3, 4]
-
-
-def test_what_is_worse_by_less_than_the_tolerance_goes_on() -> None:
-    table = trials(map_ms=[1, 2, 3], accuracy=[0.80, 0.795, 0.70])
-    assert [*promoted(table, 2, score="accuracy", tolerance=0.01).index] == [0, 1]
 
 
 def test_trials_lie_in_an_optuna_study_that_is_replaced(space, tmp_path) -> None:

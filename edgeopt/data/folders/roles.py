@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from edgeopt.data.listing import SUFFIXES, Picture, class_folders, list_pictures
+from edgeopt.data.folders.listing import SUFFIXES, Picture, class_folders, list_pictures
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from edgeopt.data import embedded
-from edgeopt.data.embedded import (
+from edgeopt.data.sets import embedded
+from edgeopt.data.sets.embedded import (
     EMBEDDED_FILE,
     EMBEDDED_SHA256,
     IMAGES_PER_CLASS,
@@ -17,8 +17,8 @@ from edgeopt.data.embedded import (
     load_embedded,
     packed,
 )
-from edgeopt.data.fetch import CorruptFileError
-from edgeopt.data.sources import FULL_SETS, IDX_FILES
+from edgeopt.data.sets.fetch import CorruptFileError
+from edgeopt.data.sets.sources import FULL_SETS, IDX_FILES
 from edgeopt.reports.commands import main
 
 

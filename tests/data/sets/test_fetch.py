@@ -10,9 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from edgeopt.data import sources
-from edgeopt.data.fetch import CorruptFileError, SourcesUnreachableError, combined_checksum, fetch
-from edgeopt.data.sources import FULL_SETS, IDX_FILES, FullSet
+from edgeopt.data.sets import sources
+from edgeopt.data.sets.fetch import (
+    CorruptFileError,
+    SourcesUnreachableError,
+    combined_checksum,
+    fetch,
+)
+from edgeopt.data.sets.sources import FULL_SETS, IDX_FILES, FullSet
 from edgeopt.system.files import file_sha256
 from edgeopt.system.torchvision import datasets
 

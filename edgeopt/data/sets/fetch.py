@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from edgeopt.data.sources import Deliver, FullSet, remote_sources, unpack_gzip
+from edgeopt.data.sets.sources import Deliver, FullSet, remote_sources, unpack_gzip
 from edgeopt.system import file_sha256
 
 logger = logging.getLogger(__name__)

@@ -23,11 +23,17 @@ from edgeopt.data.decoded import (
     open_decoded,
     pixel_path,
 )
-from edgeopt.data.fetch import combined_checksum
+from edgeopt.data.folders.listing import Picture, known_contents, list_pictures, write_index
+from edgeopt.data.folders.roles import (
+    FOLDER_PREFIX,
+    ROLE_FOLDERS,
+    image_root,
+    list_roles,
+    role_folders,
+)
 from edgeopt.data.images import read_picture
-from edgeopt.data.listing import Picture, known_contents, list_pictures, write_index
 from edgeopt.data.preprocessing import Preprocessing
-from edgeopt.data.roles import FOLDER_PREFIX, ROLE_FOLDERS, image_root, list_roles, role_folders
+from edgeopt.data.sets.fetch import combined_checksum
 from edgeopt.data.splits import (
     OWN_ROLES,
     ROLE_NAMES,

@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from edgeopt.data.listing import SUFFIXES, class_folders, known_contents, list_pictures, write_index
+from edgeopt.data.folders.listing import (
+    SUFFIXES,
+    class_folders,
+    known_contents,
+    list_pictures,
+    write_index,
+)
 from edgeopt.system.torchvision import datasets
 
 
@@ -65,13 +71,15 @@ def test_known_contents_reads_only_what_changed(root, tmp_path, monkeypatch):
     write_index(index, pictures, {picture.name: f"old {picture.name}" for picture in pictures})
     (root / "a" / "2.png").write_bytes(b"new")
     (root / "a" / "3.png").write_bytes(b"new")
-    monkeypatch.setattr("edgeopt.data.listing.file_sha256", lambda path: f"read {path.name}")
+    monkeypatch.setattr(
+        "edgeopt.data.folders.listing.file_sha256", lambda path: f"read {path.name}"
+    )
     found = known_contents(index, list_pictures(root, root=root)[0])
     assert found.pop("a/2.png") == "read 2.png"
     assert found.pop("a/3.png") == "read 3.png"
     assert len(found) == 5
     assert known_contents(index, list_pictures(root, root=root)[0])["a/3.png"] == "read 3.png"
-    monkeypatch.delattr("edgeopt.data.listing.file_sha256")
+    monkeypatch.delattr("edgeopt.data.folders.listing.file_sha256")
     assert known_contents(index, list_pictures(root, root=root)[0])["a/2.png"] == "read 2.png"
     assert all(content == f"old {name}" for name, content in found.items())
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgeopt.data.folder import picture_shape
+from edgeopt.data.folders.folder import picture_shape
 from edgeopt.data.loading import AS_THEY_ARE, image_counts, load_splits
 from edgeopt.data.preprocessing import Preprocessing
 from edgeopt.data.splits import OWN_ROLES, ROLE_NAMES, SPLIT_BY_SEED, shared_images
@@ -126,8 +126,8 @@ def test_checksum_follows_names_and_bytes(folder):
 
 def test_a_second_load_reads_no_picture_and_gives_the_same(folder, monkeypatch):
     first = load(folder)
-    monkeypatch.setattr("edgeopt.data.folder.read_picture", lambda *_: pytest.fail("read"))
-    monkeypatch.setattr("edgeopt.data.listing.file_sha256", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr("edgeopt.data.folders.folder.read_picture", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr("edgeopt.data.folders.listing.file_sha256", lambda *_: pytest.fail("read"))
     second = load(folder)
     assert second.checksum == first.checksum
     for role in ("train", "calibration", "validation", "test"):
@@ -172,7 +172,7 @@ def test_a_broken_file_of_decoded_images_is_made_again(folder, caplog, target):
 
 def test_load_folder_decodes_in_worker_processes_what_is_large(folder, monkeypatch):
     alone = load(folder)
-    monkeypatch.setattr("edgeopt.data.folder.PARALLEL_BYTES", 0)
+    monkeypatch.setattr("edgeopt.data.folders.folder.PARALLEL_BYTES", 0)
     for path in (folder.parent / "data/decoded").iterdir():
         path.unlink()
     assert same(load(folder).train, alone.train)
@@ -181,8 +181,8 @@ def test_load_folder_decodes_in_worker_processes_what_is_large(folder, monkeypat
 def test_load_folder_names_the_guard_that_a_script_lacks(folder, tmp_path):
     script = tmp_path / "script.py"
     lines = [
-        "import edgeopt.data.folder, edgeopt.data.loading",
-        "edgeopt.data.folder.PARALLEL_BYTES = 0",
+        "import edgeopt.data.folders.folder, edgeopt.data.loading",
+        "edgeopt.data.folders.folder.PARALLEL_BYTES = 0",
         f"edgeopt.data.loading.load_splits('folder:{folder}', data_dir='{tmp_path / 'data'}')",
     ]
     script.write_text("\n".join(lines))

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edgeopt.data.fetch import CorruptFileError, fetch, require_digest
-from edgeopt.data.sources import FULL_SETS
+from edgeopt.data.sets.fetch import CorruptFileError, fetch, require_digest
+from edgeopt.data.sets.sources import FULL_SETS
 from edgeopt.data.splits import OFFICIAL_TEST, Population, Split
 from edgeopt.system import write_atomically
 

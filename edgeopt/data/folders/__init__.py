@@ -1,0 +1,1 @@
+"""Pictures in folders: which there are, in which role, and how they become images."""
