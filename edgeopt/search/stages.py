@@ -146,8 +146,9 @@ def _recipes(
 
 
 def _level_widths(study: Study) -> set[str]:
-    """Label the widths that the run's pruning levels leave of the searched network."""
+    """Label the widths that the run's pruning levels leave of the searched network, and its own."""
     plan = study.plans[study.search.model]
     recipes = pruned_recipes([plan.model], study.config.pruning_levels, [0], kinds=["fine-tuned"])
-    networks = (plan.architecture(recipe).eval() for recipe in recipes)
+    unpruned = Recipe(plan.model, 0.0, "baseline", 0)
+    networks = (plan.architecture(recipe).eval() for recipe in [unpruned, *recipes])
     return {widths_label(channel_widths(own, example_input=plan.example)) for own in networks}
