@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from edgeopt.model import fold_batch_norm
 from edgeopt.quantization.variants import calibration_images
+from edgeopt.system.int8 import WEIGHT_STEPS
 
 CORRECTION_IMAGES = 128
 ACTIVATION_STEPS = 255
-WEIGHT_STEPS = 127  # on either side of zero
 
 
 def rounded_activations(values: Tensor) -> Tensor:
@@ -22,20 +22,26 @@ def rounded_activations(values: Tensor) -> Tensor:
     return torch.round(values / step) * step
 
 
-def rounded_weights(weights: Tensor) -> Tensor:
-    """Round the weights of a layer [O, ...] to 8 bits with one range a filter, around zero."""
+def rounded_weights(weights: Tensor, *, steps: int) -> Tensor:
+    """Round the weights of a layer [O, ...] with one range a filter: ``steps`` beside zero."""
     widest = weights.abs().flatten(1).amax(1).view(-1, *[1] * (weights.dim() - 1))
-    step = (widest / WEIGHT_STEPS).clamp(min=torch.finfo().tiny)
+    step = (widest / steps).clamp(min=torch.finfo().tiny)
     return torch.round(weights / step) * step
 
 
-def correct_bias(model: nn.Module, *, calibration: Iterable[tuple[Tensor, Tensor]]) -> nn.Module:
+def correct_bias(
+    model: nn.Module,
+    *,
+    calibration: Iterable[tuple[Tensor, Tensor]],
+    weight_steps: int = WEIGHT_STEPS,
+) -> nn.Module:
     """Return a copy whose biases make up for what int8 does to the mean of every channel.
 
     Layer by layer, each seeing the corrected ones before it (Nagel et al. 2019,
     doi:10.1109/ICCV.2019.00141, section 4.2, by measured means): in one pass on calibration images
     with rounded weights and activations, every layer's channel means are moved to where they are in
-    fp32. BatchNorm is folded first.
+    fp32. BatchNorm is folded first. Weights are rounded to ``weight_steps`` on either side of zero,
+    as in the file that is to be corrected.
 
     Raises
     ------
@@ -47,7 +53,7 @@ def correct_bias(model: nn.Module, *, calibration: Iterable[tuple[Tensor, Tensor
     simulated = copy.deepcopy(corrected)
     exact = _run(corrected, images, lambda name, layer, output: None)[0]
     for layer in _layers(simulated).values():
-        layer.weight.data = rounded_weights(layer.weight.data)
+        layer.weight.data = rounded_weights(layer.weight.data, steps=weight_steps)
 
     def settle(name: str, layer: nn.Module, output: Tensor) -> Tensor:
         return output + _shaped(exact[name] - _means(layer, output), layer)

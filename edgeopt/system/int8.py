@@ -8,6 +8,8 @@ from edgeopt.system.host import host_facts
 
 VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 INTEGER_TYPES = {"uint8": "U8", "int8": "S8"}
+WEIGHT_STEPS = 127  # of 8-bit weights, on either side of zero
+REDUCED_STEPS = 64
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,11 @@ class Int8Scheme:
         """Short name: ``U8S8``, ``U8U8``, with ``reduced range`` for 7-bit weights."""
         name = INTEGER_TYPES[self.activations] + INTEGER_TYPES[self.weights]
         return f"{name} reduced range" if self.reduce_range else name
+
+    @property
+    def weight_steps(self) -> int:
+        """Steps of a weight on either side of zero, in the files that take the scheme's weights."""
+        return REDUCED_STEPS if self.reduce_range else WEIGHT_STEPS
 
 
 U8S8 = Int8Scheme(

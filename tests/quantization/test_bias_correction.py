@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from edgeopt.quantization.bias_correction import correct_bias
+from edgeopt.runtimes.contract import Int8Options
 from edgeopt.runtimes.export import export_artifact
+from edgeopt.system.int8 import U8S8, U8S8_REDUCED
 from tests.specimens import CLASSES, splits, trained_cnn
 
 
@@ -25,13 +27,13 @@ def test_only_biases_change_and_the_function_stays_near() -> None:
         assert (corrected(images).argmax(1) == model(images).argmax(1)).float().mean() > 0.95
 
 
-def rounded_to_one_side(model: nn.Module) -> nn.Module:
+def rounded_to_one_side(model: nn.Module, steps: int) -> nn.Module:
     """Put every weight of conv2 0.4 steps above a level of its channel: all are rounded down."""
     shifted = copy.deepcopy(model)
     weights = shifted.conv2.weight.detach().flatten(1)
     largest = weights.abs().amax(1, keepdim=True)
-    step = largest / 127
-    moved = ((weights / step).round().clamp(-126, 125) + 0.4) * step
+    step = largest / steps
+    moved = ((weights / step).round().clamp(1 - steps, steps - 2) + 0.4) * step
     moved = torch.where(weights.abs() == largest, weights, moved)
     shifted.load_state_dict(
         {**shifted.state_dict(), "conv2.weight": moved.reshape_as(shifted.conv2.weight)}
@@ -39,9 +41,10 @@ def rounded_to_one_side(model: nn.Module) -> nn.Module:
     return shifted.eval()
 
 
-def test_correct_bias_lowers_the_mean_error_of_int8_per_logit(tmp_path) -> None:
+@pytest.mark.parametrize(("scheme", "steps"), [(U8S8, 127), (U8S8_REDUCED, 64)])
+def test_correct_bias_lowers_the_mean_error_of_int8_per_logit(scheme, steps, tmp_path) -> None:
     calibration, validation = splits()
-    model = rounded_to_one_side(trained_cnn())
+    model = rounded_to_one_side(trained_cnn(), steps)
     images = validation.take(64)
     with torch.no_grad():
         expected = model(images).numpy()
@@ -49,15 +52,16 @@ def test_correct_bias_lowers_the_mean_error_of_int8_per_logit(tmp_path) -> None:
 
     def mean_error(network: nn.Module, name: str) -> float:
         """In float, rounded as the file says, because integer products saturate on some CPUs."""
-        options = {"precision": "int8", "input_shape": (1, 1, 28, 28), "calibration": batches}
-        file = export_artifact(network, tmp_path / name, runtime="onnxruntime", **options)
+        given = {"precision": "int8", "input_shape": (1, 1, 28, 28), "calibration": batches}
+        given["options"] = Int8Options(scheme=scheme)
+        file = export_artifact(network, tmp_path / name, runtime="onnxruntime", **given)
         plain = onnxruntime.SessionOptions()
         plain.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         session = onnxruntime.InferenceSession(file.path, plain)
         found = [session.run(None, {"images": image[None]})[0][0] for image in images.numpy()]
         return float(np.abs((np.array(found) - expected).mean(axis=0)).mean())
 
-    corrected = correct_bias(model, calibration=batches)
+    corrected = correct_bias(model, calibration=batches, weight_steps=scheme.weight_steps)
     assert mean_error(corrected, "corrected") < 0.5 * mean_error(model, "plain")
 
 

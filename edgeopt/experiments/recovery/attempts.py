@@ -28,6 +28,7 @@ from edgeopt.runtimes import (
 )
 from edgeopt.schema import MIXED
 from edgeopt.system import Int8Scheme, RuntimeUnavailable
+from edgeopt.system.int8 import WEIGHT_STEPS
 
 FAILURES = (ExportError, ArtifactError, QuantizationError, RuntimeUnavailable, ValueError)
 QUALITIES = ("accuracy", "macro_f1")
@@ -159,6 +160,11 @@ class Judge:
         return simulated_classes(
             plan.model, self.rewrites.screening, calibration=self.rewrites.calibration, **own
         )
+
+    @property
+    def weight_steps(self) -> int:
+        """Steps of the files' weights on either side of zero: only ONNX files have the scheme's."""
+        return self.scheme.weight_steps if self.runtime.takes_int8_options else WEIGHT_STEPS
 
     def _options(self, plan: Plan) -> Int8Options:
         scheme = self.scheme if self.runtime.takes_scheme else None

@@ -179,6 +179,6 @@ def _remedies(
         reached=lambda: not exhaustive and any(map(judge.reached, tried)),
         mixed=lambda: tried[-1].mixed,
     )
-    own = {"runtime": judge.runtime}
-    yield from first_remedies(judge.rewrites, **own)
-    yield from later_remedies(judge.rewrites, progress, counts=float_layers, **own)
+    own = {"counts": float_layers, "weight_steps": judge.weight_steps}
+    yield from first_remedies(judge.rewrites, runtime=judge.runtime)
+    yield from later_remedies(judge.rewrites, progress, runtime=judge.runtime, **own)

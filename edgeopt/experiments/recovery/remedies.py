@@ -100,10 +100,11 @@ class Rewrites:
             "inserted", self.model, lambda m: equalize(m, images=self._images, inserted=True)
         )
 
-    def corrected(self, model: nn.Module) -> nn.Module:
+    def corrected(self, model: nn.Module, *, weight_steps: int) -> nn.Module:
         """Biases corrected for what rounding does to every channel's mean."""
+        how = {"calibration": self.calibration, "weight_steps": weight_steps}
         return self._once(
-            "corrected", model, lambda m: correct_bias(m, calibration=self.calibration)
+            f"corrected for {weight_steps} steps", model, lambda m: correct_bias(m, **how)
         )
 
     def trained(self, model: nn.Module) -> nn.Module:
@@ -145,7 +146,12 @@ def first_remedies(rewrites: Rewrites, *, runtime: Runtime) -> Iterator[Remedy]:
 
 
 def later_remedies(
-    rewrites: Rewrites, progress: Progress, *, runtime: Runtime, counts: Sequence[int]
+    rewrites: Rewrites,
+    progress: Progress,
+    *,
+    runtime: Runtime,
+    counts: Sequence[int],
+    weight_steps: int,
 ) -> Iterator[Remedy]:
     """Yield what changes the function; each remedy starts from the best plan before it.
 
@@ -155,7 +161,9 @@ def later_remedies(
     name, plan = progress.best()
     yield Remedy(
         "bias correction",
-        lambda plan=plan: replace(plan, model=rewrites.corrected(plan.model)),
+        lambda plan=plan: replace(
+            plan, model=rewrites.corrected(plan.model, weight_steps=weight_steps)
+        ),
         name,
     )
     name, plan = progress.best()
