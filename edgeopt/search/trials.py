@@ -50,6 +50,11 @@ class Space:
     importance: Mapping[str, np.ndarray]
     weights: Any
 
+    def __post_init__(self) -> None:
+        """Refuse a network whose answers hang on none of its channels."""
+        if not any(scores.sum() > 0 for scores in self.importance.values()):
+            raise ValueError("no channel of the network is important; allowed: a trained network")
+
     @property
     def distributions(self) -> dict[str, CategoricalDistribution]:
         """Choices of every group of layers, and of the layers in float where there are several."""
@@ -64,8 +69,8 @@ class Space:
         """Share of the channels' importance that these widths keep.
 
         The geometric mean over the groups of layers, because no layer makes up for what another
-        has lost. A group counts by the square root of its importance: few networks lose accuracy
-        by the channels of a group that does little.
+        has lost. A group counts by the square root of its importance, so that the channels of one
+        that does little cost little.
         """
         shares = [scores[: widths[name]].sum() for name, scores in self.importance.items()]
         totals = np.array([scores.sum() for scores in self.importance.values()])

@@ -72,6 +72,11 @@ def test_a_group_counts_by_the_square_root_of_its_importance() -> None:
     assert own.kept({"a": 2, "b": 2, "dead": 1}) == 1
 
 
+def test_a_network_of_dead_channels_is_refused() -> None:
+    with pytest.raises(ValueError, match="no channel of the network is important"):
+        Space({(): Table()}, {"a": np.zeros(4), "b": np.full(3, np.nan)}, lambda widths: 1)
+
+
 def test_whole_fronts_go_on_and_then_what_enlarges_the_hypervolume() -> None:
     table = trials(map_ms=[1, 2, 3, 4, 5], kept=[0.1, 0.3, 0.2, 0.25, 0.6])
     assert [*promoted(table, 3, score="kept").index] == [0, 1, 4]
