@@ -44,7 +44,11 @@ def search_space(
     latencies = {(): map_networks(study, model, **own, executor=executor)}
     if spec.precision == "int8" and runtime_named(spec.runtime).takes_int8_options:
         network, example = study.plans[model].first_network(0).eval(), splits.validation.take(1)
-        halves = {name: own[(len(own) - 1) // 2] for name, own in latencies[()].choices.items()}
+        # Of all choices that nearest to half: the one in the middle may be off the kernels' blocks.
+        halves = {
+            name: min(widths, key=lambda width, whole=max(widths): abs(2 * width - whole))
+            for name, widths in latencies[()].choices.items()
+        }
         floats = faster_in_float(
             [network, prune_to_widths(network, halves, example_input=example)],
             bench_of(study, spec.runtime, spec.precision),
