@@ -44,11 +44,7 @@ def search_space(
     latencies = {(): map_networks(study, model, **own, executor=executor)}
     if spec.precision == "int8" and runtime_named(spec.runtime).takes_int8_options:
         network, example = study.plans[model].first_network(0).eval(), splits.validation.take(1)
-        # Of all choices that nearest to half: the one in the middle may be off the kernels' blocks.
-        halves = {
-            name: min(widths, key=lambda width, whole=max(widths): abs(2 * width - whole))
-            for name, widths in latencies[()].choices.items()
-        }
+        halves = {name: _nearest_half(own) for name, own in latencies[()].choices.items()}
         floats = faster_in_float(
             [network, prune_to_widths(network, halves, example_input=example)],
             bench_of(study, spec.runtime, spec.precision),
@@ -65,6 +61,12 @@ def search_space(
     layers = network_layers(baseline, example)
     importance = {name: own.numpy() for name, own in scores.items()}
     return Space(latencies, importance, partial(count_weights, layers))
+
+
+def _nearest_half(widths: Sequence[int]) -> int:
+    """Choose the width nearest to half: the middle one of all may be off the kernels' blocks."""
+    half = max(widths) / 2
+    return min(widths, key=lambda width: abs(width - half))
 
 
 def one_epoch_accuracy(study: Study, table: pd.DataFrame, *, executor: Executor) -> pd.DataFrame:

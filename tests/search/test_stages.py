@@ -3,7 +3,7 @@
 import pandas as pd
 
 from edgeopt.config import ExperimentConfig
-from edgeopt.search.stages import finalists
+from edgeopt.search.stages import _nearest_half, finalists
 from edgeopt.study import open_study
 
 
@@ -24,3 +24,8 @@ def test_finalists_are_none_of_the_networks_that_the_run_has_anyway(
         columns=["network", "float_layers", "map_ms", "accuracy"],
     )
     assert [*finalists(study, tried).index] == [2, 3]
+
+
+def test_half_of_a_width_is_not_the_middle_of_its_choices():
+    assert _nearest_half([4, 8, 9, 10, 11, 12, 16]) == 8
+    assert _nearest_half([3, 5]) == 3
