@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from edgeopt.config import SearchSpec
+from edgeopt.decision.frontier import REFERENCE, hypervolume
 from edgeopt.search.trials import Space, explore, promoted, record
 
 
@@ -85,6 +86,21 @@ def test_whole_fronts_go_on_and_then_what_enlarges_the_hypervolume() -> None:
     # 1 holds the largest area; beside it 0 adds 1 * 0.1, and 4 adds 0.5 * 0.3.
     assert [*promoted(table, 2, score="kept").index] == [1, 4]
     assert [*promoted(table, 9, score="kept").index] == [0, 1, 2, 3, 4]
+
+
+def test_the_networks_of_a_front_are_those_that_enlarge_its_hypervolume_most() -> None:
+    rng = np.random.default_rng(3)
+    front = trials(map_ms=np.sort(rng.uniform(1, 9, 12)), accuracy=np.sort(rng.uniform(0, 1, 12)))
+    worst = (REFERENCE * front["map_ms"].max(), 0.0)
+    chosen: list[int] = []
+    for count in range(1, 12):
+        rest = front.index.difference(chosen)
+        areas = {
+            row: hypervolume(front.loc[[*chosen, row]], x_col="map_ms", reference=worst)
+            for row in rest
+        }
+        chosen.append(max(areas, key=areas.get))
+        assert [*promoted(front, count, score="accuracy").index] == sorted(chosen)
 
 
 def test_trials_lie_in_an_optuna_study_that_is_replaced(space, tmp_path) -> None:
