@@ -161,7 +161,7 @@ print("int8 that fell, and its recovery:", ", ".join(r.candidate.name for r in r
 # runtime: what it takes is the floor, the call itself. Each single call is kept on disk, and read from
 # there where only a budget or a gate changed.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 prepared += [repair.candidate for repair in repairs]
 candidates = [c for c in prepared if c.spec.seed == config.seeds[0]]
 results = study.measure(candidates, stage="sweep", floors=floors)
@@ -192,7 +192,7 @@ folder.save_figure("drift", plots.drift(samples), alt=alt)
 # means; peak resident memory is that of a fresh process that loads the file and runs it, its runtime
 # library included.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 images, options = study.role("validation"), {"target": config.part(Target)}
 options |= {"images": images, "batch_size": config.benchmark_batch_size}
 options["answers"] = folder.write_table("host_answers.csv", host_answers(prepared))

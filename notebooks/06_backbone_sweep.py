@@ -23,7 +23,7 @@ config = ExperimentConfig.from_namespace(globals())
 folder = open_run(config.run)
 use_style()
 
-# %%
+# %% tags=["nbval-ignore-output"]
 sweep = folder.read_sweep()
 recalls = folder.read_table("per_class.csv")
 decision = folder.read_json("summary.json")
