@@ -46,7 +46,7 @@ test: setup  ## run everything CI runs
 	rm -rf $(SCRATCH)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(MAKE) test-notebooks test-code  # one after the other: each has work for two cores
+	$(MAKE) --jobs=2 --output-sync=target test-code test-notebooks
 
 test-code: setup
 	$(PY) -m pytest -n 2 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder
