@@ -38,12 +38,12 @@ def search_space(
     these in float.
     """
     spec, model = study.search, study.search.model
-    splits = study.splits[model]
+    splits, example = study.splits[model], study.plans[model].example
     baseline = next(net for recipe, net in baselines.items() if recipe.model == model)
     own = {"runtime": spec.runtime, "precision": spec.precision, "channels": spec.channels}
     latencies = {(): map_networks(study, model, **own, executor=executor)}
     if spec.precision == "int8" and runtime_named(spec.runtime).takes_int8_options:
-        network, example = study.plans[model].first_network(0).eval(), splits.validation.take(1)
+        network = study.plans[model].first_network(0).eval()
         halves = {name: _nearest_half(own) for name, own in latencies[()].choices.items()}
         floats = faster_in_float(
             [network, prune_to_widths(network, halves, example_input=example)],
@@ -55,7 +55,6 @@ def search_space(
         if floats:
             own["float_layers"] = floats
             latencies[floats] = map_networks(study, model, **own, executor=executor)
-    example = splits.validation.take(1)
     loader = splits.train.loader(IMPORTANCE_BATCH, shuffle=True, seed=0)
     scores = channel_importance(baseline, example_input=example, loader=loader)
     layers = network_layers(baseline, example)

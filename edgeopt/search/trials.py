@@ -50,9 +50,12 @@ class Space:
     weights: Any
 
     def __post_init__(self) -> None:
-        """Refuse a network whose answers hang on none of its channels."""
-        if not any(scores.sum() > 0 for scores in self.importance.values()):
-            raise ValueError("no channel of the network is important; allowed: a trained network")
+        """Refuse importance that is not a number, or 0 of all channels."""
+        totals = {name: float(scores.sum()) for name, scores in self.importance.items()}
+        if not (np.isfinite([*totals.values()]).all() and any(totals.values())):
+            raise ValueError(
+                f"the importance of the channels is {totals}; allowed: finite numbers, one above 0"
+            )
 
     @property
     def distributions(self) -> dict[str, CategoricalDistribution]:

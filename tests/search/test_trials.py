@@ -73,9 +73,15 @@ def test_a_group_counts_by_the_square_root_of_its_importance() -> None:
     assert own.kept({"a": 2, "b": 2, "dead": 1}) == 1
 
 
-def test_a_network_of_dead_channels_is_refused() -> None:
-    with pytest.raises(ValueError, match="no channel of the network is important"):
-        Space({(): Table()}, {"a": np.zeros(4), "b": np.full(3, np.nan)}, lambda widths: 1)
+@pytest.mark.parametrize(
+    "scores",
+    [{"a": np.zeros(4), "b": np.zeros(3)}, {"a": np.ones(4), "b": np.full(3, np.nan)}],
+)
+def test_importance_that_is_no_number_or_0_of_all_channels_is_refused(scores) -> None:
+    with pytest.raises(
+        ValueError, match=r"importance of the channels is \{'a': .*; allowed: finite"
+    ):
+        Space({(): Table()}, scores, lambda widths: 1)
 
 
 def test_whole_fronts_go_on_and_then_what_enlarges_the_hypervolume() -> None:

@@ -35,6 +35,7 @@ from edgeopt.runtimes.contract import Artifact, ArtifactError, ExportError, Int8
 from edgeopt.runtimes.export import export_artifact
 from edgeopt.runtimes.integer_share import labelled, verify_label
 from edgeopt.runtimes.registry import load_session
+from edgeopt.system.int8 import U8S8_REDUCED
 from tests.artifacts import require_runtime
 from tests.networks import OwnLayers, SamePadded
 from tests.specimens import CLASSES, in_colour, splits, trained_cnn, trained_mobilenet
@@ -634,3 +635,30 @@ def test_runtimes_that_share_a_file_have_one_each_once_it_is_named(tmp_path, mon
         assert candidate.artifact.path.stem == candidate.name
         assert (tmp_path / candidate.facts["artifact"]).is_file()
         load_session(candidate.artifact)
+
+
+@pytest.mark.parametrize(("runtime", "steps"), [("onnxruntime", 64), ("torch", 127)])
+def test_biases_are_corrected_for_the_weights_of_the_runtimes_files(
+    runtime, steps, tmp_path, monkeypatch
+):
+    calibration, validation = splits()
+    asked = []
+
+    def recorded(model, *, calibration, weight_steps):
+        asked.append(weight_steps)
+        return model
+
+    monkeypatch.setattr(remedies, "correct_bias", recorded)
+    recover_int8(
+        trained_cnn(),
+        calibration=calibration.loader(32),
+        validation=validation.first(32),
+        max_drop=0.5,
+        folder=tmp_path,
+        runtime=runtime,
+        scheme=U8S8_REDUCED,  # torch's files have 8-bit weights all the same
+        float_layers=(),
+        exhaustive=True,
+        rounds=0,
+    )
+    assert asked == [steps]
