@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 JOURNAL = "journal.jsonl"
+WAITING = "waiting"  # kind of what is shown while another plan is measured; its name is by whom
 KIND = '{"kind": '  # how a line begins that is a record
 
 
@@ -34,6 +35,10 @@ class Journal:
         self.records[key_of(record)] = record
         os.write(self._file, _line(record).encode())
         self._show(record)
+
+    def show(self, kind: str, name: str) -> None:
+        """Show a record that is not kept."""
+        self._show({"kind": kind, "name": name, "round": 0})
 
     def has(self, kind: str, name: str = "", number: int = 0) -> bool:
         """Whether a record is there."""

@@ -10,6 +10,7 @@ import platform
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.agent.conditions import clock_mhz, temperature_c, throttling
-from edgeopt.agent.journal import Journal
+from edgeopt.agent.journal import WAITING, Journal
 from edgeopt.agent.plan import Job, Plan, PlanError, read_plan
 from edgeopt.agent.worker import UNDERWAY
 from edgeopt.system.host import host_facts, usable_cores
 
 LOCK = "lock"
+TURN = "edgeopt-measuring-{user}.lock"  # in the temporary folder: one measurement at a time
 MEMORY_SECONDS = 300
 # Children wait for the end of their standard input, which this process holds open until it ends.
 _LIFELINE, _HELD = os.pipe()
@@ -37,6 +39,8 @@ class AgentError(RuntimeError):
 def run(folder: Path, *, show: str) -> None:
     """Measure what a plan asks for, and go on where an earlier run of it was ended.
 
+    While another plan is measured on this device by the same user, this one waits, and says so.
+
     Raises ``PlanError`` when the plan or a file is not what was written, ``AgentError`` when
     another process measures the same plan, or the worker dies outside of any artifact.
     """
@@ -46,11 +50,12 @@ def run(folder: Path, *, show: str) -> None:
         if (known := journal.records.get(("begin", "", 0))) and known["plan"] != plan.digest:
             raise PlanError(f"{journal.path} belongs to another plan: {known['plan']}")
         journal.show_all()
-        journal.add("begin", plan=plan.digest, facts=device_facts(plan), state=_state())
-        _work(plan, journal, show=show)
-        if plan.values["memory"]:
-            _measure_memory(plan, journal)
-        journal.add("done", state=_state())
+        with _turn(journal):
+            journal.add("begin", plan=plan.digest, facts=device_facts(plan), state=_state())
+            _work(plan, journal, show=show)
+            if plan.values["memory"]:
+                _measure_memory(plan, journal)
+            journal.add("done", state=_state())
 
 
 def device_facts(plan: Plan) -> dict[str, Any]:
@@ -83,6 +88,24 @@ def _locked(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise AgentError(f"another process measures {folder} already") from None
+        yield
+
+
+@contextlib.contextmanager
+def _turn(journal: Journal) -> Iterator[None]:
+    """Hold the device: two measurements side by side would slow each other."""
+    path = Path(tempfile.gettempdir(), TURN.format(user=os.getuid()))
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    with os.fdopen(os.open(path, flags, 0o600), "r+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            journal.show(WAITING, lock.read())
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.seek(0)
+        lock.truncate()
+        lock.write(f"process {os.getpid()}")
+        lock.flush()
         yield
 
 

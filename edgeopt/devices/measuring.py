@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from edgeopt.agent.journal import key_of, parsed
+from edgeopt.agent.journal import WAITING, key_of, parsed
 from edgeopt.agent.plan import Plan
 from edgeopt.devices.device import HOST, Device, DeviceError, DeviceLost, Host, check_device
 from edgeopt.devices.results import DeviceResults, keep_records, kept_records, results_of
@@ -72,7 +72,9 @@ def _clean(device: Device, plan: Plan) -> None:
 def _until_done(device: Device, plan: Plan, records: Records, bar: tqdm) -> None:
     def take(line: str) -> None:
         record = parsed(line)
-        if record and key_of(record) not in records:
+        if record and record["kind"] == WAITING:
+            logger.warning("%s is measuring for %s; waiting", device.name, record["name"])
+        elif record and key_of(record) not in records:
             records[key_of(record)] = record
             bar.update(record["kind"] == "lap")
 

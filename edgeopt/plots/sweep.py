@@ -92,7 +92,8 @@ def budgets(df: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     rows = df.dropna(subset=["memory_mb"]).drop(columns="runtime", errors="ignore")
     rows = rows.drop_duplicates(["pruning_level", "precision", "memory_mb"])
     # Precisions stand beside each other, so that equal numbers do not cover each other.
-    dodge = 0.15 * rows["precision"].map(list(PRECISIONS).index) - 0.3
+    present = [name for name in PRECISIONS if name in {*rows["precision"]}]
+    dodge = 0.6 * ((rows["precision"].map(present.index) + 0.5) / len(present) - 0.5)
     rows = rows.assign(height=rows["pruning_level"].map(levels.index) + dodge)
     ax = new_axes(ax, height=1.6 + 0.6 * len(levels), grid="x")
     _draw_candidates(ax, rows, "memory_mb", "height")

@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from edgeopt.agent import supervisor
-from edgeopt.agent.journal import Journal
+from edgeopt.agent.journal import Journal, parsed
 from edgeopt.agent.plan import PlanError
 from edgeopt.agent.supervisor import AgentError, device_facts, end_with_parent, run
 from tests.agent.made_up import entry, write_plan
@@ -33,6 +34,14 @@ def started_from_the_package(monkeypatch):
 def ran(folder):
     run(folder, show="")
     return Journal(folder)
+
+
+def wait_for(something):
+    for _ in range(600):
+        if found := something():
+            return found
+        time.sleep(0.05)
+    raise TimeoutError
 
 
 def errors(journal):
@@ -134,6 +143,23 @@ def test_one_plan_is_measured_by_one_process(tmp_path):
         with pytest.raises(AgentError, match=f"another process measures {folder} already"):
             ran(folder)
     assert ran(folder).has("done")
+
+
+def test_one_plan_at_a_time_is_measured_on_a_device(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(supervisor, "TURN", f"{tmp_path}/turn.lock")
+    folder = write_plan(tmp_path, [entry(tmp_path, "a")])
+    waiting = threading.Thread(target=lambda: run(folder, show="records"))
+    with (tmp_path / "turn.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("process 7")
+        lock.flush()
+        waiting.start()
+        shown = wait_for(lambda: capsys.readouterr().out)
+        assert not Journal(folder).records
+    waiting.join(60)
+    assert parsed(shown) == {"kind": "waiting", "name": "process 7", "round": 0}
+    assert Journal(folder).has("done")
+    assert not Journal(folder).of_kind("waiting")
 
 
 def test_the_journal_of_another_plan_is_refused(tmp_path):

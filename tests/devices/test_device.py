@@ -1,5 +1,7 @@
 import fcntl
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from unittest.mock import Mock
 
@@ -7,6 +9,7 @@ import pytest
 
 from edgeopt.agent.offline import records_digest
 from edgeopt.agent.plan import read_plan
+from edgeopt.agent.supervisor import TURN
 from edgeopt.devices import DeviceError, device_named, measure_on, write_bundle
 from edgeopt.devices.device import address_of
 
@@ -58,6 +61,21 @@ def test_a_measurement_that_another_process_makes_is_refused(plan):
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(DeviceError, match="another process measures"):
             measure_on(device_named("host"), plan)
+
+
+def test_a_device_that_another_plan_is_measured_on_is_waited_for(
+    plan, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with ThreadPoolExecutor() as threads:
+        with (tmp_path / TURN.format(user=os.getuid())).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.write("process 7")
+            lock.flush()
+            results = threads.submit(measure_on, device_named("host"), plan)
+            while "host is measuring for process 7; waiting" not in caplog.text:
+                assert wait([results], timeout=0.05).not_done
+        assert len(results.result(60).measured.samples) == 24
 
 
 @pytest.fixture(scope="module")
