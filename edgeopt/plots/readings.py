@@ -177,6 +177,8 @@ def latency_steps(table: pd.DataFrame, groups: Sequence[str], *, model: str) -> 
 def layer_sums(checked: pd.DataFrame, *, model: str) -> str:
     """Say how far the sum of the layers is off."""
     own = checked.loc[~checked["fitted"], "relative_error"].abs()
+    if own.empty:
+        return f"{model}: its {len(checked)} networks set the prediction, which none checks."
     return (
         f"{model}: latency predicted from tables of its layers is off by {own.median():.1%} "
         f"(median of {own.count()} whole networks), at most {own.max():.0%}."
@@ -186,6 +188,8 @@ def layer_sums(checked: pd.DataFrame, *, model: str) -> str:
 def searched_frontier(sweep: pd.DataFrame, *, searched: Collection[str], gain: float) -> str:
     """Say what the search adds to the uniform levels."""
     found = sweep[sweep["candidate"].isin(searched)].dropna(subset="latency_p50_ms")
+    if found.empty:
+        return "Accuracy against latency of the uniform levels: the search found nothing beside."
     fast = found.loc[found["latency_p50_ms"].idxmin()]
     return (
         f"Accuracy against latency: what the search found ({len(found)}) over the uniform levels; "

@@ -12,7 +12,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "prune_to_widths",
             "structured_channel_prune",
         ],
-        "groups": ["LayerChannels", "channel_widths", "layer_channels"],
+        "groups": [
+            "LayerChannels",
+            "channel_widths",
+            "checked_choices",
+            "layer_channels",
+            "width_steps",
+        ],
         "probing": ["last_layer"],
     },
 )

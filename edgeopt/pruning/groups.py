@@ -5,9 +5,10 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -134,6 +135,41 @@ def channel_widths(model: nn.Module, *, example_input: Tensor) -> dict[str, int]
     """
     sizes, fixed = group_sizes(model, example_input), fixed_groups(model, example_input)
     return {name: width for name, (width, _) in sizes.items() if name not in fixed}
+
+
+def width_steps(model: nn.Module, *, example_input: Tensor) -> dict[str, int]:
+    """Count the equal parts of every group of :func:`channel_widths`, which lose the same channels.
+
+    A width of the group is a multiple of them.
+    """
+    sizes = group_sizes(model, example_input)
+    return {name: sizes[name][1] for name in channel_widths(model, example_input=example_input)}
+
+
+def checked_choices(
+    choices: Mapping[str, Sequence[int]],
+    whole: Mapping[str, int],
+    *,
+    steps: Mapping[str, int] = MappingProxyType({}),
+) -> dict[str, list[int]]:
+    """Return the widths that each group can have, in the network's order and each once.
+
+    ``whole`` is :func:`channel_widths`, ``steps`` :func:`width_steps`. Raises ``ValueError`` unless
+    there are choices for all groups, the unpruned width and multiples of the step among them.
+    """
+    if not whole:
+        raise ValueError("no channel of the network can be removed")
+    if {*choices} != {*whole}:
+        raise ValueError(f"widths are given for {[*choices]}; allowed: {', '.join(whole)}")
+    for name, own in choices.items():
+        step = steps.get(name, 1)
+        if whole[name] not in own or any(not 1 <= w <= whole[name] or w % step for w in own):
+            words = f"multiples of {step} up to" if step > 1 else "1 to"
+            raise ValueError(
+                f"{name} is to have {list(own)} channels; allowed: {words} {whole[name]}, with the "
+                f"unpruned network's {whole[name]} among them"
+            )
+    return {name: sorted({*choices[name]}) for name in whole}
 
 
 def fixed_groups(model: nn.Module, example_input: Tensor) -> set[str]:

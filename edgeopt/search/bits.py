@@ -1,8 +1,10 @@
 """Which layers of an int8 network are faster in float: short dot products gain least."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -12,7 +14,27 @@ from edgeopt.search.timing import Bench, Timed, time_networks
 
 TRIED = 8  # layers, those with the shortest dot products
 GAIN = 0.05  # of the network's latency that a layer in float has to save
-WHOLE = "int8"
+WHOLE, ALL = "int8", "all in float"
+
+
+@dataclass(frozen=True)
+class FloatLayers:
+    """Layers that are faster in float, and what that does to the unpruned network.
+
+    ``ratio`` is its latency with all of them in float over that in int8, in the same rounds.
+    """
+
+    names: tuple[str, ...] = ()
+    ratio: float = 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a :class:`edgeopt.system.Store` keeps."""
+        return {"names": list(self.names), "ratio": self.ratio}
+
+    @classmethod
+    def from_dict(cls, kept: Mapping[str, Any]) -> "FloatLayers":
+        """Build it from what was kept."""
+        return cls(tuple(kept["names"]), kept["ratio"])
 
 
 def faster_in_float(
@@ -22,12 +44,12 @@ def faster_in_float(
     images: Split,
     calibration: Iterable,
     executor: Executor | None = None,
-) -> tuple[str, ...]:
+) -> FloatLayers:
     """Name the layers that make one of the int8 networks at least 5% faster in float.
 
-    ``models`` are the same network with other widths. Each is timed with each of the layers in
-    float alone, in the same rounds; a layer counts when the whole interval of its gain does. Only
-    runtimes that read ONNX files can be asked.
+    ``models`` are the same network with other widths, the unpruned one first. Each is timed with
+    each of the layers in float alone, in the same rounds; a layer counts when the whole interval of
+    its gain does. Only runtimes that read ONNX files can be asked.
     """
     layers = network_layers(models[0], images.take(1))
     lengths = {
@@ -41,4 +63,12 @@ def faster_in_float(
         networks |= {name: Timed(model, images, calibration, (name,)) for name in tried}
         table = time_networks(networks, bench, to=WHOLE, executor=executor)
         found |= {*table.loc[table["latency_ratio_high"] < 1 - GAIN, "network"]}
-    return tuple(name for name in layers if name in found)
+    if not found:
+        return FloatLayers()
+    names = tuple(name for name in layers if name in found)
+    networks = {WHOLE: Timed(models[0], images, calibration)}
+    networks[ALL] = Timed(models[0], images, calibration, names)
+    both = time_networks(networks, bench, to=WHOLE, executor=executor).set_index("network")
+    if both.loc[ALL, "error"]:
+        raise ValueError(f"{', '.join(names)} in float: {both.loc[ALL, 'error']}")
+    return FloatLayers(names, float(both.loc[ALL, "latency_ratio"]))

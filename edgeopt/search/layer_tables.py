@@ -5,9 +5,8 @@ memory. What whole networks take is therefore explained by three numbers: a base
 of the layers, and a time per MiB of weights.
 """
 
-import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -20,12 +19,19 @@ from torch import Tensor, nn
 
 from edgeopt.data import Split
 from edgeopt.experiments import widths_label
-from edgeopt.pruning import LayerChannels, channel_widths, layer_channels, prune_to_widths
+from edgeopt.pruning import (
+    LayerChannels,
+    channel_widths,
+    checked_choices,
+    layer_channels,
+    prune_to_widths,
+)
 from edgeopt.pruning.probing import run_named
-from edgeopt.search.network_map import check_choices
-from edgeopt.search.timing import Bench, Timed, time_networks
+from edgeopt.search.timing import DIED, Bench, Timed, time_networks
 
 FITTED, CHECKED = 10, 30  # networks that scale the sum of the layers, and that it is checked on
+DRAWS = 1000  # at most, until these are all different
+SHAPES = 3000  # of layers that are timed at most
 CALIBRATION_IMAGES = 8
 FLOOR = "floor"
 
@@ -82,21 +88,33 @@ class Layer:
 
     def with_widths(self, widths: Mapping[str, int]) -> LayerShape:
         """Shape of the layer in the network with these widths."""
-        lost = {name: whole - widths.get(name, whole) for name, whole in self.whole.items()}
-        gone = [
-            sum(round(often * lost.get(name, 0)) for name, often in side.items())
-            for side in (self.channels.inputs, self.channels.outputs)
-        ]
-        inputs, outputs = self.shape.inputs - gone[0], self.shape.outputs - gone[1]
+        lost = [self._lost(name, widths.get(name, whole)) for name, whole in self.whole.items()]
+        return self._without(*map(sum, zip(*lost, strict=True)))
+
+    def shapes(self, choices: Mapping[str, Sequence[int]]) -> list[LayerShape]:
+        """Every shape that the choices of its groups give it, each once.
+
+        A layer that reads many groups (DenseNet's concatenations) has far fewer shapes than there
+        are choices: what counts is how many channels are gone.
+        """
+        gone = {(0, 0)}
+        for name, own in choices.items():
+            lost = {self._lost(name, width) for width in own}
+            gone = {(i + some, o + others) for i, o in gone for some, others in lost}
+        return [self._without(*pair) for pair in sorted(gone)]
+
+    def _lost(self, group: str, width: int) -> tuple[int, int]:
+        """Input and output channels that the layer loses with a group's."""
+        gone = self.whole[group] - width
+        sides = (self.channels.inputs, self.channels.outputs)
+        inputs, outputs = (round(side.get(group, 0) * gone) for side in sides)
+        return inputs, outputs
+
+    def _without(self, inputs: int = 0, outputs: int = 0) -> LayerShape:
+        inputs, outputs = self.shape.inputs - inputs, self.shape.outputs - outputs
         depthwise = self.shape.groups == self.shape.inputs > 1
         groups = outputs if depthwise else self.shape.groups
         return replace(self.shape, inputs=inputs, outputs=outputs, groups=groups)
-
-    def shapes(self, choices: Mapping[str, Sequence[int]]) -> Iterator[LayerShape]:
-        """Every shape that the choices of its groups give it."""
-        own = [name for name in choices if name in {*self.channels.inputs, *self.channels.outputs}]
-        for some in itertools.product(*(choices[name] for name in own)):
-            yield self.with_widths(dict(zip(own, some, strict=True)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +129,7 @@ class LayerMap:
     layers : dict
         By name, in the network's order.
     table : DataFrame
-        One row per shape: ``shape, latency_ms``, without the call's floor.
+        One row per shape: ``shape, latency_ms``, without the call's floor, ``error``.
     checked : DataFrame
         One row per network that the sum was compared with: ``network, fitted, latency_p10_ms,
         predicted_ms, relative_error``; the fitted ones set ``terms``.
@@ -130,7 +148,7 @@ class LayerMap:
 
     def features(self, widths: Mapping[str, int]) -> tuple[float, float, float]:
         """Return what the terms are of: 1, the sum of the layers, and MiB of fp32 weights."""
-        weights = count_weights(self.layers, widths)
+        weights = sum(count_weights(self.layers, widths).values())
         return 1.0, self._sum_ms(widths), 4 * weights / 2**20
 
     def _sum_ms(self, widths: Mapping[str, int]) -> float:
@@ -140,6 +158,21 @@ class LayerMap:
             for name, layer in self.layers.items()
         )
         return sum(known.get(key, math.nan) for key in keys)
+
+    def require_whole(self, whole: Mapping[str, int]) -> None:
+        """Raise ``ValueError``, with the cause, where a layer of this network was not timed."""
+        if math.isnan(self._sum_ms(whole)):
+            row = self.table[self.table["error"] != ""].iloc[0]
+            raise ValueError(f"{row['shape']} could not be timed: {row['error']}")
+
+    @property
+    def died(self) -> bool:
+        """Whether a worker's death left a gap, which another try may fill."""
+        return self.table["error"].str.startswith(DIED).any()
+
+    def slower(self, factor: float) -> "LayerMap":
+        """Return the map with every latency that many times as long."""
+        return replace(self, terms=tuple(factor * term for term in self.terms))
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a :class:`edgeopt.system.Store` keeps."""
@@ -183,27 +216,48 @@ def layer_map(
 
     What lies between the layers, and what a runtime saves by seeing them together, is in the terms,
     which whole networks with random widths set by least squares of relative errors; others tell how
-    far it is off. ``choices`` and the rest are as in :func:`edgeopt.search.latency_map`.
+    far it is off. ``choices`` and the rest are as in :func:`edgeopt.search.latency_map`. Raises
+    ``ValueError`` where layers would have too many shapes, or one of the unpruned network cannot be
+    timed.
     """
     example = images.take(1)
-    whole = check_choices(choices, channel_widths(model, example_input=example))
+    whole = channel_widths(model, example_input=example)
+    choices = checked_choices(choices, whole)
     layers = network_layers(model, example)
-    networks = {FLOOR: _timed(LayerShape("conv", 1, 1))}
-    for name, layer in layers.items():
-        for shape in layer.shapes(choices):
-            networks[_key(shape, name in float_layers)] = _timed(shape, name in float_layers)
-    timed = time_networks(networks, bench, to=FLOOR, executor=executor)
-    floor = timed["latency_p10_ms"].iloc[0]
-    own = (timed["latency_p10_ms"].iloc[1:] - floor).clip(lower=0)
-    table = pd.DataFrame({"shape": timed["network"].iloc[1:], "latency_ms": own})
+    table = _shape_table(layers, choices, bench, float_layers=float_layers, executor=executor)
     added = LayerMap(layers, choices, table, float_layers)
+    added.require_whole(whole)
     drawn = _drawn(whole, choices, seed=seed)
-    example = images.take(1)
     built = {widths_label(w): prune_to_widths(model, w, example_input=example) for w in drawn}
     how = (images, calibration, float_layers)
     whole_networks = {name: Timed(own, *how) for name, own in built.items()}
     timed = time_networks(whole_networks, bench, to=widths_label(whole), executor=executor)
     return _fitted(added, timed, np.array([added.features(w) for w in drawn]))
+
+
+def _shape_table(
+    layers: Mapping[str, Layer],
+    choices: Mapping[str, Sequence[int]],
+    bench: Bench,
+    *,
+    float_layers: tuple[str, ...],
+    executor: Executor | None,
+) -> pd.DataFrame:
+    """Time every shape of every layer alone."""
+    networks = {FLOOR: _timed(LayerShape("conv", 1, 1), bench)}
+    for name, layer in layers.items():
+        for shape in layer.shapes(choices):
+            in_float = name in float_layers
+            networks[_key(shape, in_float)] = _timed(shape, bench, in_float=in_float)
+    if (count := len(networks) - 1) > SHAPES:
+        raise ValueError(
+            f"layers have {count:,} shapes by these widths; allowed: at most {SHAPES:,}, "
+            "which fewer widths in search.channels give"
+        )
+    timed = time_networks(networks, bench, to=FLOOR, executor=executor)
+    floor, alone = timed["latency_p10_ms"].iloc[0], timed.iloc[1:]
+    own = (alone["latency_p10_ms"] - floor).clip(lower=0)
+    return alone[["network", "error"]].rename(columns={"network": "shape"}).assign(latency_ms=own)
 
 
 def network_layers(model: nn.Module, example: Tensor) -> dict[str, Layer]:
@@ -219,9 +273,9 @@ def network_layers(model: nn.Module, example: Tensor) -> dict[str, Layer]:
     }
 
 
-def count_weights(layers: Mapping[str, Layer], widths: Mapping[str, int]) -> int:
-    """Count the weights and biases of a network's layers, with these widths."""
-    return sum(layer.with_widths(widths).weights for layer in layers.values())
+def count_weights(layers: Mapping[str, Layer], widths: Mapping[str, int]) -> dict[str, int]:
+    """Count the weights and biases of each of a network's layers, with these widths."""
+    return {name: layer.with_widths(widths).weights for name, layer in layers.items()}
 
 
 def _shape(layer: nn.Conv2d | nn.Linear, images: Tensor) -> LayerShape:
@@ -240,17 +294,18 @@ def _shape(layer: nn.Conv2d | nn.Linear, images: Tensor) -> LayerShape:
     )
 
 
-def _random_images(shape: tuple[int, ...]) -> Split:
-    pixels = np.random.default_rng(0).integers(0, 256, (CALIBRATION_IMAGES, *shape), dtype=np.uint8)
-    return Split(torch.from_numpy(pixels), torch.arange(CALIBRATION_IMAGES) % 2)
+def _random_images(count: int, shape: tuple[int, ...]) -> Split:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
+    return Split(torch.from_numpy(pixels), torch.arange(count) % 2)
 
 
 def _key(shape: LayerShape, in_float: bool) -> str:
     return f"{shape.name}-float" if in_float else shape.name
 
 
-def _timed(shape: LayerShape, in_float: bool = False) -> Timed:
-    images = _random_images((shape.inputs, *shape.size))
+def _timed(shape: LayerShape, bench: Bench, *, in_float: bool = False) -> Timed:
+    count = max(CALIBRATION_IMAGES, bench.batch_size)
+    images = _random_images(count, (shape.inputs, *shape.size))
     batches = images.loader(CALIBRATION_IMAGES)
     return Timed(shape.build(), images, batches, precision="fp32" if in_float else None)
 
@@ -258,17 +313,20 @@ def _timed(shape: LayerShape, in_float: bool = False) -> Timed:
 def _drawn(
     whole: Mapping[str, int], choices: Mapping[str, Sequence[int]], *, seed: int
 ) -> list[dict[str, int]]:
-    """Draw the networks that set the terms and that check them, the unpruned one first."""
-    rng = np.random.default_rng(seed)
-    return [dict(whole)] + [
-        {name: int(rng.choice(own)) for name, own in choices.items()}
-        for _ in range(FITTED + CHECKED - 1)
-    ]
+    """Draw different networks that set the terms and that check them, the unpruned one first."""
+    rng, drawn = np.random.default_rng(seed), {widths_label(whole): dict(whole)}
+    for _ in range(DRAWS):
+        if len(drawn) == FITTED + CHECKED:
+            break
+        own = {name: int(rng.choice(widths)) for name, widths in choices.items()}
+        drawn.setdefault(widths_label(own), own)
+    return [*drawn.values()]
 
 
 def _fitted(added: LayerMap, timed: pd.DataFrame, known: np.ndarray) -> LayerMap:
     """Set the terms by some whole networks, and compare the prediction with the others."""
-    measured, fitted = timed["latency_p10_ms"].to_numpy(), np.arange(len(timed)) < FITTED
+    measured = timed["latency_p10_ms"].to_numpy()
+    fitted = np.arange(len(timed)) < min(FITTED, math.ceil(len(timed) / 2))
     usable = fitted & np.isfinite(measured) & np.isfinite(known).all(axis=1)
     relative = known[usable] / measured[usable, None]  # least squares of relative errors
     terms, _ = nnls(relative, np.ones(usable.sum()))

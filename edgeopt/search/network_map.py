@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,8 +14,8 @@ from torch import nn
 
 from edgeopt.data import Split
 from edgeopt.experiments import widths_label
-from edgeopt.pruning import channel_widths, prune_to_widths
-from edgeopt.search.timing import Bench, Timed, time_networks
+from edgeopt.pruning import channel_widths, checked_choices, prune_to_widths
+from edgeopt.search.timing import DIED, Bench, Timed, time_networks
 from edgeopt.system import ByValue, run_in_order
 
 STEP = 0.08  # of latency between neighbouring widths, above which the one between them is timed
@@ -50,6 +50,17 @@ class LatencyMap:
     @property
     def _by_label(self) -> dict[str, float]:
         return dict(zip(self.table["network"], self.table["latency_p10_ms"], strict=True))
+
+    @property
+    def died(self) -> bool:
+        """Whether a worker's death left a gap, which another try may fill."""
+        return self.table["error"].str.startswith(DIED).any()
+
+    def slower(self, factor: float) -> "LatencyMap":
+        """Return the map with every latency that many times as long."""
+        return replace(
+            self, table=self.table.assign(latency_p10_ms=factor * self.table["latency_p10_ms"])
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a :class:`edgeopt.system.Store` keeps."""
@@ -86,10 +97,11 @@ def latency_map(
     calibration, float_layers
         As in :class:`edgeopt.search.Timed`.
     """
-    whole = check_choices(choices, channel_widths(model, example_input=images.take(1)))
+    whole = channel_widths(model, example_input=images.take(1))
+    choices = checked_choices(choices, whole)
     narrowed = partial(_narrowed, model=model, example=images.take(1))
     known = pd.DataFrame()
-    finer = {name: sorted(choices[name]) for name in choices}
+    finer = choices
     while finer:
         choices = finer
         seen = set(known.get("network", ()))
@@ -121,19 +133,6 @@ def _timed(
     refused = [{"network": name, **own} for name, own in pairs if "network" not in own]
     table = pd.concat([time_networks(made, bench, **options), pd.DataFrame(refused)])
     return rows.merge(table, on="network")
-
-
-def check_choices(choices: Mapping[str, Sequence[int]], whole: Mapping[str, int]) -> dict[str, int]:
-    """Return the whole network's widths; ``ValueError`` unless it is one of the choices."""
-    if {*choices} != {*whole}:
-        raise ValueError(f"widths are given for {[*choices]}; allowed: {', '.join(whole)}")
-    for name, own in choices.items():
-        if whole[name] not in own or min(own) < 1 or max(own) > whole[name]:
-            raise ValueError(
-                f"{name} is to have {list(own)} channels; allowed: 1 to {whole[name]}, with the "
-                f"unpruned network's {whole[name]} among them"
-            )
-    return dict(whole)
 
 
 def _narrowed(widths: Mapping[str, int], *, model: nn.Module, example: Any) -> ByValue:

@@ -18,11 +18,10 @@ from edgeopt.experiments import (
     widths_label,
 )
 from edgeopt.model import predict_logits
-from edgeopt.pruning import channel_importance, channel_widths, prune_to_widths
+from edgeopt.pruning import channel_importance, channel_widths
 from edgeopt.runtimes import runtime_named
-from edgeopt.search.bits import faster_in_float
 from edgeopt.search.layer_tables import count_weights, network_layers
-from edgeopt.search.maps import bench_of, calibration_of, map_networks
+from edgeopt.search.maps import map_in_float, map_networks
 from edgeopt.search.trials import BITS, Space, promoted
 from edgeopt.study import Study
 
@@ -40,32 +39,16 @@ def search_space(
     spec, model = study.search, study.search.model
     splits, example = study.splits[model], study.plans[model].example
     baseline = next(net for recipe, net in baselines.items() if recipe.model == model)
-    own = {"runtime": spec.runtime, "precision": spec.precision, "channels": spec.channels}
-    latencies = {(): map_networks(study, model, **own, executor=executor)}
+    own = {"runtime": spec.runtime, "precision": spec.precision, "executor": executor}
+    plain = map_networks(study, model, **own, channels=spec.channels)
+    latencies = {(): plain}
     if spec.precision == "int8" and runtime_named(spec.runtime).takes_int8_options:
-        network = study.plans[model].first_network(0).eval()
-        halves = {name: _nearest_half(own) for name, own in latencies[()].choices.items()}
-        floats = faster_in_float(
-            [network, prune_to_widths(network, halves, example_input=example)],
-            bench_of(study, spec.runtime, spec.precision),
-            images=splits.validation,
-            calibration=calibration_of(study, model),
-            executor=executor,
-        )
-        if floats:
-            own["float_layers"] = floats
-            latencies[floats] = map_networks(study, model, **own, executor=executor)
+        latencies |= map_in_float(study, model, plain, **own)
     loader = splits.train.loader(IMPORTANCE_BATCH, shuffle=True, seed=0)
     scores = channel_importance(baseline, example_input=example, loader=loader)
     layers = network_layers(baseline, example)
     importance = {name: own.numpy() for name, own in scores.items()}
     return Space(latencies, importance, partial(count_weights, layers))
-
-
-def _nearest_half(widths: Sequence[int]) -> int:
-    """Choose the width nearest to half: the middle one of all may be off the kernels' blocks."""
-    half = max(widths) / 2
-    return min(widths, key=lambda width: abs(width - half))
 
 
 def one_epoch_accuracy(study: Study, table: pd.DataFrame, *, executor: Executor) -> pd.DataFrame:
@@ -118,6 +101,7 @@ def prepare_finalists(
     ]
     found = [own for own in found if own not in uniform]
     options = study.preparation("artifacts/search") | {"models": models, "executor": executor}
+    options["store"] = study.prepared
     prepared = prepare_candidates([*uniform, *found], **options)
     return prepared[: len(uniform)], prepared[len(uniform) :]
 

@@ -22,6 +22,7 @@ from edgeopt.schema import STATIC_INT8
 from edgeopt.system import ByValue, Int8Scheme, run_in_order
 
 ENDS = (0.025, 0.975)
+DIED = "WorkerDied"  # how the error of a network begins that may succeed another time
 MEASURED = 3  # times at most, while the device is busy
 
 logger = logging.getLogger(__name__)
@@ -31,13 +32,15 @@ logger = logging.getLogger(__name__)
 class Bench:
     """A runtime and precision on a device, and how often networks are timed there.
 
-    ``scheme`` is the integer types of static int8, those that suit this machine's when omitted.
+    ``batch_size`` is the images of one call; ``scheme`` is the integer types of static int8, those
+    that suit this machine's when omitted.
     """
 
     runtime: str
     precision: str
     device: Device
     scheme: Int8Scheme | None = None
+    batch_size: int = 1
     threads: int = 1
     rounds: int = 10
     calls_per_round: int = 20
@@ -45,7 +48,7 @@ class Bench:
     @property
     def facts(self) -> tuple[object, ...]:
         """All that decides what is timed, for a digest."""
-        how = (self.threads, self.rounds, self.calls_per_round)
+        how = (self.batch_size, self.threads, self.rounds, self.calls_per_round)
         what = (self.runtime, self.precision, self.scheme)
         return what + how + (self.device.name, sorted(self.device.facts().items()))
 
@@ -103,7 +106,7 @@ def _exported(job: tuple[str, ByValue], *, bench: Bench) -> Prepared | str:
                 Path(scratch, job[0]),
                 runtime=bench.runtime,
                 precision=precision,
-                input_shape=(1, *own.images.shape),
+                input_shape=(bench.batch_size, *own.images.shape),
                 calibration=own.calibration,
                 options=Int8Options(
                     scheme=bench.scheme if takes_scheme else None,
@@ -116,7 +119,7 @@ def _exported(job: tuple[str, ByValue], *, bench: Bench) -> Prepared | str:
 
 
 def _died(_: object) -> str:
-    return "WorkerDied: its exporter ended the process"
+    return f"{DIED}: its exporter ended the process"
 
 
 def _samples(
@@ -124,7 +127,7 @@ def _samples(
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """Measure what could be exported on the device; samples and errors by network."""
     errors = {n: own for n, own in zip(networks, done, strict=True) if isinstance(own, str)}
-    shapes = {own.images.shape: own.images.first(1) for own in networks.values()}
+    shapes = {own.images.shape: own.images.first(bench.batch_size) for own in networks.values()}
     images = {"x".join(map(str, shape)): one for shape, one in shapes.items()}
     tasks = [
         Task(name, artifact, "x".join(map(str, own.images.shape)), bench.threads)

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import pandas as pd
 from edgeopt.config import SearchSpec
 from edgeopt.decision.frontier import REFERENCE
 from edgeopt.experiments import widths_label
-from edgeopt.schema import PRECISIONS
+from edgeopt.schema import MIB, PRECISIONS
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="IProgress not found")  # of a bar that nobody draws
@@ -42,12 +42,12 @@ class Space:
     """What can be chosen: a latency by widths for every set of layers in float.
 
     ``importance`` holds, for every group of layers, the scores of its channels, the highest first;
-    ``weights`` counts the weights of a network by its widths.
+    ``weights`` counts the weights of each layer of a network by its widths.
     """
 
     latencies: Mapping[tuple[str, ...], Latencies]
     importance: Mapping[str, np.ndarray]
-    weights: Any
+    weights: Callable[[Widths], Mapping[str, int]]
 
     def __post_init__(self) -> None:
         """Refuse importance that is not a number, or 0 of all channels."""
@@ -82,8 +82,18 @@ class Space:
 
     def ms(self, params: Mapping[str, Any]) -> float:
         """Latency of a trial."""
-        layers = tuple(name for name in params[BITS].split("+") if name)
-        return self.latencies[layers].ms(params)
+        return self.latencies[_in_float(params)].ms(params)
+
+    def weights_mb(self, params: Mapping[str, Any], precision: str) -> float:
+        """MiB of a trial's weights, of which those of layers in float take four bytes each."""
+        floats, sizes = _in_float(params), self.weights(params)
+        own = PRECISIONS[precision].weight_bytes
+        count = [PRECISIONS["fp32"].weight_bytes if name in floats else own for name in sizes]
+        return float(np.dot(count, [*sizes.values()])) / MIB
+
+
+def _in_float(params: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(name for name in params[BITS].split("+") if name)
 
 
 def explore(space: Space, spec: SearchSpec) -> pd.DataFrame:
@@ -91,7 +101,8 @@ def explore(space: Space, spec: SearchSpec) -> pd.DataFrame:
 
     One row per distinct trial that meets the constraint: a column per group of layers,
     ``float_layers``, ``network``, ``kept``, ``map_ms``, ``weights_mb``. The same latencies give
-    the same trials. Raises ``ValueError`` when no trial meets the constraint.
+    the same trials. Raises ``ValueError`` when no trial meets the constraint, or the latency of
+    none is known.
 
     Source: Deb et al. 2002, doi:10.1109/4235.996017; Optuna, doi:10.1145/3292500.3330701.
     """
@@ -104,12 +115,13 @@ def explore(space: Space, spec: SearchSpec) -> pd.DataFrame:
         study.optimize(lambda trial: _judged(trial, space, spec, distributions), spec.trials)
     rows = {tuple(t.params.items()): t for t in study.trials if t.state.name == "COMPLETE"}
     table = pd.DataFrame([_row(trial, space) for trial in rows.values()])
-    limit = spec.max_weights_mb or math.inf
-    fitting = table[table["weights_mb"] <= limit] if len(table) else table
+    if table.empty:
+        raise ValueError(f"the latency of none of {len(study.trials)} trials is known")
+    fitting = table[table["weights_mb"] <= (spec.max_weights_mb or math.inf)]
     if fitting.empty:
-        least = f"; the smallest holds {table['weights_mb'].min():.3g} MiB" if len(table) else ""
         raise ValueError(
-            f"none of {len(study.trials)} trials meets max_weights_mb {limit:g}{least}"
+            f"none of {len(table)} trials meets max_weights_mb {spec.max_weights_mb:g}; the "
+            f"smallest holds {table['weights_mb'].min():.3g} MiB"
         )
     return fitting.sort_values("map_ms", ignore_index=True)
 
@@ -150,16 +162,12 @@ def _judged(
     if not math.isfinite(ms := space.ms(params)):
         raise optuna.TrialPruned
     kept = space.kept(params)
-    told = {"weights_mb": _weights_mb(params, space, spec.precision), "kept": kept}
+    told = {"weights_mb": space.weights_mb(params, spec.precision), "kept": kept}
     if spec.max_weights_mb:
         trial.set_constraint("weights", told["weights_mb"] - spec.max_weights_mb)
     for name, value in {**told, "map_ms": ms}.items():
         trial.set_user_attr(name, value)
     return kept, ms
-
-
-def _weights_mb(params: Mapping[str, Any], space: Space, precision: str) -> float:
-    return PRECISIONS[precision].weight_bytes * space.weights(params) / 2**20
 
 
 def _row(trial: optuna.trial.FrozenTrial, space: Space) -> dict[str, Any]:

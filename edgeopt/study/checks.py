@@ -6,6 +6,7 @@ from pathlib import Path
 
 from edgeopt.config import ConfigError, ExperimentConfig
 from edgeopt.experiments import Recipe, grid
+from edgeopt.pruning import channel_widths, checked_choices, width_steps
 from edgeopt.schema import MIB
 from edgeopt.study.folder import RunFolder, open_run
 from edgeopt.study.layout import NEEDS
@@ -49,6 +50,7 @@ def check_run(config: ExperimentConfig) -> str:
         open_scheduler(config.scheduler).shutdown()
     sizes, study = subset_sizes(config), open_study(config)
     _check_prunable(study)
+    _check_search(study)
     devices = ", ".join(study.device_facts)
     needed = estimate(study, sizes=sizes)
     require_resources(config, needed)
@@ -79,6 +81,21 @@ def _check_prunable(study: Study) -> None:
                 f"{model} cannot be pruned to level {level:g}: {error}; allowed for it: "
                 "pruning_levels: [0.0]"
             ) from error
+
+
+def _check_search(study: Study) -> None:
+    """Hold the widths that a search may choose against the network's."""
+    if study.config.search is None:
+        return
+    plan = study.plans[study.search.model]
+    network = plan.first_network(0).eval()
+    try:
+        whole = channel_widths(network, example_input=plan.example)
+        steps = width_steps(network, example_input=plan.example)
+        own = study.search.channels or {name: [width] for name, width in whole.items()}
+        checked_choices(own, whole, steps=steps)
+    except ValueError as error:
+        raise ConfigError(f"{plan.model} cannot be searched: {error}") from error
 
 
 def _check_limits() -> None:

@@ -18,7 +18,7 @@ from edgeopt.pruning.channels import (
     prune_to_widths,
     structured_channel_prune,
 )
-from edgeopt.pruning.groups import channel_widths
+from edgeopt.pruning.groups import channel_widths, checked_choices, width_steps
 from edgeopt.schema import CRITERIA
 from tests.networks import Block
 
@@ -574,3 +574,33 @@ def test_a_group_with_parts_keeps_as_many_in_each() -> None:
     assert prune_to_widths(grouped, {"1": 6}, example_input=image)[1].out_channels == 6
     with pytest.raises(ValueError, match="1 is to keep 7 channels; allowed: 1 to 12, multiples"):
         prune_to_widths(grouped, {"1": 7}, example_input=image)
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"conv1": [4]}, r"widths are given for \['conv1'\]; allowed: conv1, conv2"),
+        ({"conv1": [2], "conv2": [4]}, r"conv1 is to have \[2\] .* unpruned network's 4 among"),
+        ({"conv1": [4, 5], "conv2": [4]}, "conv1 is to have .*; allowed: 1 to 4"),
+        ({"conv1": [4], "conv2": [3, 4]}, "conv2 is to have .*; allowed: multiples of 2 up to 4"),
+    ],
+)
+def test_choices_without_the_unpruned_network_are_refused(choices, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        checked_choices(choices, {"conv1": 4, "conv2": 4}, steps={"conv1": 1, "conv2": 2})
+
+
+def test_choices_come_back_in_the_network_s_order() -> None:
+    own = checked_choices({"conv2": [4, 2, 4], "conv1": [4]}, {"conv1": 4, "conv2": 4})
+    assert [*own.items()] == [("conv1", [4]), ("conv2", [2, 4])]
+    with pytest.raises(ValueError, match="no channel of the network can be removed"):
+        checked_choices({}, {})
+
+
+def test_a_width_is_a_multiple_of_the_parts_that_grouped_convolutions_make() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 12, 3), nn.Conv2d(12, 6, 3, groups=3), nn.Flatten(), nn.Linear(96, 2)
+    ).eval()
+    image = torch.zeros(1, 1, 8, 8)
+    assert width_steps(model, example_input=image) == {"0": 3, "1": 3}

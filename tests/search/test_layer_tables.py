@@ -1,11 +1,15 @@
 """The map of layers: shapes by widths as pruning makes them, and sums that whole networks set."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch import nn
 
+from edgeopt.data import Split
+from edgeopt.devices import device_named
 from edgeopt.model import build_model
 from edgeopt.pruning import LayerChannels, prune_to_widths
 from edgeopt.search.layer_tables import (
@@ -15,8 +19,10 @@ from edgeopt.search.layer_tables import (
     LayerShape,
     _fitted,
     count_weights,
+    layer_map,
     network_layers,
 )
+from edgeopt.search.timing import Bench
 
 IMAGE = torch.zeros(1, 3, 32, 32)
 
@@ -48,7 +54,7 @@ def test_shapes_are_those_that_pruning_leaves(name) -> None:
         for layer in pruned.modules()
         if isinstance(layer, nn.Conv2d | nn.Linear)
     )
-    assert count_weights(layers, widths) == weights
+    assert sum(count_weights(layers, widths).values()) == weights
 
 
 def test_a_shape_builds_the_layer_that_it_describes() -> None:
@@ -75,6 +81,65 @@ def test_a_layer_has_every_shape_of_its_own_groups() -> None:
     assert found == {(2, 4), (2, 8), (4, 4), (4, 8)}
     [head] = chain()["head"].shapes({"a": [2], "b": [4]})
     assert (head.inputs, head.outputs) == (8, 2)
+
+
+def test_a_layer_that_reads_many_groups_has_as_many_shapes_as_sums() -> None:
+    whole = {f"g{number}": 32 for number in range(30)}
+    reads = LayerChannels(dict.fromkeys(whole, 1), {"g29": 1})
+    own = Layer(LayerShape("conv", 30 * 32, 32), reads, whole).shapes({n: [16, 32] for n in whole})
+    # 0 to 29 of the other groups are halved, and g29 or not
+    assert len(own) == 30 * 2
+    assert {s.outputs for s in own} == {16, 32}
+
+
+class Plain(nn.Sequential):
+    """Three groups of channels, the last behind pooling."""
+
+    def __init__(self) -> None:
+        layers = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)]
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+
+
+GREY = Split(torch.randint(0, 256, (4, 1, 12, 12), dtype=torch.uint8), torch.arange(4) % 2)
+
+
+def bench(**options) -> Bench:
+    counts = {"rounds": 2, "calls_per_round": 2}
+    return Bench("onnxruntime", "fp32", device_named("host"), **counts, **options)
+
+
+def test_a_network_with_few_widths_is_mapped_by_all_that_there_are() -> None:
+    choices = {"4": [2, 4], "0": [2, 4], "2": [4]}
+    made = layer_map(Plain().eval(), choices, bench(batch_size=3), images=GREY)
+    assert sorted(made.checked["network"]) == ["2x4x2", "2x4x4", "4x4x2", "4x4x4"]
+    assert made.checked["fitted"].tolist() == [True, True, False, False]
+    assert made.checked["latency_p10_ms"].notna().all()
+    assert [*made.choices] == ["0", "2", "4"]
+    assert made.slower(2).ms({"0": 2, "2": 4, "4": 4}) == pytest.approx(
+        2 * made.ms({"0": 2, "2": 4, "4": 4})
+    )
+
+
+def test_more_shapes_than_can_be_timed_are_refused_before_any_is(monkeypatch) -> None:
+    monkeypatch.setattr("edgeopt.search.layer_tables.SHAPES", 5)
+    with pytest.raises(ValueError, match="layers have 12 shapes by these widths; allowed: at most"):
+        layer_map(Plain().eval(), {n: [2, 4] for n in "024"}, bench(), images=GREY)
+
+
+def test_a_layer_that_cannot_be_timed_is_told_with_its_cause() -> None:
+    own = known()
+    table = own.table.assign(error="")
+    table.loc[table["shape"] == own.layers["b"].shape.name, ["latency_ms", "error"]] = (
+        np.nan,
+        "WorkerDied: its exporter ended the process",
+    )
+    broken = replace(own, table=table)
+    assert broken.died
+    broken.require_whole({"a": 2, "b": 8})
+    with pytest.raises(
+        ValueError, match=r"conv-4-8-.* could not be timed: WorkerDied: its exporter"
+    ):
+        broken.require_whole({"a": 4, "b": 8})
 
 
 def known() -> LayerMap:

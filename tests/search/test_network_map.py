@@ -2,7 +2,6 @@
 
 import numpy as np
 import pandas as pd
-import pytest
 import torch
 from torch import nn
 
@@ -10,7 +9,7 @@ from edgeopt.data import Split
 from edgeopt.experiments import widths_label
 from edgeopt.model import SmallCNN
 from edgeopt.search import network_map
-from edgeopt.search.network_map import LatencyMap, check_choices, latency_map
+from edgeopt.search.network_map import LatencyMap, latency_map
 
 IMAGES = Split(torch.zeros(4, 1, 28, 28, dtype=torch.uint8), torch.arange(4) % 2)
 
@@ -59,6 +58,13 @@ def test_flat_latency_is_timed_at_the_given_widths_only(monkeypatch) -> None:
     assert made.ms({"conv1": 2, "conv2": 4}) == 1
 
 
+def test_widths_in_another_order_are_the_network_s(monkeypatch) -> None:
+    asked = clock(monkeypatch, lambda first, second: 1.0)
+    own = {"conv2": [4], "conv1": [2, 4]}
+    assert latency_map(SmallCNN(4, 4, 2), own, None, images=IMAGES).groups == ("conv1", "conv2")
+    assert asked == [["2x4", "4x4"]]
+
+
 def test_a_step_is_timed_in_its_middle_and_on_the_scale_of_the_first(monkeypatch) -> None:
     asked = clock(monkeypatch, lambda first, second: float(first))
     made = latency_map(SmallCNN(4, 4, 2), CHOICES, None, images=IMAGES)
@@ -96,19 +102,6 @@ def test_a_map_survives_its_store() -> None:
     assert kept.ms({"conv1": 2}) == 1.5
     assert np.isnan(kept.ms({"conv1": 3}))
     pd.testing.assert_frame_equal(kept.numbers, table)
-
-
-@pytest.mark.parametrize(
-    ("choices", "message"),
-    [
-        ({"conv1": [4]}, r"widths are given for \['conv1'\]; allowed: conv1, conv2"),
-        ({"conv1": [2], "conv2": [4]}, r"conv1 is to have \[2\] .* unpruned network's 4 among"),
-        ({"conv1": [4, 5], "conv2": [4]}, "conv1 is to have .*; allowed: 1 to 4"),
-    ],
-)
-def test_choices_without_the_unpruned_network_are_refused(choices, message) -> None:
-    with pytest.raises(ValueError, match=message):
-        check_choices(choices, {"conv1": 4, "conv2": 4})
 
 
 def test_widths_are_named_by_themselves_or_by_a_digest() -> None:

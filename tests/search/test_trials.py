@@ -30,7 +30,7 @@ SCORES = {"a": np.array([4.0, 3.0, 2.0, 1.0]), "b": np.array([5.0, 3.0, 2.0])}
 
 @pytest.fixture
 def space() -> Space:
-    return Space({(): Table()}, SCORES, lambda widths: 2**20 * widths["a"] * widths["b"])
+    return Space({(): Table()}, SCORES, lambda widths: {"net": 2**20 * widths["a"] * widths["b"]})
 
 
 def test_every_network_of_a_small_space_is_found_with_its_numbers(space) -> None:
@@ -48,11 +48,23 @@ def test_the_same_latencies_give_the_same_trials(space) -> None:
 
 def test_layers_in_float_are_a_choice_where_they_were_timed() -> None:
     both = {(): Table(), ("conv1", "conv2"): Table(0.5)}
-    own = Space(both, SCORES, lambda widths: 1)
+    own = Space(both, SCORES, lambda widths: {"net": 1})
     table = explore(own, SearchSpec(trials=200, precision="int8"))
     assert {*table["float_layers"]} == {"", "conv1+conv2"}
     pair = table[table["network"] == "4x3"].set_index("float_layers")["map_ms"]
     assert pair["conv1+conv2"] == pair[""] / 2
+
+
+def test_weights_of_layers_in_float_take_four_bytes_each(space) -> None:
+    own = Space({(): Table()}, SCORES, lambda widths: {"conv1": 2**20, "conv2": 2**21})
+    sizes = [own.weights_mb({"float_layers": layers}, "int8") for layers in ("", "conv1")]
+    assert sizes == [3, 4 + 2]
+
+
+def test_a_map_that_knows_no_latency_is_named() -> None:
+    own = Space({(): Table(math.nan)}, SCORES, lambda widths: {"net": 1})
+    with pytest.raises(ValueError, match="the latency of none of 30 trials is known"):
+        explore(own, SearchSpec(trials=30))
 
 
 def test_only_networks_within_the_constraint_are_left(space) -> None:
@@ -68,7 +80,7 @@ def trials(**columns) -> pd.DataFrame:
 
 def test_a_group_counts_by_the_square_root_of_its_importance() -> None:
     scores = {"a": np.array([4.5, 4.5]), "b": np.array([0.75, 0.25]), "dead": np.zeros(2)}
-    own = Space({(): Table()}, scores, lambda widths: 1)
+    own = Space({(): Table()}, scores, lambda widths: {"net": 1})
     assert own.kept({"a": 1, "b": 1, "dead": 1}) == pytest.approx(0.5 ** (3 / 4) * 0.75 ** (1 / 4))
     assert own.kept({"a": 2, "b": 2, "dead": 1}) == 1
 
@@ -81,7 +93,7 @@ def test_importance_that_is_no_number_or_0_of_all_channels_is_refused(scores) ->
     with pytest.raises(
         ValueError, match=r"importance of the channels is \{'a': .*; allowed: finite"
     ):
-        Space({(): Table()}, scores, lambda widths: 1)
+        Space({(): Table()}, scores, lambda widths: {"net": 1})
 
 
 def test_whole_fronts_go_on_and_then_what_enlarges_the_hypervolume() -> None:

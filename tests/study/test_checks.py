@@ -50,6 +50,21 @@ def test_a_data_folder_that_cannot_be_written_is_named(tmp_path) -> None:
         check_parameters(ExperimentConfig(data_dir=str(tmp_path / "data")))
 
 
+@pytest.mark.parametrize(
+    ("channels", "told"),
+    [
+        ({"conv1": [8]}, r"widths are given for \['conv1'\]; allowed: conv1, conv2"),
+        ({"conv1": [8], "conv2": [32]}, "unpruned network's 16 among them"),
+    ],
+)
+def test_widths_that_a_search_cannot_choose_are_told_before_anything_is_trained(
+    tmp_path, channels, told
+) -> None:
+    own = {"data_dir": str(tmp_path), "search": {"channels": channels}}
+    with pytest.raises(ConfigError, match=f"small_cnn cannot be searched: .*{told}"):
+        check_run(ExperimentConfig(**own))
+
+
 def test_a_network_that_cannot_be_pruned_is_named(tmp_path) -> None:
     own = {"data_dir": str(tmp_path), "models": ["tests.networks:Loose"], "channels": 1}
     told = (
