@@ -5,7 +5,7 @@ import signal
 import sys
 from typing import Any
 
-from edgeopt.system import fork_server
+from edgeopt.system import fork_server, require_limits
 
 
 def end(*_: Any) -> None:
@@ -15,6 +15,12 @@ def end(*_: Any) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] in (["report"], ["check"]):
+        try:
+            require_limits()  # first: imports end in a traceback where there is too little
+        except ValueError as error:
+            sys.stderr.write(f"{error}\n")
+            sys.exit(2)
     before = signal.signal(signal.SIGINT, end)
     if sys.argv[1:2] == ["report"]:
         fork_server()  # imports for the notebooks while this process does for itself

@@ -43,6 +43,7 @@ pruning_criteria = ["l1", "l2", "taylor", "random"]
 runtimes = ["torch", "onnxruntime", "executorch", "openvino"]
 search = None
 threads = 1
+benchmark_batch_size = 1
 
 # %%
 import pandas as pd

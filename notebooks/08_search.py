@@ -150,6 +150,8 @@ labels, target = study.validation_labels, config.part(Target)
 how = {"labels": labels, "target": target, "batch_size": config.benchmark_batch_size}
 sweep = sweep_table(prepared, measured, **how)
 sweep["found"] = sweep["candidate"].isin([own.name for own in found])
+
+# %% tags=["nbval-ignore-output"]
 shown = ["candidate", "found", "accuracy", "latency_p50_ms", "accuracy_low", "accuracy_high"]
 sweep[shown].sort_values("latency_p50_ms")
 
@@ -204,6 +206,8 @@ final.loc[[parent, *fast[:1]], ["accuracy", "test_accuracy", "latency_p50_ms"]]
 # %% tags=["nbval-ignore-output"]
 ends = " to ".join(quantity("regret", end, signed=True) for end in (low, high))
 print(f"The search enlarges the hypervolume by {quantity('regret', gain, signed=True)} ({ends}).")
+
+# %% tags=["nbval-ignore-output"]
 right = {name: predicted[name] == study.labels("test") for name in answers.correct}
 ends = [
     quantity("regret", n, signed=True) for n in hypervolume_gain(right, measured.samples, **own)

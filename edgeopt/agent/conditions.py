@@ -56,7 +56,7 @@ class Watch:
             "reference_ms": reference,
             "other_cores": float(np.maximum(0.0, (busy - own) / seconds)),
             "steal_share": steal / total if total else 0.0,
-            "load_1min": os.getloadavg()[0],
+            "load_1min": _load(),
             "clock_mhz": clock_mhz(),
             "temperature_c": temperature_c(),
         }
@@ -65,18 +65,28 @@ class Watch:
 def _read() -> tuple[float, ...]:
     """Clock, own CPU time, and the machine's busy, stolen and total time, in seconds."""
     clock, own = time.perf_counter(), time.process_time()
-    if not PROC_STAT.exists():
+    try:
+        words = PROC_STAT.read_text()
+    except OSError:  # not there, or hidden, as on Android
         return clock, own, np.nan, np.nan, np.nan
-    words = PROC_STAT.read_text().split("\n", 1)[0].split()[1:9]
+    words = words.split("\n", 1)[0].split()[1:9]
     ticks = np.array(words, dtype=float) / os.sysconf("SC_CLK_TCK")
     user, nice, system, idle, waiting, irq, softirq, steal = ticks
     busy = user + nice + system + irq + softirq
     return clock, own, busy, steal, busy + steal + idle + waiting
 
 
+def _load() -> float:
+    try:
+        return os.getloadavg()[0]
+    except OSError:
+        return np.nan
+
+
 def clock_mhz() -> float:
-    """Mean frequency of the cores in MHz; NaN where the system does not tell."""
-    return _mean(CPUS.glob("cpu[0-9]*/cpufreq/scaling_cur_freq")) / 1e3
+    """Frequency of the fastest core in MHz: idle ones slow down; NaN where it is not told."""
+    files = CPUS.glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
+    return max(_numbers(files), default=np.nan) / 1e3
 
 
 def temperature_c() -> float:
@@ -90,11 +100,6 @@ def throttling() -> str:
         return f"get_throttled={RASPBERRY_THROTTLED.read_text().strip()}"
     counts = _numbers(CPUS.glob("cpu[0-9]*/thermal_throttle/core_throttle_count"))
     return f"core_throttle_count={sum(counts):.0f}" if counts else "unavailable: not told"
-
-
-def _mean(files: Iterable[Path]) -> float:
-    numbers = _numbers(files)
-    return sum(numbers) / len(numbers) if numbers else np.nan
 
 
 def _numbers(files: Iterable[Path]) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -25,7 +26,7 @@ class Journal:
         text = "".join(_line(record) for record in self.records.values())
         if self.path.exists() and self.path.read_text(encoding="utf-8") != text:
             _replace(self.path, text)  # a kill in the middle of a line left half of it
-        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self._file = _opened(self.path)
 
     def add(self, kind: str, name: str = "", number: int = 0, **values: Any) -> None:
         """Write a record, unless there is one of its kind, name and round."""
@@ -33,12 +34,10 @@ class Journal:
         if key_of(record) in self.records:
             return
         self.records[key_of(record)] = record
-        os.write(self._file, _line(record).encode())
+        line = _line(record).encode()
+        if os.write(self._file, line) != len(line):
+            raise OSError(errno.ENOSPC, "a record was cut", str(self.path))
         self._show(record)
-
-    def show(self, kind: str, name: str) -> None:
-        """Show a record that is not kept."""
-        self._show({"kind": kind, "name": name, "round": 0})
 
     def has(self, kind: str, name: str = "", number: int = 0) -> bool:
         """Whether a record is there."""
@@ -49,8 +48,10 @@ class Journal:
         return [record for record in self.records.values() if record["kind"] == kind]
 
     def reload(self) -> None:
-        """Read what another process has added."""
+        """Read what another process has added; it may have put another file in the place."""
         self.records = read_records(self.path)
+        os.close(self._file)
+        self._file = _opened(self.path)
 
     def show_all(self) -> None:
         """Show what is there already."""
@@ -60,6 +61,16 @@ class Journal:
     def _show(self, record: dict[str, Any]) -> None:
         sys.stdout.write(self._text(record))
         sys.stdout.flush()
+
+
+def _opened(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+
+def show_waiting(holder: str, *, show: str) -> None:
+    """Show who holds what this process waits for; no journal keeps it."""
+    sys.stdout.write(SHOWN[show]({"kind": WAITING, "name": holder, "round": 0}))
+    sys.stdout.flush()
 
 
 def key_of(record: dict[str, Any]) -> tuple[str, str, int]:
@@ -97,7 +108,12 @@ def _progress(record: dict[str, Any]) -> str:
     return "" if record["kind"] == "visit" else f"{record['kind']} {what}".strip() + "\n"
 
 
-SHOWN = {"": lambda record: "", "records": _line, "progress": _progress}
+def _line_of_its_own(record: dict[str, Any]) -> str:
+    """Begin a line: a library may have printed without ending its own."""
+    return "\n" + _line(record)
+
+
+SHOWN = {"": lambda record: "", "records": _line_of_its_own, "progress": _progress}
 
 
 def _replace(path: Path, text: str) -> None:

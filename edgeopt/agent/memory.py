@@ -10,7 +10,7 @@ from edgeopt.system.host import status_bytes
 CALLS = 3
 
 
-def memory_of(artifact: Artifact, *, place: str) -> dict[str, int]:
+def memory_of(artifact: Artifact, *, place: str, threads: int = 1) -> dict[str, int]:
     """Load and run an artifact twice in this process, which has done nothing else yet.
 
     ``idle_rss_bytes`` is resident before the first loading, with Python and NumPy;
@@ -22,7 +22,7 @@ def memory_of(artifact: Artifact, *, place: str) -> dict[str, int]:
     idle = status_bytes("VmRSS")
     sessions, resident = [], []
     for _ in range(2):
-        sessions.append(open_session(artifact, place=place))
+        sessions.append(open_session(artifact, place=place, threads=threads))
         for _ in range(CALLS):
             sessions[-1](np.zeros(artifact.input_shape, dtype=np.float32))
         resident.append((status_bytes("VmRSS"), status_bytes("VmHWM")))

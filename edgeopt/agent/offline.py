@@ -35,7 +35,7 @@ def run_bundle(archive: Path, *, to: Path) -> Path:
         folder = to / f".edgeopt-{digest[:16]}"
         for name in opened.namelist():
             if name == PLAN or name.startswith(f"{FILES}/"):
-                opened.extract(name, folder)
+                _extract(opened, name, folder)
     run(folder, show="progress")
     records = [*read_records(folder / JOURNAL).values()]
     content = json.dumps(sealed(records, plan=digest)) + "\n"
@@ -45,6 +45,14 @@ def run_bundle(archive: Path, *, to: Path) -> Path:
     shutil.rmtree(folder)
     sys.stdout.write(f"written: {results}\n")
     return results
+
+
+def _extract(opened: zipfile.ZipFile, name: str, folder: Path) -> None:
+    """Write a file unless it is there: another process may be measuring it."""
+    content, path = opened.read(name), folder / name
+    if not path.is_file() or path.read_bytes() != content:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
 
 
 def sealed(records: list[dict[str, Any]], *, plan: str) -> dict[str, Any]:

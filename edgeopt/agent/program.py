@@ -33,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     from edgeopt.agent.supervisor import AgentError, end_with_parent
 
-    if options.command != "bundle" and options.show != "progress":
+    by_hand = options.command == "run" and options.show == "progress"
+    if options.command != "bundle" and not by_hand:
         end_with_parent()
     try:
         _run(options)
@@ -60,4 +61,5 @@ def _run(options: argparse.Namespace) -> None:
         job = next(
             job for job in read_plan(options.folder, verify=False).jobs if job.name == options.name
         )
-        sys.stdout.write(f"\n{json.dumps(memory_of(job.artifact, place=job.place))}\n")
+        found = memory_of(job.artifact, place=job.place, threads=job.threads)
+        sys.stdout.write(f"\n{json.dumps(found)}\n")

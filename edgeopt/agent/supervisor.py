@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.agent.conditions import clock_mhz, temperature_c, throttling
-from edgeopt.agent.journal import WAITING, Journal
-from edgeopt.agent.plan import Job, Plan, PlanError, read_plan
+from edgeopt.agent.journal import Journal, show_waiting
+from edgeopt.agent.plan import PLAN, Job, Plan, PlanError, read_plan
 from edgeopt.agent.worker import UNDERWAY
 from edgeopt.system.host import host_facts, usable_cores
 
 LOCK = "lock"
-TURN = "edgeopt-measuring-{user}.lock"  # in the temporary folder: one measurement at a time
+# Where all processes of a user meet, whatever their TMPDIR: two measurements slow each other.
+SHARED = "/tmp" if os.access("/tmp", os.W_OK) else tempfile.gettempdir()
+TURN = Path(SHARED, f"edgeopt-measuring-{os.getuid()}.lock")
 MEMORY_SECONDS = 300
 # Children wait for the end of their standard input, which this process holds open until it ends.
 _LIFELINE, _HELD = os.pipe()
@@ -39,18 +41,19 @@ class AgentError(RuntimeError):
 def run(folder: Path, *, show: str) -> None:
     """Measure what a plan asks for, and go on where an earlier run of it was ended.
 
-    While another plan is measured on this device by the same user, this one waits, and says so.
-
-    Raises ``PlanError`` when the plan or a file is not what was written, ``AgentError`` when
-    another process measures the same plan, or the worker dies outside of any artifact.
+    While another process of this user measures on this device, this one waits, and says so. Raises
+    ``PlanError`` when the plan or a file is not what was written, ``AgentError`` when a lock is not
+    the user's, or the worker dies outside of any artifact.
     """
     plan = read_plan(folder)
-    with _locked(folder):
+    with _held(folder / LOCK, show=show):
+        if not (folder / PLAN).exists():
+            raise AgentError(f"{folder} was removed by the process that measured it before")
         journal = Journal(folder, show=show)
         if (known := journal.records.get(("begin", "", 0))) and known["plan"] != plan.digest:
             raise PlanError(f"{journal.path} belongs to another plan: {known['plan']}")
         journal.show_all()
-        with _turn(journal):
+        with _held(TURN, show=show):
             journal.add("begin", plan=plan.digest, facts=device_facts(plan), state=_state())
             _work(plan, journal, show=show)
             if plan.values["memory"]:
@@ -82,25 +85,17 @@ def _state() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    with (folder / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise AgentError(f"another process measures {folder} already") from None
-        yield
-
-
-@contextlib.contextmanager
-def _turn(journal: Journal) -> Iterator[None]:
-    """Hold the device: two measurements side by side would slow each other."""
-    path = Path(tempfile.gettempdir(), TURN.format(user=os.getuid()))
+def _held(path: Path, *, show: str) -> Iterator[None]:
+    """Hold a file's lock; wait for the process that holds it, and say so."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
     with os.fdopen(os.open(path, flags, 0o600), "r+", encoding="utf-8") as lock:
+        found = os.fstat(lock.fileno())
+        if (found.st_uid, found.st_nlink) != (os.getuid(), 1):
+            raise AgentError(f"{path} is not a lock of this user's; remove it")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            journal.show(WAITING, lock.read())
+            show_waiting(lock.read() or "another process", show=show)
             fcntl.flock(lock, fcntl.LOCK_EX)
         lock.seek(0)
         lock.truncate()
@@ -115,7 +110,7 @@ def _work(plan: Plan, journal: Journal, *, show: str) -> None:
     while reason := _worker_ending(plan.folder, show=show):
         journal.reload()
         name = _taken(plan.folder / UNDERWAY)
-        if not name:
+        if not name or journal.has("failed", name):
             raise AgentError(f"the agent's worker ended outside of any artifact: {reason}")
         if before == (before := (name, len(journal.records))):
             rounds = len(journal.of_kind("lap"))

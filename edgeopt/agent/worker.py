@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -30,12 +31,12 @@ def work(folder: Path, *, show: str) -> None:
     shutil.rmtree(folder / COMPILED, ignore_errors=True)  # of a worker that died while it wrote
     Session.compiled = folder / COMPILED if plan.values["keep_compiled"] else None
     for job in plan.jobs:
-        _mark(folder, job.name)
-        _try(job, journal)
+        with _underway(folder, job.name):
+            _try(job, journal)
     for job in _waiting(plan, journal):
         if job.score and not journal.has("scored", job.name):
-            _mark(folder, job.name)
-            _score(job, plan, journal)
+            with _underway(folder, job.name):
+                _score(job, plan, journal)
     sessions: dict[str, Session] = {}
     watch = Watch()
     for number in range(plan.values["rounds"]):
@@ -44,9 +45,12 @@ def work(folder: Path, *, show: str) -> None:
             journal.add("lap", number=number, **watch.lap())
 
 
-def _mark(folder: Path, name: str) -> None:
+@contextmanager
+def _underway(folder: Path, name: str) -> Iterator[None]:
     """Leave word of what is underway, for who finds the process dead."""
     (folder / UNDERWAY).write_text(name, encoding="utf-8")
+    yield
+    (folder / UNDERWAY).unlink()
 
 
 def _waiting(plan: Plan, journal: Journal) -> list[Job]:
@@ -86,8 +90,8 @@ def _round(number: int, plan: Plan, journal: Journal, sessions: dict[str, Sessio
     for position, name in enumerate(order):
         if journal.has("visit", name, number) or journal.has("failed", name):
             continue
-        _mark(plan.folder, name)
-        _visit(jobs[name], number, position, plan, journal, sessions)
+        with _underway(plan.folder, name):
+            _visit(jobs[name], number, position, plan, journal, sessions)
 
 
 def _visit(

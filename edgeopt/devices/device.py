@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -36,8 +36,11 @@ class Device(ABC):
     name: str
 
     @abstractmethod
-    def facts(self) -> dict[str, Any]:
-        """Describe the device as :func:`edgeopt.system.host_facts` does this machine."""
+    def facts(self, packages: Sequence[str] = ()) -> dict[str, Any]:
+        """Describe the device as :func:`edgeopt.system.host_facts` does this machine.
+
+        With the versions of ``packages`` where the device's own Python has them all.
+        """
 
     @abstractmethod
     def run(self, plan: Plan, *, on_line: Callable[[str], None]) -> None:
@@ -57,8 +60,8 @@ class Host(Device):
 
     name = HOST
 
-    def facts(self) -> dict[str, Any]:
-        """Describe this machine."""
+    def facts(self, packages: Sequence[str] = ()) -> dict[str, Any]:
+        """Describe this machine; kept results tell the versions of its packages themselves."""
         return host_facts()
 
     def run(self, plan: Plan, *, on_line: Callable[[str], None]) -> None:
@@ -81,9 +84,10 @@ class Host(Device):
         """Leave the bundle to whoever made it."""
 
 
-def check_ending(code: int | None, said: str, *, device: str) -> None:
+def check_ending(code: int | None, said: str, *, device: str, signal: str = "") -> None:
     """Raise unless the agent ended well: ``DeviceError`` for what it can tell, else lost."""
-    last = said.strip().rpartition("\n")[2] or f"exit code {code}"
+    ending = f"killed by SIG{signal}" if signal else f"exit code {code}"
+    last = said.strip().rpartition("\n")[2] or ending
     if code == 2:
         raise DeviceError(f"{device}: {last}")
     if code != 0:

@@ -1,16 +1,19 @@
 """What a device that is reached by SSH brings, and the Python that runs the agent there."""
 
+import asyncio
 import hashlib
 import json
 import logging
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import asyncssh
 
@@ -24,31 +27,36 @@ PIP_OPTIONS = (
     *("--quiet", "--only-binary=:all:"),
     *("--no-cache-dir", "--disable-pip-version-check"),  # nothing more is left in the user's cache
 )
+NO_WHEEL = "No matching distribution found"  # in pip's words
 MARGIN_BYTES = 2**20
 OLDEST_GLIBC = 17
 # For Python 3.2 and newer, so that one that is too old can be told.
 PROBE = """
-import json, os, platform, shutil, sys
+import json, os, platform, shutil, site, sys
 home = os.path.expanduser("~")
 print(json.dumps({"home": home, "executable": sys.executable, "version": list(sys.version_info[:3]),
     "machine": platform.machine(), "libc": platform.libc_ver()[1],
-    "free": shutil.disk_usage(home).free}))
+    "packages": site.getuserbase(), "free": shutil.disk_usage(home).free}))
 """
 INSTALLED = """
 import json, sys
 from importlib import metadata
-def there(name):
+found = {}
+for name in sys.argv[1:]:
     try:
-        return bool(metadata.version(name))
+        found[name] = metadata.version(name)
     except metadata.PackageNotFoundError:
-        return False
-print(json.dumps([name for name in sys.argv[1:] if there(name)]))
+        pass
+print(json.dumps(found))
 """
 
 
 @dataclass(frozen=True)
 class Remote:
-    """An open connection, and what the device at its other end told of itself."""
+    """An open connection, and what the device at its other end told of itself.
+
+    ``packages`` is where its Python looks for those that a user has installed.
+    """
 
     connection: asyncssh.SSHClientConnection
     name: str
@@ -57,6 +65,7 @@ class Remote:
     version: tuple[int, ...]
     machine: str
     libc: str
+    packages: str
     free: int
 
     @classmethod
@@ -71,12 +80,16 @@ class Remote:
             raise DeviceError(f"{name}: there is no {python}; install Python 3.9 or newer")
         if asked.exit_status != 0:
             raise DeviceError(f"{name}: {python} does not run: {asked.stderr.strip()[-200:]}")
-        told = json.loads(asked.stdout)
+        told = _last_line(asked.stdout, name=name)
         if tuple(told["version"]) < OLDEST:
             found = ".".join(map(str, told["version"]))
             raise DeviceError(f"{name}: {python} is Python {found}; allowed: 3.9 or newer")
         python = told.pop("executable")
         return cls(connection, name, python, **{**told, "version": tuple(told["version"])})
+
+    async def ask(self, command: Sequence[str], *, input: str = "") -> Any:
+        """Run a command and return the JSON that its last line holds; ``DeviceError`` as `run`."""
+        return _last_line(await self.run(command, input=input), name=self.name)
 
     async def run(self, command: Sequence[str], *, input: str = "") -> str:
         """Run a command and return what it wrote; ``DeviceError`` when it fails."""
@@ -93,6 +106,15 @@ class Remote:
                 f"{self.name}: {size / 2**20:.1f} MiB are needed below {self.home}, "
                 f"{self.free / 2**20:.1f} MiB are free"
             )
+
+
+def _last_line(said: str, *, name: str) -> Any:
+    """Read JSON from the last line: the shell's own files may have printed before."""
+    last = said.strip().rpartition("\n")[2]
+    try:
+        return json.loads(last)
+    except ValueError:
+        raise DeviceError(f"{name}: it answered {last[:100]!r}, not what was asked") from None
 
 
 async def ended(
@@ -112,10 +134,10 @@ async def python_for(remote: Remote, packages: Sequence[str], *, wheels: str) ->
     are installed here or, where they have no wheel for it, the newest that has. A package without
     one is left out, which the agent says of its runtime; ``DeviceError`` when NumPy is.
     """
-    own = json.loads(await remote.run([remote.python, "-c", INSTALLED, *packages]))
-    if set(own) >= set(packages):
+    if set(await installed(remote, packages)) >= set(packages):
         return remote.python
-    wanted = {name: metadata.version(name) for name in packages}
+    # What is behind a + tells builds of one version apart, which package indexes do not hold.
+    wanted = {name: metadata.version(name).partition("+")[0] for name in packages}
     named = hashlib.sha256(repr((wanted, remote.version)).encode()).hexdigest()[:16]
     folder = f"{remote.home}/{CACHE}/python-{named}"
     python, ready = f"{folder}/bin/python", f"{folder}/ready"
@@ -123,12 +145,19 @@ async def python_for(remote: Remote, packages: Sequence[str], *, wheels: str) ->
     if asked.exit_status == 0:
         return python
     await remote.run([remote.python, "-m", "venv", "--clear", folder])
-    await _install(remote, python, wanted, source=wheels)
-    await remote.run(["touch", ready])
+    if await _install(remote, python, wanted, source=wheels):
+        await remote.run(["touch", ready])
     return python
 
 
-async def _install(remote: Remote, python: str, wanted: Mapping[str, str], *, source: str) -> None:
+async def installed(remote: Remote, packages: Sequence[str]) -> dict[str, str]:
+    """Versions of those of the packages that the device's own Python has."""
+    return await remote.ask([remote.python, "-c", INSTALLED, *packages])
+
+
+async def _install(remote: Remote, python: str, wanted: Mapping[str, str], *, source: str) -> bool:
+    """Install what there are wheels of; whether the next time would not find more."""
+    complete = True
     pip = [python, "-m", "pip", "install", *PIP_OPTIONS]
     for name, version in wanted.items():
         try:
@@ -141,7 +170,9 @@ async def _install(remote: Remote, python: str, wanted: Mapping[str, str], *, so
                 if name == "numpy":
                     hint = "device_wheels: push fetches what is missing here"
                     raise DeviceError(f"{error}; {hint}") from error
+                complete &= NO_WHEEL in str(error)
                 logger.warning("%s: %s is unavailable there: %s", remote.name, name, error)
+    return complete
 
 
 async def _install_one(
@@ -156,17 +187,34 @@ async def _install_one(
 async def _push_wheels(remote: Remote, pip: Sequence[str], requirement: str) -> None:
     """Fetch a requirement's wheels here and install them there."""
     with TemporaryDirectory(prefix="edgeopt-") as scratch:
-        _download(requirement, Path(scratch), remote)
+        # In a thread: the connection is kept alive meanwhile.
+        await asyncio.to_thread(_download, requirement, Path(scratch), remote)
         files = sorted(Path(scratch).glob("*.whl"))
         remote.require_free(4 * sum(file.stat().st_size for file in files))
         folder = f"{remote.home}/{CACHE}/wheels"
-        async with remote.connection.start_sftp_client() as sftp:
+        async with files_there(remote, folder) as sftp:
             await sftp.makedirs(folder, exist_ok=True)
             await sftp.put([str(file) for file in files], folder)
         try:
             await remote.run([*pip, "--no-index", "--find-links", folder, requirement])
         finally:
             await remote.run(["rm", "-rf", "--", folder])
+
+
+@asynccontextmanager
+async def files_there(remote: Remote, folder: str) -> AsyncIterator[asyncssh.SFTPClient]:
+    """Open SFTP to write in a folder; ``DeviceError`` where that fails, or there is none."""
+    try:
+        client = await remote.connection.start_sftp_client()
+    except asyncssh.ChannelOpenError as error:
+        raise DeviceError(f"{remote.name}: its SSH server has no SFTP: {error}") from error
+    try:
+        async with client as sftp:
+            yield sftp
+    except asyncssh.SFTPError as error:
+        if isinstance(error, asyncssh.SFTPConnectionLost | asyncssh.SFTPNoConnection):
+            raise DeviceLost(f"{remote.name}: the connection was lost: {error}") from error
+        raise DeviceError(f"{remote.name}: cannot write in {folder}: {error}") from error
 
 
 def _download(requirement: str, folder: Path, remote: Remote) -> None:

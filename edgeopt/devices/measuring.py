@@ -35,13 +35,15 @@ def device_named(name: str, **options: str) -> Device:
 def measure_on(device: Device, plan: Plan, *, kept: Path | None = None) -> DeviceResults:
     """Measure a bundle on a device; lost agents and connections are started again.
 
-    Nothing that came is measured twice. What the device was given is removed; where the measurement
-    ended in its middle, it stays, and the same measurement goes on from there. With ``kept``, a
+    Nothing that came is measured twice, and nothing beside another process's measurement there.
+    What the device was given is removed; where the measurement ended in its middle, it stays, and
+    the same measurement goes on from there. With ``kept``, a
     file, the records of this very plan, device and code that it holds are taken as they are;
     others are measured, and written there. Raises ``DeviceError`` after five starts in a row that
     brought nothing.
     """
-    if kept and (found := kept_records(kept, plan=plan, facts=device.facts())):
+    facts = device.facts(plan.values["packages"]) if kept else {}
+    if kept and (found := kept_records(kept, plan=plan, facts=facts)):
         logger.info("%s was measured before: %s", device.name, kept)
         return results_of(found, plan=plan, device=device.name)
     records = _measured(device, plan)
@@ -52,11 +54,12 @@ def measure_on(device: Device, plan: Plan, *, kept: Path | None = None) -> Devic
 
 def _measured(device: Device, plan: Plan) -> list[dict[str, Any]]:
     records: Records = {}
+    waited: list[str] = []  # for whom: then what lies there is another process's too
     with tqdm(total=plan.values["rounds"], desc=f"rounds on {device.name}", disable=None) as bar:
         try:
-            _until_done(device, plan, records, bar)
+            _until_done(device, plan, records, waited, bar)
         finally:
-            if not records or DONE in records:
+            if DONE in records or not (records or waited):
                 _clean(device, plan)
     return [*records.values()]
 
@@ -69,10 +72,11 @@ def _clean(device: Device, plan: Plan) -> None:
         logger.warning("%s; what was put there stays until the next measurement", error)
 
 
-def _until_done(device: Device, plan: Plan, records: Records, bar: tqdm) -> None:
+def _until_done(device: Device, plan: Plan, records: Records, waited: list[str], bar: tqdm) -> None:
     def take(line: str) -> None:
         record = parsed(line)
         if record and record["kind"] == WAITING:
+            waited.append(record["name"])
             logger.warning("%s is measuring for %s; waiting", device.name, record["name"])
         elif record and key_of(record) not in records:
             records[key_of(record)] = record
@@ -80,14 +84,14 @@ def _until_done(device: Device, plan: Plan, records: Records, bar: tqdm) -> None
 
     idle = 0
     while DONE not in records:
-        before = len(records)
+        before = len(records) + len(waited)
         try:
             device.run(plan, on_line=take)
             if DONE not in records:
                 raise DeviceLost(f"{device.name}: the agent ended before the measurement did")
         except DeviceLost as error:
             logger.warning("%s; trying again", error)
-            idle = 0 if len(records) > before else idle + 1
+            idle = 0 if len(records) + len(waited) > before else idle + 1
             if idle >= ATTEMPTS:
                 raise DeviceError(f"{error}, {ATTEMPTS} times in a row") from error
             time.sleep(2**idle - 1)

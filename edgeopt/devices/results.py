@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,7 @@ class DeviceResults:
 def results_of(records: Iterable[Mapping[str, Any]], *, plan: Plan, device: str) -> DeviceResults:
     """Check the records of a journal against their plan, and put them into tables.
 
-    Raises ``ResultsError`` when they are of another plan, or hold what it did not ask for.
+    Raises ``ResultsError`` when they are of another plan, or hold more or less than it asked for.
     """
     names = {job.name for job in plan.jobs}
     kinds: dict[str, list[Mapping[str, Any]]] = {kind: [] for kind in FIELDS}
@@ -104,6 +105,7 @@ def results_of(records: Iterable[Mapping[str, Any]], *, plan: Plan, device: str)
         raise ResultsError(f"results of {device} are not complete: the measurement did not end")
     [begin], [done] = kinds["begin"], kinds["done"]
     errors = {record["name"]: record["error"] for record in kinds["failed"]}
+    _require_all_samples(kinds["visit"], plan=plan, failed=errors, device=device)
     untold = {job.name: EMULATED for job in plan.jobs if begin["facts"].get("emulated")}
     if untold:
         kinds["visit"] = []
@@ -120,6 +122,20 @@ def results_of(records: Iterable[Mapping[str, Any]], *, plan: Plan, device: str)
         digests={r["name"]: r["digest"] for r in kinds["scored"]},
         errors=errors,
     )
+
+
+def _require_all_samples(
+    visits: list[Mapping[str, Any]], *, plan: Plan, failed: Mapping[str, str], device: str
+) -> None:
+    """Raise ``ResultsError`` where calls of a job that has not failed are missing."""
+    counts = plan.values  # noqa: PD011 - no DataFrame's
+    wanted = counts["rounds"] * counts["calls_per_round"]
+    found = Counter({job.name: 0 for job in plan.jobs})
+    for visit in visits:
+        found[visit["name"]] += len(visit["times"])
+    for name, count in found.items():
+        if name not in failed and count != wanted:
+            raise ResultsError(f"results of {device} hold {count} calls of {name}, not {wanted}")
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
@@ -247,10 +263,14 @@ def _shown(facts: Mapping[str, Any]) -> dict[str, str]:
     shown = {name: _told(facts[name]) for name in SHOWN_FACTS}
     return {
         **shown,
-        "memory": quantity("peak_rss_bytes", facts["memory_bytes"]),
+        "memory": _memory_words(facts["memory_bytes"]),
         **states,
         "packages": packages,
     }
+
+
+def _memory_words(size: int | str) -> str:
+    return size if isinstance(size, str) else quantity("peak_rss_bytes", size)
 
 
 def _told(value: Any) -> str:

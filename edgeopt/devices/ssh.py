@@ -5,7 +5,8 @@ import json
 import shlex
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from concurrent.futures import wait
 from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +17,7 @@ import asyncssh
 from edgeopt.agent.plan import FILES, PLAN, Plan
 from edgeopt.devices.archive import write_archive
 from edgeopt.devices.device import Device, DeviceError, DeviceLost, address_of, check_ending
-from edgeopt.devices.environment import CACHE, Remote, python_for
+from edgeopt.devices.environment import CACHE, Remote, files_there, installed, python_for
 from edgeopt.system import file_sha256, host
 
 CONNECT_SECONDS = 15
@@ -65,15 +66,17 @@ class SshDevice(Device):
         """Bring what is missing there, and run the agent until it ends or the connection does."""
         _wait_for(self._run(plan, on_line))
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self, packages: Sequence[str] = ()) -> dict[str, Any]:
         """Ask the device what it is, by the code that asks this machine."""
-        return _wait_for(self._facts())
+        return _wait_for(self._facts(packages))
 
-    async def _facts(self) -> dict[str, Any]:
+    async def _facts(self, packages: Sequence[str]) -> dict[str, Any]:
         source = Path(host.__file__).read_text(encoding="utf-8")
         async with self._connected() as remote:
-            told = await remote.run([remote.python, "-"], input=source + TELL_FACTS)
-            return json.loads(told.splitlines()[-1])
+            told = await remote.ask([remote.python, "-"], input=source + TELL_FACTS)
+            found = await installed(remote, packages) if packages else {}
+        # Where the own Python lacks one, the agent has an environment, with versions by its name.
+        return told | ({"packages": found} if found and {*found} >= {*packages} else {})
 
     def clean(self, plan: Plan) -> None:
         """Remove the bundle and its results."""
@@ -86,7 +89,7 @@ class SshDevice(Device):
             folder = _folder(remote, plan)
             agent = await self._push(remote, plan, folder)
             # Some runtimes write into the user's home, which is to stay as it was.
-            places = [f"HOME={folder}/home", f"PYTHONUSERBASE={remote.home}/.local"]
+            places = [f"HOME={folder}/home", f"PYTHONUSERBASE={remote.packages}"]
             command = ["env", *places, python, agent, "run", folder, "--show", "records"]
             async with remote.connection.create_process(f"exec {shlex.join(command)}") as process:
                 async for line in process.stdout:
@@ -95,7 +98,8 @@ class SshDevice(Device):
                 await process.wait_closed()
             if process.exit_status is None and process.exit_signal is None:
                 raise DeviceLost(f"{self.name}: the connection was lost")
-            check_ending(process.exit_status, said, device=self.name)
+            signal = (process.exit_signal or [""])[0]
+            check_ending(process.exit_status, said, device=self.name, signal=signal)
 
     async def _clean(self, plan: Plan) -> None:
         async with self._connected() as remote:
@@ -112,7 +116,7 @@ class SshDevice(Device):
             sources |= {PLAN: plan.folder / PLAN, agent: archive}
             digests = {name: file_sha256(path) for name, path in sources.items()}
             command = [remote.python, "-c", WHOLE_FILES, folder]
-            whole = json.loads(await remote.run(command, input=json.dumps(digests)))
+            whole = await remote.ask(command, input=json.dumps(digests))
             missing = {name: path for name, path in sources.items() if name not in whole}
             remote.require_free(sum(path.stat().st_size for path in missing.values()))
             await _copy(remote, missing, folder)
@@ -141,17 +145,12 @@ def _folder(remote: Remote, plan: Plan) -> str:
 
 async def _copy(remote: Remote, files: dict[str, Path], folder: str) -> None:
     """Copy files whole or not at all."""
-    try:
-        async with remote.connection.start_sftp_client() as sftp:
-            await sftp.makedirs(f"{folder}/{FILES}", exist_ok=True)
-            for name, path in files.items():
-                part = f"{folder}/{name}.part"
-                await sftp.put(str(path), part)
-                await sftp.posix_rename(part, f"{folder}/{name}")
-    except asyncssh.SFTPError as error:
-        if isinstance(error, asyncssh.SFTPConnectionLost | asyncssh.SFTPNoConnection):
-            raise DeviceLost(f"{remote.name}: the connection was lost: {error}") from error
-        raise DeviceError(f"{remote.name}: cannot write in {folder}: {error}") from error
+    async with files_there(remote, folder) as sftp:
+        await sftp.makedirs(f"{folder}/{FILES}", exist_ok=True)
+        for name, path in files.items():
+            part = f"{folder}/{name}.part"
+            await sftp.put(str(path), part)
+            await sftp.posix_rename(part, f"{folder}/{name}")
 
 
 async def _why(error: Exception, **address: Any) -> str:
@@ -195,6 +194,12 @@ def _known(host: str, port: int) -> bool:
     return any(keys)
 
 
+async def _all_ended() -> None:
+    """Let what was cancelled close its connection: the agent at its other end ends by that."""
+    own = asyncio.current_task()
+    await asyncio.gather(*(asyncio.all_tasks() - {own}), return_exceptions=True)
+
+
 def _wait_for(work: Coroutine[Any, Any, Any]) -> Any:
     """Run a coroutine in a loop of its own: a notebook's thread has one that runs already."""
     loop = asyncio.new_event_loop()
@@ -205,6 +210,7 @@ def _wait_for(work: Coroutine[Any, Any, Any]) -> Any:
         return future.result()
     except BaseException:
         future.cancel()
+        wait([asyncio.run_coroutine_threadsafe(_all_ended(), loop)], timeout=CONNECT_SECONDS)
         raise
     finally:
         loop.call_soon_threadsafe(loop.stop)

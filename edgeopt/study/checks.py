@@ -1,31 +1,24 @@
 """What can be known of a run before anything is trained."""
 
 import os
-import resource
 from pathlib import Path
 
 from edgeopt.config import ConfigError, ExperimentConfig
 from edgeopt.experiments import Recipe, grid
 from edgeopt.pruning import channel_widths, checked_choices, width_steps
-from edgeopt.schema import MIB
 from edgeopt.study.folder import RunFolder, open_run
 from edgeopt.study.layout import NEEDS
 from edgeopt.study.resources import estimate, require_resources, subset_sizes
 from edgeopt.study.study import Study, open_study
 from edgeopt.system import open_scheduler
 
-# What the smallest run was tried with: with less, threads and libraries do not start.
-LEAST_OPEN_FILES, LEAST_ADDRESS_MIB = 128, 1900
-
 
 def check_parameters(config: ExperimentConfig) -> int:
     """Count the candidates of a run's grid; ``ConfigError`` for what cannot end well.
 
     Each notebook's input has to be made by another one of the run, or to lie in its folder; one of
-    the runtimes has to run one of the precisions; the folder of the data has to be writable, and
-    the limits of the process such that threads and libraries start.
+    the runtimes has to run one of the precisions, and the folder of the data has to be writable.
     """
-    _check_limits()
     run = open_run(config.run)
     for notebook in config.notebooks:
         _check_inputs(notebook, config, run)
@@ -96,20 +89,6 @@ def _check_search(study: Study) -> None:
         checked_choices(own, whole, steps=steps)
     except ValueError as error:
         raise ConfigError(f"{plan.model} cannot be searched: {error}") from error
-
-
-def _check_limits() -> None:
-    limits = (
-        (resource.RLIMIT_NOFILE, "open files", "ulimit -n", 1, LEAST_OPEN_FILES),
-        (resource.RLIMIT_AS, "MiB of address space", "ulimit -v", MIB, LEAST_ADDRESS_MIB),
-    )
-    for kind, what, command, unit, least in limits:
-        given, _ = resource.getrlimit(kind)
-        if given != resource.RLIM_INFINITY and given < least * unit:
-            raise ConfigError(
-                f"a process may have {given // unit:,} {what} ({command}); allowed: {least:,} or "
-                "more"
-            )
 
 
 def _check_writable(folder: Path) -> None:

@@ -26,6 +26,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "usable_cores",
         ],
         "int8": ["Int8Scheme", "int8_scheme"],
+        "limits": ["require_limits"],
         "parallel.opening": ["open_scheduler"],
         "parallel.scheduler": ["SchedulerError", "check_scheduler"],
         "store": ["Store"],

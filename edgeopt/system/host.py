@@ -134,7 +134,8 @@ def usable_cores() -> int:
 def _cache_bytes(level: int) -> int | str:
     for index in sorted(CPU0.glob("cache/index*")):
         if _read(index / "level").strip() == str(level):
-            return int(_read(index / "size").strip().removesuffix("K")) * 1024
+            size = _read(index / "size").strip().removesuffix("K")
+            return int(size) * 1024 if size else f"unavailable: {index}/size is not told"
     return f"unavailable: {CPU0}/cache lists no level {level}"
 
 

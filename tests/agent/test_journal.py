@@ -88,7 +88,7 @@ def test_what_is_no_record_is_none(line):
 
 @pytest.mark.parametrize(
     ("show", "expected"),
-    [("", ""), ("records", LINE), ("progress", "begin\nscored a\nlap 3\nlap\n")],
+    [("", ""), ("records", "\n" + LINE), ("progress", "begin\nscored a\nlap 3\nlap\n")],
 )
 def test_records_are_shown_as_asked_for(tmp_path, capsys, show, expected):
     if show == "records":

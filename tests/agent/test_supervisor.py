@@ -31,6 +31,12 @@ def started_from_the_package(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
+@pytest.fixture(autouse=True)
+def turn(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervisor, "TURN", tmp_path / "turn.lock")
+    return tmp_path / "turn.lock"
+
+
 def ran(folder):
     run(folder, show="")
     return Journal(folder)
@@ -130,36 +136,51 @@ def test_all_records_are_shown_of_this_run_and_of_earlier_ones(tmp_path, capfd):
     folder = write_plan(tmp_path, [entry(tmp_path, "a")], rounds=1)
     for _ in range(2):
         run(folder, show="records")
-        lines = capfd.readouterr().out.splitlines(keepends=True)
+        lines = [*filter(parsed, capfd.readouterr().out.splitlines(keepends=True))]
         assert "".join(lines) == (folder / "journal.jsonl").read_text()
         kinds = [json.loads(line)["kind"] for line in lines]
         assert kinds == ["begin", "scored", "visit", "lap", "done"]
 
 
-def test_one_plan_is_measured_by_one_process(tmp_path):
+@pytest.mark.parametrize("what", ["the plan", "the device"])
+def test_what_another_process_measures_is_waited_for(tmp_path, turn, capsys, what):
     folder = write_plan(tmp_path, [entry(tmp_path, "a")])
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(AgentError, match=f"another process measures {folder} already"):
-            ran(folder)
-    assert ran(folder).has("done")
-
-
-def test_one_plan_at_a_time_is_measured_on_a_device(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(supervisor, "TURN", f"{tmp_path}/turn.lock")
-    folder = write_plan(tmp_path, [entry(tmp_path, "a")])
+    path = folder / "lock" if what == "the plan" else turn
     waiting = threading.Thread(target=lambda: run(folder, show="records"))
-    with (tmp_path / "turn.lock").open("w") as lock:
+    with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         lock.write("process 7")
         lock.flush()
+        path.chmod(0o600)
         waiting.start()
         shown = wait_for(lambda: capsys.readouterr().out)
         assert not Journal(folder).records
     waiting.join(60)
-    assert parsed(shown) == {"kind": "waiting", "name": "process 7", "round": 0}
+    assert parsed(shown.strip()) == {"kind": "waiting", "name": "process 7", "round": 0}
     assert Journal(folder).has("done")
     assert not Journal(folder).of_kind("waiting")
+
+
+def test_a_lock_that_is_another_file_too_is_refused(tmp_path, turn):
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    turn.hardlink_to(precious)
+    with pytest.raises(AgentError, match=r"turn\.lock is not a lock of this user's; remove it"):
+        ran(write_plan(tmp_path, [entry(tmp_path, "a")]))
+    assert precious.read_text() == "kept"
+
+
+def test_a_worker_that_dies_outside_of_any_artifact_ends_the_measurement(tmp_path, monkeypatch):
+    folder = write_plan(tmp_path, [entry(tmp_path, "a")])
+    reasons = iter(["ZeroDivisionError", "ZeroDivisionError"])
+    monkeypatch.setattr(supervisor, "_worker_ending", lambda *_, **__: next(reasons))
+    told = "ended outside of any artifact: ZeroDivisionError"
+    with pytest.raises(AgentError, match=told):
+        ran(folder)
+    Journal(folder).add("failed", "a", at=0, error="it ended its process")
+    (folder / "underway").write_text("a")  # of a job that will not be tried again
+    with pytest.raises(AgentError, match=told):
+        ran(folder)
 
 
 def test_the_journal_of_another_plan_is_refused(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from edgeopt.agent.journal import Journal
 from edgeopt.agent.rounds import round_order
-from edgeopt.agent.worker import work
+from edgeopt.agent.worker import _underway, work
 from tests.agent.made_up import CLASSES, Counted, entry, write_file, write_plan
 
 LOGITS = np.array([[1, -1], [-1, 1]], np.float32)  # of the first batch
@@ -140,8 +140,12 @@ def test_a_second_worker_does_what_is_missing_and_nothing_twice(tmp_path):
     assert visits(journal, 2) == round_order("ab", number=2, seed=0)
 
 
-def test_the_artifact_underway_is_on_disk(tmp_path):
-    worked(write_plan(tmp_path, [entry(tmp_path, "a"), entry(tmp_path, "b", "Raising")], rounds=0))
+def test_the_artifact_underway_is_on_disk_while_it_is(tmp_path):
+    with _underway(tmp_path, "a"):
+        assert (tmp_path / "underway").read_text() == "a"
+    assert not (tmp_path / "underway").exists()
+    with pytest.raises(KeyboardInterrupt), _underway(tmp_path, "b"):
+        raise KeyboardInterrupt
     assert (tmp_path / "underway").read_text() == "b"
     worked(write_plan(tmp_path, [entry(tmp_path, "a"), entry(tmp_path, "b", "Raising")], rounds=1))
-    assert (tmp_path / "underway").read_text() == "a"
+    assert not (tmp_path / "underway").exists()

@@ -59,6 +59,7 @@ def test_the_archive_measures_without_the_package(archive, tmp_path, tasks, imag
     told = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert told.returncode == 0, told.stderr
     lines = told.stdout.split("\n")
-    assert [line.split()[0] for line in lines if line] == [
+    told_by = [line.split()[0] for line in lines if line]
+    assert [word for word in told_by if word != "waiting"] == [  # for tests beside this one
         *("begin", "scored", "lap", "lap", "memory", "done")
     ]

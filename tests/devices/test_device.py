@@ -1,7 +1,7 @@
 import fcntl
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import replace
 from unittest.mock import Mock
 
@@ -56,26 +56,42 @@ def test_a_file_that_was_changed_is_refused_by_the_agent(plan):
         measure_on(device_named("host"), plan)
 
 
-def test_a_measurement_that_another_process_makes_is_refused(plan):
-    with (plan.folder / "lock").open("w") as lock:
+@contextmanager
+def held(path):
+    """Hold a lock as process 7 would."""
+    with path.open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(DeviceError, match="another process measures"):
-            measure_on(device_named("host"), plan)
+        lock.truncate(0)
+        lock.write("process 7")
+        lock.flush()
+        yield
 
 
-def test_a_device_that_another_plan_is_measured_on_is_waited_for(
-    plan, tmp_path, monkeypatch, caplog
-):
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+@pytest.mark.parametrize("what", ["the plan", "the device"])
+def test_what_another_process_measures_there_is_waited_for(plan, caplog, what):
+    path = plan.folder / "lock" if what == "the plan" else TURN
     with ThreadPoolExecutor() as threads:
-        with (tmp_path / TURN.format(user=os.getuid())).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            lock.write("process 7")
-            lock.flush()
+        with held(path):
             results = threads.submit(measure_on, device_named("host"), plan)
             while "host is measuring for process 7; waiting" not in caplog.text:
                 assert wait([results], timeout=0.05).not_done
         assert len(results.result(60).measured.samples) == 24
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_what_another_process_measures_there_is_not_removed(plan, waits):
+    """Here the agent ends in nothing: what was put there goes, unless it is another's as well."""
+    host = device_named("host")
+    shown = '{"kind": "waiting", "name": "process 7", "round": 0}'
+
+    def run(plan, *, on_line):
+        on_line(shown if waits else "")
+        raise DeviceError("no more")
+
+    host.run, host.clean = run, Mock()
+    with pytest.raises(DeviceError, match="no more"):
+        measure_on(host, plan)
+    assert host.clean.called != waits
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from edgeopt.devices import DeviceError, device_named, measure_on, write_bundle
 from tests.devices.servers import free_port
 
 PROBED = {
+    "packages": "",
     **{"home": "/", "executable": "", "version": [3, 11, 1], "machine": "z80", "libc": ""},
     "free": 9,
 }

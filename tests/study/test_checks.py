@@ -2,7 +2,6 @@
 
 import os
 import re
-import resource
 
 import pytest
 
@@ -92,21 +91,3 @@ def test_what_is_needed_is_made_by_notebooks_that_come_before() -> None:
     for notebook, needed in NEEDS.items():
         assert all(other < notebook for other in needed)
         assert {*needed} <= {*NOTEBOOKS}
-
-
-@pytest.mark.parametrize(
-    ("kind", "given", "said"),
-    [
-        (resource.RLIMIT_NOFILE, 24, r"may have 24 open files \(ulimit -n\); allowed: 128 or more"),
-        (resource.RLIMIT_AS, 2**30, r"may have 1,024 MiB of address space \(ulimit -v\)"),
-    ],
-)
-def test_limits_under_which_nothing_starts_are_told(kind, given, said, tmp_path, monkeypatch):
-    real = resource.getrlimit
-    config = ExperimentConfig(data_dir=str(tmp_path))
-    low = {kind: (given, given)}
-    monkeypatch.setattr(resource, "getrlimit", lambda asked: low.get(asked) or real(asked))
-    with pytest.raises(ConfigError, match=said):
-        check_parameters(config)
-    low[kind] = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-    assert check_parameters(config) == 33

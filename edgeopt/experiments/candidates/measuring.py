@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from edgeopt.agent.rounds import WARMUP_CALLS
 from edgeopt.data import Split
 from edgeopt.devices import (
     HOST,
@@ -102,6 +103,8 @@ def _joules_per_call(
         return math.nan
     try:
         with load_session(artifact, threads=threads).bound(batch) as call:
+            for _ in range(WARMUP_CALLS):  # the first ones compile
+                call()
             start = time.perf_counter()
             for _ in range(PACE_CALLS):
                 call()
