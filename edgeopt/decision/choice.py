@@ -89,6 +89,15 @@ def find_baseline(sweep: pd.DataFrame) -> str:
     return rows["candidate"].iloc[0]
 
 
+def _baseline(sweep: pd.DataFrame, answers: Answers | None) -> str:
+    """Name the baseline among the candidates that ran with every seed, where one of them is."""
+    complete = sweep[sweep["candidate"].isin([*answers.correct])] if answers else sweep
+    try:
+        return find_baseline(complete)
+    except ValueError:
+        return find_baseline(sweep)
+
+
 def decide(
     sweep: pd.DataFrame,
     *,
@@ -128,7 +137,7 @@ def decide(
     require_columns(sweep, needed, what="decide")
     if sweep.empty:
         raise ValueError("the sweep has no rows; allowed: one candidate or more")
-    baseline = baseline or find_baseline(sweep)
+    baseline = baseline or _baseline(sweep, answers)
     intervals = None
     if answers is not None and gates.gate_confidence and baseline in answers.correct:
         intervals = gate_intervals(answers, baseline=baseline, confidence=gates.gate_confidence)

@@ -64,21 +64,18 @@ def compare(options: argparse.Namespace) -> int:
 
 def bundle(options: argparse.Namespace) -> int:
     """Write a run as one file that a device without a network measures."""
-    from edgeopt.reports.offline import write_run_bundle
+    from edgeopt.reports.runner import make_bundle
 
-    path = write_run_bundle(find_run(options.run))
+    path = make_bundle(find_run(options.run))
     log.info("bundle: %s; on the device: python3 %s", path, path.name)
     return 0
 
 
 def results(options: argparse.Namespace) -> int:
     """Take in the results of a run's bundle, and make the pages of the run anew."""
-    from edgeopt.reports.offline import take_results
-    from edgeopt.reports.runner import remake_devices_chapter
+    from edgeopt.reports.runner import take_in
 
-    run = find_run(options.run)
-    log.info("results of %s", take_results(run, options.from_file))
-    return 0 if remake_devices_chapter(run) else 1
+    return 0 if take_in(find_run(options.run), options.from_file) else 1
 
 
 def readme(options: argparse.Namespace) -> int:

@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 
 from edgeopt.agent.plan import Plan
-from edgeopt.config import ExperimentConfig
 from edgeopt.decision import Answers, Constraints, Gates, decide
 from edgeopt.devices import Task, read_results, results_of, write_archive, write_bundle
 from edgeopt.experiments import (
@@ -18,12 +17,13 @@ from edgeopt.experiments import (
     device_sweep,
     floor_images,
 )
-from edgeopt.reports.records.manifest import read_manifest
+from edgeopt.reports.records.manifest import config_of
 from edgeopt.study import RunFolder, Study, open_study
 from edgeopt.study.layout import (
     BUNDLE,
     CALL_FLOORS,
     COMPARISON,
+    DECIDED,
     FACTS,
     HOST_ANSWERS,
     RECALLS,
@@ -33,10 +33,19 @@ from edgeopt.study.layout import (
     STORE,
 )
 
+# Columns of the sweep that its own measurement or decision made.
+OF_THE_HOST = [
+    "int8_recovery",
+    "standing",
+    "decided_by",
+    "energy_measured_j",
+    "frontier_probability",
+]
+
 
 def write_run_bundle(run: RunFolder) -> Path:
     """Write ``bundle.pyz``: every candidate of a run, the validation images, and the agent."""
-    study = _study(run)
+    study = open_study(config_of(run))
     with TemporaryDirectory(prefix="edgeopt-") as folder:
         return write_archive(run.path(BUNDLE), plan=_plan(study, Path(folder)))
 
@@ -47,7 +56,7 @@ def take_results(run: RunFolder, path: Path) -> str:
     Writes ``devices/<name>/``: rows as those of the sweep, the device's own pick, and its facts.
     Raises ``ResultsError`` when the file was changed or is of another plan.
     """
-    study = _study(run)
+    study = open_study(config_of(run))
     records = read_results(path)
     with TemporaryDirectory(prefix="edgeopt-") as folder:
         plan = _plan(study, Path(folder))
@@ -55,7 +64,7 @@ def take_results(run: RunFolder, path: Path) -> str:
         name = re.sub(r"[^A-Za-z0-9_-]+", "-", str(facts.get("node") or "device"))
         results = results_of(records, plan=plan, device=f"offline:{name}")
     config = study.config
-    sweep = run.read_sweep().drop(columns=["int8_recovery", "standing", "decided_by"])
+    sweep = run.read_sweep().drop(columns=OF_THE_HOST, errors="ignore")
     table = device_sweep(
         results,
         sweep,
@@ -75,6 +84,7 @@ def take_results(run: RunFolder, path: Path) -> str:
     }
     run.write_table(f"{folder}/{COMPARISON}", compare_devices(decisions, samples))
     run.write_json(f"{folder}/{FACTS}", {results.device: results.facts_around})
+    run.write_json(f"{folder}/{DECIDED}", run.decision_digests)
     return results.device
 
 
@@ -88,10 +98,6 @@ def _rules(study: Study) -> dict[str, Any]:
     )
     specs = {"gates": config.part(Gates), "constraints": config.part(Constraints)}
     return {**specs, "answers": answers, "recalls": run.read_table(RECALLS)}
-
-
-def _study(run: RunFolder) -> Study:
-    return open_study(ExperimentConfig(**read_manifest(run)["parameters"]))
 
 
 def _plan(study: Study, folder: Path) -> Plan:

@@ -21,9 +21,11 @@ from papermill.exceptions import PapermillExecutionError
 
 from edgeopt.config import DEVICES_NOTEBOOK, ExperimentConfig
 from edgeopt.reports.kernels import ThisPythonKernel, end_kernels
+from edgeopt.reports.offline import take_results, write_run_bundle
 from edgeopt.reports.records import stamps
 from edgeopt.reports.records.manifest import (
     MANIFEST,
+    config_of,
     provenance,
     read_manifest,
     verify,
@@ -92,14 +94,16 @@ def execute_notebooks(
 
     One is up to date as long as its cells, its parameters, the code, and what the notebooks that it
     needs have left are the same, and its files are there as it left them. Where the first is not,
-    ``check`` is called before, and what it says is logged. An executed notebook appears in the
+    ``check`` is called before, and what it says is logged. What other chapters in the folder have
+    made of one that is executed again is removed. An executed notebook appears in the
     run's folder whole, with the record that lets the next call skip it. Returns whether all of them
     ended well.
     """
     for path in [*run.root.rglob(".*.tmp"), *run.root.rglob(".*.running.ipynb")]:
         path.unlink()  # left by a run that was killed
     records = {path.stem: stamps.read_record(run.path(path.name)) for path in notebooks}
-    left: dict[str, Mapping[str, str]] = {}
+    others = _other_records(run, notebooks)
+    left: dict[str, Mapping[str, str]] = {name: own.outputs for name, own in others.items()}
     for place, notebook in enumerate(notebooks):
         name, step = notebook.stem, step_of(notebook, parameters=parameters, left=left)
         expected = stamps.last_written(records.values())
@@ -109,13 +113,22 @@ def execute_notebooks(
             if not place and (found := check()):
                 log.info("%s: %s", run.name, found)
             earlier = stamps.last_written(records[path.stem] for path in notebooks[:place])
-            stamps.clear(run, [name], keep=earlier)
+            stale = [other for other in others if name in needed_by(other)]
+            stamps.clear(run, [name, *stale], keep=earlier)
             if not execute(run, step):
                 stamps.clear(run, [path.stem for path in notebooks[place + 1 :]], keep=earlier)
                 return False
             records[name] = stamps.read_record(run.path(notebook.name))
         left[name] = records[name].outputs
     return True
+
+
+def _other_records(run: RunFolder, notebooks: Sequence[Path]) -> dict[str, stamps.Record]:
+    """Read the records of chapters that the run's folder holds beside the given ones."""
+    names = {path.name for path in notebooks}
+    others = [path for path in sorted(run.root.glob("[0-9]*.ipynb")) if path.name not in names]
+    records = {path.stem: stamps.read_record(path) for path in others}
+    return {name: record for name, record in records.items() if record}
 
 
 def execute(run: RunFolder, step: Step) -> bool:
@@ -229,10 +242,21 @@ def make_report(config: ExperimentConfig, *, write_back: bool = False) -> bool:
     return succeeded
 
 
-def remake_devices_chapter(run: RunFolder) -> bool:
-    """Execute the chapter on devices of a finished run again."""
-    config = ExperimentConfig(**read_manifest(run)["parameters"])
-    run.path(f"{DEVICES_NOTEBOOK}.ipynb").unlink(missing_ok=True)
+def make_bundle(run: RunFolder) -> Path:
+    """Write ``bundle.pyz`` of a finished run, and put it into its manifest."""
+    with only_one(run):
+        facts = {name: own for name, own in read_manifest(run).items() if name != "artifacts"}
+        path = write_run_bundle(run)
+        write_manifest(run, facts)
+    return path
+
+
+def take_in(run: RunFolder, path: Path) -> bool:
+    """Take in what a run's bundle measured, and execute the chapter on devices again."""
+    config = config_of(run)
+    with only_one(run):
+        log.info("results of %s", take_results(run, path))
+        run.path(f"{DEVICES_NOTEBOOK}.ipynb").unlink(missing_ok=True)
     return make_report(config)
 
 

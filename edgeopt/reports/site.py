@@ -1,5 +1,6 @@
 """Executed notebooks -> a site of static files: Sphinx, MyST-NB and the book theme."""
 
+import fcntl
 import logging
 import re
 import shutil
@@ -134,12 +135,18 @@ def saved_figure(run: RunFolder, stem: str) -> HTML:
 
 
 def build_runs_index(folder: Path) -> Path:
-    """Build the index of all runs that have a manifest, the latest first."""
+    """Build the index of all runs that have a manifest, the latest first; one process at a time."""
+    with (folder / ".index.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _runs_index(folder)
+
+
+def _runs_index(folder: Path) -> Path:
     rows, problems = [], []
     for path in folder.glob(f"*/{MANIFEST}"):
         try:
             rows.append(_run_row(RunFolder(path.parent)))
-        except ValueError as error:
+        except (OSError, ValueError) as error:  # another process may be making it again
             problems.append(f"Run {path.parent.name} is not listed: {error}")
     listed = "No run has been published yet: `make report` makes the first."
     if rows:

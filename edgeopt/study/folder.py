@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import jsonschema
 import pandas as pd
 
-from edgeopt.study.layout import ROWS, SWEEP, maker
-from edgeopt.system import REPORTS_VARIABLE, project_root, write_atomically
+from edgeopt.study.layout import DECIDED, RIGHT_ANSWERS, SUMMARY, SWEEP, maker
+from edgeopt.system import REPORTS_VARIABLE, file_sha256, project_root, write_atomically
 
 if TYPE_CHECKING:
     from IPython.display import Image
@@ -149,12 +149,18 @@ class RunFolder:
 
     @property
     def taken_in(self) -> list[str]:
-        """Devices whose results were taken in, of the very files that the run has now."""
-        if not (rows := {path.parent.name: path for path in self.root.glob(f"devices/*/{ROWS}")}):
-            return []
-        known = {*self.read_table(SWEEP)["artifact_sha256"].dropna()}
-        measured = {name: {*read_table(rows[name])["artifact_sha256"]} for name in sorted(rows)}
-        return [name for name, digests in measured.items() if digests & known == known]
+        """Devices whose results were taken in since the run has decided as it does now.
+
+        Other gates, budgets, images or measurements of the run make them results of another one.
+        """
+        there = [path.parent for path in sorted(self.root.glob(f"devices/*/{DECIDED}"))]
+        own = self.decision_digests if there else {}
+        return [p.name for p in there if self.read_json(f"devices/{p.name}/{DECIDED}") == own]
+
+    @property
+    def decision_digests(self) -> dict[str, str]:
+        """SHA-256 of the files that hold what the run has decided, and on what."""
+        return {name: file_sha256(self.require(name)) for name in (SUMMARY, RIGHT_ANSWERS, SWEEP)}
 
     def read_taken_in(self, name: str) -> list[pd.DataFrame]:
         """Read a table of every device whose results were taken in."""

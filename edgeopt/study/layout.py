@@ -20,6 +20,7 @@ BUNDLE = "bundle.pyz"
 MEASURED = "measured"
 # Of each device whose results were taken in, in a folder of its own below devices/.
 ROWS, COMPARISON, FACTS = "rows.csv", "comparison.csv", "facts.json"
+DECIDED = "decided.json"
 SUMMARY = "summary.json"
 CEILINGS = "ceilings.csv"
 OPERATORS = "pick_operators.csv"

@@ -628,3 +628,14 @@ class TestMissingNumbers:
             f"Nothing fits: net comes nearest, its largest miss is {miss} of the limit: "
             f"weights {found}"
         )
+
+
+def test_the_baseline_is_one_that_ran_with_every_seed():
+    frame = sweep(("whole", 0.90, 0.9, 0.10, 0.0, "fp32"), row("small", 0.90, 0.5, 0.01))
+    right = np.arange(5000) < 4500
+    answers = Answers({"whole": right, "small": right}, LABELS, ["healthy", "defect"])
+    assert find_baseline(frame) == "base"  # for which a training or an export failed
+    own = recalls(**{name: {"healthy": 0.9, "defect": 0.9} for name in frame["candidate"]})
+    decision = decide(frame, gates=Gates(), answers=answers, recalls=own)
+    assert decision.baseline["candidate"] == "whole"
+    assert decide(frame, gates=Gates()).baseline["candidate"] == "base"

@@ -155,11 +155,11 @@ def executed(project, monkeypatch):
     return names
 
 
-def executed_with(project, executed, **parameters):
+def executed_with(project, executed, names=CHAPTERS, **parameters):
     executed.clear()
     run = open_run("tiny", root=project.root / "reports")
     values = {"run": "tiny", **parameters}
-    reports.execute_notebooks(run, find_notebooks(CHAPTERS), parameters=values)
+    reports.execute_notebooks(run, find_notebooks(names), parameters=values)
     return executed
 
 
@@ -173,6 +173,20 @@ def test_another_content_runs_on_to_the_notebooks_that_read_it_and_no_further(pr
     assert executed_with(project, executed, batch_size=4) == [THIRD]
     project.run.path("04_sweep.ipynb").write_text("{}")
     assert executed_with(project, executed, batch_size=4) == ["04_sweep"]
+
+
+def test_what_other_chapters_made_of_a_changed_one_is_not_kept(project, executed):
+    executed_with(project, executed, batch_size=2)
+    assert executed_with(project, executed, [FIRST], batch_size=4) == [FIRST]
+    assert [path.name for path in project.run.root.glob("*.ipynb")] == [f"{FIRST}.ipynb"]
+    assert not project.run.path("04_sweep.json").exists()
+
+
+def test_chapters_that_are_not_asked_for_any_more_count_as_inputs_still(project, executed):
+    executed_with(project, executed, batch_size=2)
+    assert executed_with(project, executed, ["04_sweep"], batch_size=2) == []
+    assert executed_with(project, executed, [FIRST, SECOND], batch_size=4) == [FIRST, SECOND]
+    assert executed_with(project, executed, ["04_sweep"], batch_size=4) == ["04_sweep"]
 
 
 def test_what_comes_after_a_failed_notebook_is_not_kept(project, executed):
@@ -226,8 +240,10 @@ def test_a_killed_run_resumes_after_its_last_finished_notebook(project):
     (project.root / "slow").touch()
     command = [sys.executable, "-m", "edgeopt", "report", "--params", "params/tiny.yaml"]
     with subprocess.Popen(command, cwd=project.root, stderr=subprocess.DEVNULL) as process:
-        wait_for(lambda: (project.root / "kernel").read_text())
-        os.kill(process.pid, signal.SIGKILL)
+        try:
+            wait_for(lambda: (project.root / "kernel").read_text())
+        finally:
+            process.kill()
     kernel = Path("/proc") / (project.root / "kernel").read_text()
     wait_for(lambda: not kernel.exists() or "State:\tZ" in (kernel / "status").read_text())
     names = {path.name for path in project.run.root.iterdir() if not path.name.startswith(".")}
@@ -241,14 +257,14 @@ def test_a_killed_run_resumes_after_its_last_finished_notebook(project):
 
 
 def wait_for(condition):
-    for _ in range(600):
+    for _ in range(1800):
         try:
             if condition():
                 return
         except FileNotFoundError:
             pass
-        time.sleep(0.05)
-    raise TimeoutError("the run did not get there in 30 s")
+        time.sleep(0.1)
+    raise TimeoutError("the run did not get there in 3 minutes")
 
 
 @pytest.mark.parametrize(

@@ -165,15 +165,20 @@ def test_a_run_is_named_after_its_folder(tmp_path):
     assert RunFolder(tmp_path / "mnist").name == "mnist"
 
 
-def test_results_taken_in_count_as_long_as_the_run_has_their_files(tmp_path):
+@pytest.mark.parametrize("file", ["summary.json", "right_answers.csv", "sweep_results.csv"])
+def test_results_taken_in_count_as_long_as_the_run_has_decided_as_it_did(tmp_path, file):
     run = RunFolder(tmp_path)
     assert run.taken_in == []
-    run.write_table("sweep_results.csv", pd.DataFrame({"artifact_sha256": ["a", "b", None]}))
-    run.write_table("devices/board/rows.csv", pd.DataFrame({"artifact_sha256": ["a", "b", None]}))
-    run.write_table("devices/old/rows.csv", pd.DataFrame({"artifact_sha256": ["a", "c"]}))
+    for name in ("summary.json", "right_answers.csv", "sweep_results.csv"):
+        run.write_bytes(name, b"before")
+    run.write_table("devices/board/rows.csv", pd.DataFrame({"artifact_sha256": ["a"]}))
+    run.write_json("devices/board/decided.json", run.decision_digests)
+    run.write_table("devices/old/rows.csv", pd.DataFrame({"artifact_sha256": ["a"]}))
     assert run.taken_in == ["board"]
     [rows] = run.read_taken_in("rows.csv")
-    assert rows["artifact_sha256"].tolist()[:2] == ["a", "b"]
+    assert rows["artifact_sha256"].tolist() == ["a"]
+    run.write_bytes(file, b"decided anew")
+    assert run.taken_in == []
 
 
 def test_a_text_beside_the_axes_is_not_cut(tmp_path):

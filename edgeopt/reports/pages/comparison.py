@@ -186,7 +186,9 @@ def _numbers(table: pd.DataFrame, *, median: bool) -> pd.DataFrame:
         low, high = mean - spread, mean + spread
         table = table.assign(latency_p50_ms=mean, latency_p50_low_ms=low, latency_p50_high_ms=high)
     failed = table["status"].eq("failed") if "status" in table else False
-    return table.reindex(columns=PAIRED).assign(failed=failed)
+    table = table.reindex(columns=PAIRED)
+    # Of a table of one row, a number that is not known is None.
+    return table.astype(dict.fromkeys(PAIRED[1:], float)).assign(failed=failed)
 
 
 def _verdicts(both: pd.DataFrame, name: str, *, sign: int) -> np.ndarray:

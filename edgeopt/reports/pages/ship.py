@@ -5,11 +5,11 @@ import shutil
 
 from IPython.display import HTML
 
-from edgeopt.config import ExperimentConfig
 from edgeopt.devices.archive import write_zip
 from edgeopt.devices.ship import CHECKSUMS, ShipError, self_tested, shipped_files
 from edgeopt.reports.pages.card import render
 from edgeopt.reports.pages.model_card import class_accuracies, model_card
+from edgeopt.reports.records.manifest import config_of
 from edgeopt.reports.records.results import Results
 from edgeopt.runtimes import Artifact
 from edgeopt.study import RunFolder, Study, open_study
@@ -39,7 +39,7 @@ def make_ship(results: Results) -> str:
     """
     if not results.artifact:
         raise ShipError(_why_none(results))
-    study = open_study(ExperimentConfig(**results.manifest["parameters"]))
+    study = open_study(config_of(results.run))
     files = _files(results, study)
     for name, content in files.items():
         results.run.write_bytes(name, content)

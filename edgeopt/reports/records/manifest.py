@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from edgeopt import __version__
+from edgeopt.config import ExperimentConfig
 from edgeopt.study import RunFolder, check_schema, reports_folder
 from edgeopt.study.layout import DATA, DEVICES, maker
 from edgeopt.system import environment_facts, file_sha256, host_facts, int8_scheme
@@ -49,11 +50,11 @@ def data_facts(run: RunFolder) -> dict[str, Any]:
 
 
 def deciding_facts(run: RunFolder, *, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe the device whose numbers decided; this machine where none was measured yet."""
+    """Describe the device whose numbers decided; this machine where it was not measured yet."""
     if not run.path(DEVICES).is_file():
         return host_facts()
     decides = parameters.get("decide_on") or parameters["devices"][0]
-    return run.read_json(DEVICES)[decides]
+    return run.read_json(DEVICES).get(decides) or host_facts()
 
 
 def provenance(
@@ -115,6 +116,11 @@ def read_manifest(run: RunFolder) -> dict[str, Any]:
     return manifest
 
 
+def config_of(run: RunFolder) -> ExperimentConfig:
+    """Parameters of a finished run, under the name that its folder has now: it may be a copy."""
+    return ExperimentConfig(**read_manifest(run)["parameters"] | {"run": run.name})
+
+
 def verify(run: RunFolder) -> pd.DataFrame:
     """Compare a run's files with its manifest by size and SHA-256.
 
@@ -138,8 +144,9 @@ def find_run(name: str) -> RunFolder:
     FileNotFoundError
         Naming the runs that there are.
     """
-    folder = reports_folder() / name
-    if not folder.is_dir():
-        known = [path.parent.name for path in sorted(reports_folder().glob(f"*/{MANIFEST}"))]
-        raise FileNotFoundError(f"no run {name!r} in {folder.parent}; there are: {known or 'none'}")
+    there = reports_folder()
+    folder = there / name
+    if not folder.is_dir() or folder.parent != there or name == "..":
+        known = [path.parent.name for path in sorted(there.glob(f"*/{MANIFEST}"))]
+        raise FileNotFoundError(f"no run {name!r} in {there}; there are: {known or 'none'}")
     return RunFolder(folder)

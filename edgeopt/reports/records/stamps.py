@@ -1,11 +1,13 @@
 """When is an executed notebook up to date? A stamp of all that it was made from decides."""
 
+import ast
 import hashlib
 import importlib.util
 import json
 import logging
+import os
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -52,8 +54,14 @@ def digest(value: Any) -> str:
 def package_digest(package: Path = PACKAGE, *, pages: bool = False) -> str:
     """SHA-256 over the package's files but for those that only lay out pages, or over these."""
     files = [path.relative_to(package) for path in sorted(package.rglob("*")) if path.is_file()]
-    own = [f for f in files if f.suffix != ".pyc" and (f.parts[0] in PAGE_PARTS) == pages]
+    own = [f for f in files if not _stray(f) and (f.parts[0] in PAGE_PARTS) == pages]
     return digest({file.as_posix(): file_sha256(package / file) for file in own})
+
+
+def _stray(file: Path) -> bool:
+    """Whether an editor, Jupyter or Python left it there."""
+    hidden = any(part.startswith(".") or part == "__pycache__" for part in file.parts)
+    return hidden or file.name.endswith("~")
 
 
 def stamp_of(
@@ -66,7 +74,7 @@ def stamp_of(
 ) -> str:
     """Stamp of a notebook: its cells, parameters, files they name, code, machine and inputs.
 
-    The files are the user's images, weights and the modules that his networks' factories are in.
+    The files are the user's images, weights and the code of the networks' factories.
     ``inputs`` are the digests of what other notebooks left for it.
     """
     cells = nbformat.read(notebook, as_version=4).cells
@@ -79,7 +87,7 @@ def stamp_of(
             "cells": [(cell.cell_type, cell.source) for cell in cells],
             "parameters": decides,
             "files": {value: _listing(value, root, whole=value == weights) for value in named},
-            "factories": {name: _source_digest(name.partition(":")[0]) for name in factories},
+            "factories": {name: source_digest(name.partition(":")[0]) for name in factories},
             "environment": dict(environment),
             "inputs": dict(inputs),
         }
@@ -93,19 +101,63 @@ def _listing(value: str, root: Path, *, whole: bool) -> list[tuple[str, int, int
     """
     path = root / value.removeprefix(FOLDER_PREFIX)
     inside = path.is_dir() and (whole or value.startswith(FOLDER_PREFIX))
-    files = sorted(path.rglob("*")) if inside else [path]
+    files = sorted(_all_files(path)) if inside else [path]
     states = [(file.as_posix(), file.stat()) for file in files if file.is_file()]
     return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
 
 
-def _source_digest(module: str) -> str:
-    """SHA-256 of a module's source file; empty when there is none to be found."""
+def _all_files(folder: Path) -> Iterator[Path]:
+    """Every file below a folder, of folders that are links too, each of these once."""
+    seen = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(parent)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(parent, name) for name in names)
+
+
+def source_digest(module: str) -> str:
+    """SHA-256 of a module's source and of what may be behind it; empty when it is not found.
+
+    Of a package that is all of its modules, else the module and those beside it that it imports.
+    """
     try:
-        spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:
+        top = importlib.util.find_spec(module.partition(".")[0])
+    except (ModuleNotFoundError, ValueError):
         return ""
-    path = Path(spec.origin) if spec and spec.origin else None
-    return file_sha256(path) if path and path.is_file() else ""
+    if top is None:
+        return ""
+    if top.submodule_search_locations:
+        folders = map(Path, top.submodule_search_locations)
+        files = {path for folder in folders for path in folder.rglob("*.py")}
+    else:
+        files = _with_imported(Path(top.origin)) if top.origin else set()
+    return digest([file_sha256(path) for path in sorted(files)]) if files else ""
+
+
+def _with_imported(path: Path) -> set[Path]:
+    """Return a module's file and those in its folder that it imports, and what these import."""
+    found, rest = set(), [path]
+    while rest:
+        file = rest.pop()
+        if file in found or not file.is_file():
+            continue
+        found.add(file)
+        names = _imported(file)
+        rest += [path.parent / f"{name.partition('.')[0]}.py" for name in names]
+    return found
+
+
+def _imported(file: Path) -> list[str]:
+    """Names of the modules that a file imports; none where it is not Python, which others tell."""
+    try:
+        nodes = [*ast.walk(ast.parse(file.read_bytes()))]
+    except (SyntaxError, ValueError):
+        return []
+    plain = [node for node in nodes if isinstance(node, ast.Import)]
+    own = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    return own + [alias.name for node in plain for alias in node.names]
 
 
 def read_record(executed: Path) -> Record | None:

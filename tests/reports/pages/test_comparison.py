@@ -259,6 +259,13 @@ def test_compare_picks_names_what_got_worse_beyond_noise(tmp_path, changes, wors
     assert [*judged.index[judged == "worse"]] == worse
 
 
+def test_compare_picks_of_too_few_rounds_for_an_interval_are_compared(tmp_path):
+    few = {"latency_p50_low_ms": None, "latency_p50_high_ms": None, "latency_relative": None}
+    runs = picked(tmp_path, "first", **few), picked(tmp_path, "second", **few)
+    judged = compare_picks(*runs).set_index("number")["verdict"]
+    assert judged[LATENCY] == judged["Validation accuracy"] == "within noise"  # they are the same
+
+
 def test_compare_picks_judges_no_accuracy_on_other_data(tmp_path):
     low = {"accuracy": 0.5, "accuracy_low": 0.49, "accuracy_high": 0.51}
     runs = picked(tmp_path, "first"), picked(tmp_path, "second", **low)

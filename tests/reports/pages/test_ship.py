@@ -76,6 +76,8 @@ def results(study, network) -> Results:
     cpus = {"host": host_facts(), "ssh://pi": {"cpu": "Cortex-A72"}}
     folder.write_json("devices.json", cpus)
     folder.write_json("summary.json", decision.to_dict())
+    folder.write_bytes("right_answers.csv", b"candidate\n")
+    folder.write_json("devices/dog/decided.json", folder.decision_digests)
     folder.write_json("data.json", study.data_facts())
     parameters = study.config.model_dump(mode="json")
     made = {"parameters": parameters, "notebooks": {}, "root": folder.root}

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import platform
 import shutil
 import subprocess
 
@@ -7,7 +8,9 @@ import pytest
 
 from edgeopt.reports.commands import main
 from edgeopt.reports.records.manifest import (
+    config_of,
     data_facts,
+    deciding_facts,
     find_run,
     git_facts,
     provenance,
@@ -15,7 +18,7 @@ from edgeopt.reports.records.manifest import (
     verify,
     write_manifest,
 )
-from edgeopt.study.folder import open_run
+from edgeopt.study.folder import RunFolder, open_run
 
 
 @pytest.fixture
@@ -99,6 +102,26 @@ def test_a_broken_manifest_is_named(run):
 def test_an_unknown_run_lists_the_known_ones(run):
     with pytest.raises(FileNotFoundError, match=r"no run 'quik' in .*'quick'"):
         find_run("quik")
+
+
+@pytest.mark.parametrize("name", ["..", "../elsewhere", "", "quick/sub"])
+def test_a_run_is_a_folder_of_the_reports(run, name):
+    (run.path("sub")).mkdir()
+    (run.root.parent.parent / "elsewhere").mkdir(exist_ok=True)
+    with pytest.raises(FileNotFoundError, match="no run "):
+        find_run(name)
+
+
+def test_a_copied_run_has_the_name_of_its_folder(run):
+    run.write_json("manifest.json", {**read_manifest(run), "parameters": {"run": "quick"}})
+    copy = RunFolder(shutil.copytree(run.root, run.root.parent / "before"))
+    assert config_of(copy).run == "before"
+
+
+def test_a_deciding_device_that_was_not_measured_yet_is_not_told(run):
+    run.write_json("devices.json", {"host": {"isa": []}})
+    parameters = {"devices": ["ssh://pi"]}
+    assert deciding_facts(run, parameters=parameters)["architecture"] == platform.machine()
 
 
 def test_data_that_was_not_recorded_says_why(tmp_path):
