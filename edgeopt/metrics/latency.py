@@ -122,14 +122,18 @@ def resampled_quantiles(
 ) -> NDArray[np.float64]:
     """Median latency, or another quantile, [replicates] of one candidate over rounds drawn anew.
 
-    Candidates with as many rounds get the same draws from the same ``seed``.
+    ``quantile`` is above 0 and below 1; between two calls it is their middle, as of a median of an
+    even count, so that the interval of a ratio is that of its inverse, turned over. Candidates with
+    as many rounds get the same draws from the same ``seed``.
     """
     in_order = samples.sort_values("latency_ms", kind="stable")
     rounds, round_index = np.unique(in_order["round"], return_inverse=True)
     share, rng = np.full(len(rounds), 1 / len(rounds)), np.random.default_rng(seed)
     drawn = rng.multinomial(len(rounds), share, size=replicates)
     below = drawn[:, round_index].cumsum(axis=1)  # [replicates, samples]
-    return in_order["latency_ms"].to_numpy()[(below >= quantile * below[:, -1:]).argmax(axis=1)]
+    wanted, values = quantile * below[:, -1:], in_order["latency_ms"].to_numpy()
+    middle = [values[reached.argmax(axis=1)] for reached in (below >= wanted, below > wanted)]
+    return np.mean(middle, axis=0)
 
 
 def _of_failed(samples: pd.DataFrame) -> pd.Series:
