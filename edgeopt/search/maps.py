@@ -45,7 +45,8 @@ def map_networks(
     spread = {name: _spread(width, math.lcm(grid, steps[name])) for name, width in whole.items()}
     choices = checked_choices(channels or spread, whole, steps=steps)
     deep = len(whole) > WHOLE_NETWORKS
-    kind, make = (LayerMap, layer_map) if deep else (LatencyMap, partial(latency_map, grid=grid))
+    every = math.lcm(grid, *steps.values())  # what any group of a network timed whole can lose
+    kind, make = (LayerMap, layer_map) if deep else (LatencyMap, partial(latency_map, grid=every))
     store = Store(study.config.data_folder / "latency", kind)
     facts = (network_digest(network), images.shape, choices, float_layers, grid)
     digest = preparation_digest(facts, bench.facts)

@@ -71,6 +71,19 @@ def test_a_map_with_a_gap_that_a_worker_s_death_left_is_not_kept(study, monkeypa
         assert found.ms({"conv1": 16, "conv2": 32}) == ms
 
 
+def test_finer_widths_are_those_that_parts_of_groups_leave(study, monkeypatch):
+    grids = []
+
+    def latency_map(*_, grid, **__):
+        grids.append(grid)
+        return known({"16x32": 1.0})
+
+    monkeypatch.setattr(maps, "latency_map", latency_map)
+    monkeypatch.setattr(maps, "width_steps", lambda *_, **__: {"conv1": 2, "conv2": 4})
+    maps.map_networks(study, "small_cnn", runtime="onnxruntime", precision="fp32")
+    assert grids == [4]
+
+
 def test_half_of_a_width_is_not_the_middle_of_its_choices():
     assert _nearest_half([4, 8, 9, 10, 11, 12, 16]) == 8
     assert _nearest_half([3, 5]) == 3
