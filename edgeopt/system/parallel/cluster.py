@@ -4,15 +4,20 @@ import atexit
 import importlib.util
 import logging
 import sysconfig
+import threading
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future
+from concurrent.futures import wait as wait_for_all
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet, ref
 
 import dask
 from distributed import Client, KilledWorker, LocalCluster, SpecCluster, SSHCluster
+from distributed import Future as DaskFuture
+from distributed.client import FutureCancelledError
 from distributed.scheduler import NoWorkerError
 from tqdm import tqdm
 
@@ -21,7 +26,10 @@ from edgeopt.system.parallel.delivery import Delivery, own_facts, require_alike,
 from edgeopt.system.parallel.fork_server import fork_server
 from edgeopt.system.parallel.scheduler import SchedulerError, ssh_hosts
 
+logger = logging.getLogger(__name__)
+
 SECONDS = 20  # for a scheduler to answer, and for its first worker to come
+START_SECONDS = 120  # for a scheduler and its workers to start or to end
 SETTINGS = {
     # A call holds one network; Dask warns of calls of more than 10 MB.
     "distributed.admin.large-graph-warning-threshold": "1 GiB",
@@ -46,18 +54,19 @@ class Cluster(Executor):
     """
 
     def __init__(self, client: Client, opened: ExitStack, *, address: str) -> None:
-        self._opened, self._address = opened, address
-        self._calls = client.get_executor(pure=False)
+        self._client, self._opened, self._address = client, opened, address
         self._delivery = Delivery(client)
+        self._found: WeakSet[Future] = WeakSet()
         atexit.register(self.shutdown)
 
     def submit(self, task: Callable[..., Any], /, *args: Any, **options: Any) -> Future:
         """Hand over a call, as the standard library's executors do."""
         packed = self._delivery.packed((task, args, options))
-        given = self._calls.submit(run_packed, packed, own_facts())
+        call = self._client.submit(run_packed, packed, own_facts(), pure=False)
         found: Future = Future()
-        found.add_done_callback(lambda own: own.cancelled() and given.cancel())
-        given.add_done_callback(partial(self._hand_on, found))
+        found.add_done_callback(partial(_cancel_too, ref(call)))
+        self._client.loop.add_callback(self._settle, found, call)
+        self._found.add(found)
         return found
 
     def alone(self, task: Callable[..., Any], /, *args: Any) -> Future:
@@ -73,28 +82,51 @@ class Cluster(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take back what was delivered, leave the scheduler, and end what was started here."""
         atexit.unregister(self.shutdown)
-        self._calls.shutdown(wait and not cancel_futures)
+        for found in [*self._found] if cancel_futures else ():
+            found.cancel()
+        if wait:
+            wait_for_all(self._found)
         with suppress(OSError, RuntimeError):  # the scheduler is gone
             self._delivery.take_back()
         self._opened.close()
 
-    def _hand_on(self, found: Future, given: Future) -> None:
-        """Tell the outcome of a call in the terms of the standard library."""
-        if not found.set_running_or_notify_cancel():
-            return
-        kept = "what was finished is kept: run again"
-        if given.cancelled():
-            found.set_exception(SchedulerError(f"the scheduler {self._address} is gone; {kept}"))
-        elif isinstance(error := given.exception(), NoWorkerError):
-            gone = f"scheduler {self._address} has had no worker for {error.timeout:g} s; {kept}"
-            found.set_exception(SchedulerError(gone))
-        elif isinstance(error, KilledWorker):
-            died = f"{error.allowed_failures + 1} workers of {self._address} died of one call"
-            found.set_exception(BrokenExecutor(f"{died}: was their memory too small?"))
-        elif error:
-            found.set_exception(error)
+    async def _settle(self, found: Future, call: DaskFuture) -> None:
+        """Hand on a call's outcome, and keep nothing of it on the workers.
+
+        Not by ``Client.get_executor``: its futures stay pending for good when a result is lost with
+        its worker and the call's next workers die too, and a held result is computed again when the
+        worker that computed it dies, though it is here already.
+        """
+        try:
+            result = await self._outcome(call)
+        except Exception as error:
+            if found.set_running_or_notify_cancel():
+                found.set_exception(error)
         else:
-            found.set_result(given.result())
+            if found.set_running_or_notify_cancel():
+                found.set_result(result)
+
+    async def _outcome(self, call: DaskFuture) -> Any:
+        """Await a call; its failure is told in the terms of the standard library."""
+        kept = "what was finished is kept: run again"
+        try:
+            return await self._client.gather(call, asynchronous=True)
+        except (FutureCancelledError, OSError) as error:
+            if isinstance(error, OSError) and self._client.status == "running":
+                raise  # the call's own
+            gone = f"the scheduler {self._address} is gone; {kept}"
+            raise SchedulerError(gone) from error
+        except NoWorkerError as error:
+            gone = f"scheduler {self._address} has had no worker for {error.timeout:g} s; {kept}"
+            raise SchedulerError(gone) from error
+        except KilledWorker as error:
+            died = f"{error.allowed_failures + 1} workers of {self._address} died of one call"
+            raise BrokenExecutor(f"{died}: was their memory too small?") from error
+
+
+def _cancel_too(call: ref[DaskFuture], found: Future) -> None:
+    if found.cancelled() and (own := call()):
+        own.cancel()
 
 
 def connected(address: str) -> tuple[Client, ExitStack]:
@@ -102,9 +134,9 @@ def connected(address: str) -> tuple[Client, ExitStack]:
     with ExitStack() as opened:
         opened.enter_context(dask.config.set(SETTINGS))
         try:
-            started = _started(address)
+            started = _within(START_SECONDS, partial(_started, address))
             if started:
-                opened.callback(started.close)
+                opened.callback(_close, started)
             client = Client(started or address, timeout=SECONDS, set_as_default=False)
             opened.callback(client.close)
             workers = _checked_workers(client, address)
@@ -115,6 +147,31 @@ def connected(address: str) -> tuple[Client, ExitStack]:
             raise SchedulerError(f"scheduler {address} cannot be used: {reason}") from error
         tqdm.write(f"scheduler {address}: {workers} worker(s), dashboard {client.dashboard_link}")
         return client, opened.pop_all()
+
+
+def _within(seconds: float, make: Callable[[], Any]) -> Any:
+    """Return what is made, or raise ``TimeoutError``: Dask waits for ever for a host that hangs."""
+    made: Future = Future()
+
+    def run() -> None:
+        try:
+            made.set_result(make())
+        except BaseException as error:  # raised where it is waited for
+            made.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return made.result(timeout=seconds)
+    except TimeoutError as error:
+        raise TimeoutError(f"nothing started within {seconds:g} s") from error
+
+
+def _close(cluster: SpecCluster) -> None:
+    """End what was started; workers that do not end by themselves end with their hosts' SSH."""
+    try:
+        cluster.close(START_SECONDS)
+    except TimeoutError:
+        logger.warning("%s did not end within %g s", cluster.name, START_SECONDS)
 
 
 def _checked_workers(client: Client, address: str) -> int:
@@ -130,12 +187,12 @@ def _checked_workers(client: Client, address: str) -> int:
 
 
 def _started(address: str) -> SpecCluster | None:
-    one = {"nthreads": 1}
+    one = {"nthreads": 1, "memory_limit": 0}  # as for processes here: the machine's
     if hosts := ssh_hosts(address):
         idle = {"idle_timeout": "1 hour"}  # left alone, it ends by itself
         return SSHCluster([hosts[0], *hosts], worker_options=one, scheduler_options=idle)
     if address == "local":
         fork_server()
-        own = {"n_workers": usable_cores(), "threads_per_worker": 1}
+        own = {"n_workers": usable_cores(), "threads_per_worker": 1, "memory_limit": 0}
         return LocalCluster(**own, dashboard_address="127.0.0.1:0", silence_logs=logging.ERROR)
     return None

@@ -39,7 +39,9 @@ class Piece(WorkerPlugin):
         file.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT)
         try:
-            os.pwrite(descriptor, self.content, self.start)
+            written = 0
+            while written < len(self.content):
+                written += os.pwrite(descriptor, self.content[written:], self.start + written)
         finally:
             os.close(descriptor)
         self.content = b""  # the worker needs it no more

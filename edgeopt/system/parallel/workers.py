@@ -155,19 +155,23 @@ def run_when_ready(
     its ``arguments`` are asked for then. What was under way when a worker died runs once more.
     """
     waiting, running, taken = dict(needs), {}, set()
-    with tqdm(total=len(waiting), desc=desc, disable=None) as bar:
-        while waiting or running:
-            ready = [key for key, own in waiting.items() if taken.issuperset(own)]
-            for key in ready if executor else ready[:1]:
-                del waiting[key]
-                given = arguments(key)
-                running[_submitted(task, *given, executor=executor)] = key, given
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                key, given = running.pop(future)
-                found = _result(future, partial(_again, executor, task, *given))
-                bar.update()
-                yield key, found
-                taken.add(key)
+    try:
+        with tqdm(total=len(waiting), desc=desc, disable=None) as bar:
+            while waiting or running:
+                ready = [key for key, own in waiting.items() if taken.issuperset(own)]
+                for key in ready if executor else ready[:1]:
+                    del waiting[key]
+                    given = arguments(key)
+                    running[_submitted(task, *given, executor=executor)] = key, given
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    key, given = running.pop(future)
+                    found = _result(future, partial(_again, executor, task, *given))
+                    bar.update()
+                    yield key, found
+                    taken.add(key)
+    finally:
+        for future in running:
+            future.cancel()
 
 
 def _submitted(task: Callable[..., Any], *given: Any, executor: Executor | None) -> Future:

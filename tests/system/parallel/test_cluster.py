@@ -231,3 +231,25 @@ def test_a_call_whose_last_worker_is_gone_is_told(elsewhere) -> None:
         call = opened.submit(killed, 13)
         with pytest.raises(SchedulerError, match=f"{address} has had no worker for 2 s; what was"):
             call.result(timeout=60)
+
+
+def counted(folder: Path) -> int:
+    (folder / f"{os.getpid()}-{time.time_ns()}").touch()
+    return os.getpid()
+
+
+def test_a_result_that_is_here_is_not_computed_again_when_its_worker_dies(
+    cluster, tmp_path
+) -> None:
+    call = cluster.submit(counted, tmp_path)  # held to the end, as results of a run are
+    os.kill(call.result(timeout=60), signal.SIGKILL)
+    others = [cluster.submit(slowly_where, number) for number in range(4)]
+    assert len({other.result(timeout=100) for other in others}) == 2  # it is back
+    assert len([*tmp_path.iterdir()]) == 1
+
+
+def test_what_hangs_while_it_starts_is_one_error(monkeypatch) -> None:
+    monkeypatch.setattr(clusters, "START_SECONDS", 0.2)
+    monkeypatch.setattr(clusters, "SSHCluster", lambda *_, **__: time.sleep(30))
+    with pytest.raises(SchedulerError, match=r"ssh:\[a\] cannot be used: .* within 0.2 s"):
+        open_scheduler("ssh:[a]")

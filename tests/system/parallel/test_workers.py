@@ -132,3 +132,20 @@ def test_nothing_stays_behind_when_the_process_that_asked_is_killed(tmp_path) ->
             break
         time.sleep(0.1)
     assert group(parent.pid) == []
+
+
+def slow(number: int, folder: Path) -> int:
+    if not number:
+        raise ValueError("no zero")
+    time.sleep(0.2)
+    (folder / str(number)).touch()
+    return number
+
+
+def test_what_waits_is_not_run_after_an_error(tmp_path) -> None:
+    jobs = {number: set() for number in range(20)}
+    with process_pool(1) as pool:
+        made = run_when_ready(slow, jobs, arguments=lambda n: (n, tmp_path), executor=pool, desc="")
+        with pytest.raises(ValueError, match="no zero"):
+            list(made)
+    assert len([*tmp_path.iterdir()]) < 10
