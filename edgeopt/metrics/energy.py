@@ -50,6 +50,8 @@ def measured_energy_unavailable() -> str | None:
         return (
             f"unavailable: RAPL on this host is not readable ({error.filename}: permission denied)"
         )
+    except OSError as error:  # as in a container, whose links lead nowhere
+        return f"unavailable: RAPL on this host is not readable ({error})"
     return None
 
 

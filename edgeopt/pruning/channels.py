@@ -4,13 +4,14 @@ import copy
 import itertools
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from edgeopt.model import SmallCNN
 from edgeopt.pruning.groups import (
@@ -22,7 +23,7 @@ from edgeopt.pruning.groups import (
     group_sizes,
     pruning_groups,
 )
-from edgeopt.pruning.probing import run_named, runs
+from edgeopt.pruning.probing import run_named, runs, trains
 from edgeopt.schema import CRITERIA, require_at_least, require_known
 
 logger = logging.getLogger(__name__)
@@ -179,21 +180,52 @@ def _pruned(
 
 
 def _as_many_logits(pruned: nn.Module, model: nn.Module, example_input: Tensor) -> nn.Module:
-    """Return a pruned network, in the mode of its parent: it runs and has lost no class."""
+    """Return a pruned network, in the mode of its parent: it runs, trains and lost no class."""
     whole = copy.deepcopy(model).eval()
     before, after = (run_named(own, example_input)[0].shape[1] for own in (whole, pruned))
     if after != before:
         raise ValueError(
             f"pruning cut the {before} logits to {after}; allowed: one layer makes all"
         )
+    if trains(model, example_input) and not trains(pruned, example_input):
+        raise ValueError(
+            f"{type(model).__name__} has parts that run in training only, where pruning does not "
+            "reach; allowed: a network without them, e.g. without auxiliary heads"
+        )
     return pruned.train(model.training)
 
 
 def count_macs(model: nn.Module, *, example_input: Tensor) -> int:
     """Multiply-accumulates of convolutions and matrix products for one image."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    counter = FlopCounterMode(display=False, custom_mapping=_ON_CPU)
+    with _attention_by_parts(), counter, torch.no_grad():
         copy.deepcopy(model).eval()(example_input[:1])
     return counter.get_total_flops() // 2
+
+
+# Flops of what torch computes in one operator on CPUs, for which FlopCounterMode has no rule: of
+# the shapes of query, key, value, and of a sequence [T, B, C] and two weights.
+_ON_CPU = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+        lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)
+    ),
+    torch.ops.aten.mkldnn_rnn_layer: (
+        lambda given, first, second, *_, **__: (
+            2 * math.prod(given[:2]) * (math.prod(first) + math.prod(second))
+        )
+    ),
+}
+
+
+@contextmanager
+def _attention_by_parts() -> Iterator[None]:
+    """Keep torch from computing a whole layer of attention in one operator, which none counts."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def channel_importance(

@@ -1,5 +1,6 @@
 """Running a model once to learn about it, with failures that name the module."""
 
+import copy
 from typing import Any
 
 import torch
@@ -43,6 +44,13 @@ def runs(model: nn.Module, example_input: Tensor) -> bool:
     except ValueError:
         return False
     return True
+
+
+def trains(model: nn.Module, example_input: Tensor) -> bool:
+    """Tell whether a network takes two such images in training; its state stays as it was."""
+    copied = copy.deepcopy(model).train()
+    with torch.random.fork_rng(devices=[]):  # dropout draws
+        return runs(copied, example_input[:1].repeat(2, *[1] * (example_input.dim() - 1)))
 
 
 def last_layer(model: nn.Module, example_input: Tensor) -> nn.Module:

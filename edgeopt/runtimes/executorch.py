@@ -30,7 +30,8 @@ from edgeopt.system import (
     native_stderr_logged,
 )
 
-WEIGHTED = ("XNNConv2d", "XNNDepthwiseConv2d", "XNNFullyConnected")
+BACKWARDS = "XNNConvTranspose2d"
+WEIGHTED = ("XNNConv2d", "XNNDepthwiseConv2d", "XNNFullyConnected", BACKWARDS)
 PRODUCT = "XNNBatchMatrixMultiply"
 # Elementwise operators and reshapes, for which XNNPACK's memory planner reuses an operand
 # (runtime.c, optimize_tensor_allocation_for_in_place_operations).
@@ -165,12 +166,13 @@ def _quantize(
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     from edgeopt.model import with_readers
-    from edgeopt.quantization import float_modules, xnnpack_quantizer
+    from edgeopt.quantization import float_modules, two_or_more, xnnpack_quantizer
 
     left = {*float_modules(model), *with_readers(model, layers)}
     batches = [images for images, _ in calibration]
     batch = ({0: torch.export.Dim("batch", min=1)},)
-    exported = torch.export.export(model, (batches[0],), dynamic_shapes=batch).module()
+    example = two_or_more(batches[0])
+    exported = torch.export.export(model, (example,), dynamic_shapes=batch).module()
     prepared = prepare_pt2e(exported, xnnpack_quantizer(left=left))
     for images in batches:
         prepared(images)
@@ -218,10 +220,11 @@ def _type_name(value: Any) -> str:
 
 
 def _portable_operation(plan: Any, name: str, args: Sequence[int]) -> Operation:
-    output = args[-1]
-    reads = tuple(dict(_program_tensors(plan, [i for i in args if i != output])))
+    writes = _program_tensors(plan, args[-1:])
+    made = {args[-1], *dict(writes)}  # of several outputs each stands among the arguments too
+    reads = tuple(dict(_program_tensors(plan, [i for i in args if i not in made])))
     macs = _portable_macs(name, [plan.values[index].val for index in args])
-    return Operation(name, reads, _program_tensors(plan, [output]), (), *macs)
+    return Operation(name, reads, writes, (), *macs)
 
 
 def _portable_macs(name: str, values: Sequence[Any]) -> tuple[int, str]:
@@ -270,6 +273,7 @@ def _xnnpack_macs(kind: str, node: dict[str, Any], values: dict[int, Any]) -> tu
     else:
         weight = values[node["filter_id"]]
         operands = (first, weight)
+        output = first if kind == BACKWARDS else output
         depth = math.prod(weight["dims"]) // output["dims"][-1]  # channels are last
     integer = all(re.search(r"_q\w*int\d", operand["datatype"]) for operand in operands)
     precision = INTEGER if integer else FLOATS.get(first["datatype"], first["datatype"])

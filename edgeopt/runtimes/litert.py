@@ -30,7 +30,8 @@ from edgeopt.system import RuntimeUnavailable, known_noise_silenced
 CONVERTER = Path(__file__).parents[2] / "build" / "litert" / "bin" / "python"
 CONVERSION = Path(__file__).with_name("formats") / "litert_conversion.py"
 CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D")
-LAYERS = (*CONVOLUTIONS, "FULLY_CONNECTED", "BATCH_MATMUL")
+BACKWARDS = "TRANSPOSE_CONV"  # of a shape, weights and what they are applied to
+LAYERS = (*CONVOLUTIONS, BACKWARDS, "FULLY_CONNECTED", "BATCH_MATMUL")
 # Operators for which XNNPACK's memory planner reuses an operand, as in ExecuTorch.
 IN_PLACE = (
     *("ABS", "ADD", "DIV", "ELU", "EXP", "GELU", "LEAKY_RELU", "LOGISTIC", "MAXIMUM", "MINIMUM"),
@@ -177,8 +178,11 @@ def _macs(node: Node, graph: Graph) -> tuple[int, str]:
     outer = _is_outer_product(node, graph)
     if node.name not in LAYERS and not outer:
         return 0, ""
-    first, second = (graph.tensors[place] for place in node.inputs[:2])
-    if outer:
+    places = node.inputs[2:0:-1] if node.name == BACKWARDS else node.inputs[:2]
+    first, second = (graph.tensors[place] for place in places)
+    if node.name == BACKWARDS:
+        outputs, depth = math.prod(first.shape[:-1]), math.prod(second.shape)
+    elif outer:
         depth = 1
     elif node.name == "BATCH_MATMUL":
         depth = first.shape[-2 if node.options.adjX else -1]

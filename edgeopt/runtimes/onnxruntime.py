@@ -12,7 +12,7 @@ import numpy as np
 
 from edgeopt.agent.session import INPUT, OUTPUT, Artifact
 from edgeopt.runtimes.contract import FLOATS, INTEGER, Operation
-from edgeopt.runtimes.formats.onnx_files import OnnxFileRuntime
+from edgeopt.runtimes.formats.onnx_files import OnnxFileRuntime, einsum_macs
 from edgeopt.runtimes.sessions.onnxruntime import open_onnx, session_options
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ INTEGER_PRODUCTS = (
     "DynamicQuantizeMatMul",
 )
 PRODUCTS = ("Gemm", "FusedGemm", "MatMul", "FusedMatMul", *INTEGER_PRODUCTS)
-INTEGER_OPERATORS = ("ConvInteger", "QLinearConv", *INTEGER_PRODUCTS)
+# Their weights' places; a sequence [T, B, C] passes through both.
+RECURRENT = {"LSTM": (1, 2), "GRU": (1, 2), "RNN": (1, 2), "DynamicQuantizeLSTM": (1, 2)}
+INTEGER_OPERATORS = ("ConvInteger", "QLinearConv", "DynamicQuantizeLSTM", *INTEGER_PRODUCTS)
 # What the kernels of the CPU provider declare MayInplace or Alias; QLinearAdd and -Mul do not.
 IN_PLACE = (
     *("Relu", "LeakyRelu", "Elu", "Selu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh"),
@@ -58,13 +60,13 @@ class OnnxRuntime(OnnxFileRuntime):
         import onnxruntime
 
         levels = onnxruntime.GraphOptimizationLevel
-        plain, _ = _profile(artifact, level=levels.ORT_DISABLE_ALL)
+        plain = _profile(artifact, level=levels.ORT_DISABLE_ALL)
         executed, nodes = _profile(artifact, level=levels.ORT_ENABLE_ALL)
         if [event["op_name"] for event in executed] != [node.op_type for node in nodes]:
             raise RuntimeError(f"{artifact.title}: ONNX Runtime's profile and graph do not agree")
-        counts = [_macs(event) for event in executed]
+        counts = _all_macs(executed, nodes)
         floats = sorted({kind for macs, kind in counts if macs and kind != INTEGER})
-        left = sum(macs for macs, _ in map(_macs, plain))
+        left = sum(macs for macs, _ in _all_macs(*plain))
         left -= sum(macs for macs, kind in counts if kind == INTEGER)
         yield Operation(INPUT, writes=((INPUT, 4 * math.prod(artifact.input_shape)),))
         for event, node, count in zip(executed, nodes, counts, strict=True):
@@ -131,18 +133,31 @@ def _profile(artifact: Artifact, *, level: Any) -> tuple[list[dict[str, Any]], S
     return executed, nodes
 
 
-def _macs(event: dict[str, Any]) -> tuple[int, str]:
+def _all_macs(executed: Sequence[dict[str, Any]], nodes: Sequence[Any]) -> list[tuple[int, str]]:
+    """MACs and precision of every kernel; what an Einsum does only its node tells."""
+    einsums = (node for node in nodes if node.op_type == "Einsum")
+    equations = (node.attribute[0].s.decode() for node in einsums)
+    return [_macs(event, equations=equations) for event in executed]
+
+
+def _macs(event: dict[str, Any], *, equations: Iterator[str]) -> tuple[int, str]:
     name = event["op_name"]
     kinds = [next(iter(entry), "") for entry in event["input_type_shape"]]
     inputs = [next(iter(entry.values()), []) for entry in event["input_type_shape"]]
+    outputs = math.prod(next(iter(event["output_type_shape"][0].values())))
     if name in CONVOLUTIONS:
-        depth = math.prod(inputs[CONVOLUTIONS[name]][1:])
+        count = outputs * math.prod(inputs[CONVOLUTIONS[name]][1:])
+    elif name == "ConvTranspose":
+        count = math.prod(inputs[0]) * math.prod(inputs[1][1:])
     elif name in PRODUCTS:
-        depth = inputs[0][-1]
+        count = outputs * inputs[0][-1]
+    elif name in RECURRENT:
+        count = math.prod(inputs[0][:2]) * sum(math.prod(inputs[at]) for at in RECURRENT[name])
+    elif name == "Einsum":
+        count = einsum_macs(next(equations), inputs)
     else:
         return 0, ""
-    outputs = math.prod(next(iter(event["output_type_shape"][0].values())))
-    return outputs * depth, INTEGER if name in INTEGER_OPERATORS else FLOATS.get(kinds[0], kinds[0])
+    return count, INTEGER if name in INTEGER_OPERATORS else FLOATS.get(kinds[0], kinds[0])
 
 
 def _operation(event: dict[str, Any], node: Any, macs: int, precision: str) -> Operation:

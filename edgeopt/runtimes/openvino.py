@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.agent.session import Artifact
 from edgeopt.runtimes.contract import FLOATS, INTEGER, Operation
-from edgeopt.runtimes.formats.onnx_files import OnnxFileRuntime
+from edgeopt.runtimes.formats.onnx_files import OnnxFileRuntime, einsum_macs
 
 if TYPE_CHECKING:
     import pandas as pd
 
 PRODUCTS = ("FullyConnected", "MatMul")
 CONVOLUTIONS = ("Convolution", "Deconvolution")
+LAYERS = (
+    *("Convolution", "GroupConvolution"),
+    *("ConvolutionBackpropData", "GroupConvolutionBackpropData"),
+)
+RECURRENT = ("LSTMSequence", "GRUSequence", "RNNSequence")
 IN_PLACE = ("Eltwise", "Subgraph", "Reshape")
 MICROSECOND = timedelta(microseconds=1)
 
@@ -30,10 +35,15 @@ class OpenVINORuntime(OnnxFileRuntime):
     package = "openvino"
 
     def operations(self, artifact: Artifact) -> Iterator[Operation]:
-        """Operators of the runtime model, without those that constants alone feed."""
-        from edgeopt.runtimes.sessions.openvino import compile_artifact
+        """Operators of the runtime model, without those that constants alone feed.
 
-        constant = set()
+        Products that it has fused into another operator (attention, recurrent layers) are what the
+        others leave of the total, and count as float.
+        """
+        from edgeopt.runtimes.sessions.openvino import compile_artifact, read_artifact
+
+        left = sum(map(_layer_macs, read_artifact(artifact).get_ordered_ops()))
+        constant, kinds = set(), set()
         for node in compile_artifact(artifact, threads=1).get_runtime_model().get_ordered_ops():
             kind = node.get_rt_info()["layerType"].astype(str)
             sources = [port.get_source_output() for port in node.inputs()]
@@ -45,7 +55,13 @@ class OpenVINORuntime(OnnxFileRuntime):
                 (_key(port), port.get_element_type().size * math.prod(port.get_shape()))
                 for port in (node.outputs() if kind != "Output" else ())
             )
-            yield Operation(kind, reads, writes, _overwrites(kind, reads), *_macs(node, kind))
+            macs, precision = _macs(node, kind)
+            left, kinds = left - macs, kinds | {_precision(node)}
+            yield Operation(kind, reads, writes, _overwrites(kind, reads), macs, precision)
+        # Of several float types the widest is named: fp32 sorts behind the narrow ones.
+        floats = sorted(kinds & {*FLOATS.values()})
+        if left:
+            yield Operation("fused", macs=left, precision=floats[-1])
 
     def layer_times(self, artifact: Artifact, *, threads: int) -> "pd.DataFrame":
         """Operator times of its own counters; ``op`` carries the kernel's name with its type.
@@ -94,12 +110,41 @@ def _overwrites(kind: str, reads: tuple) -> tuple:
     return reads if kind in IN_PLACE else ()
 
 
+def _precision(node: Any) -> str:
+    name = node.get_rt_info()["runtimePrecision"].astype(str)
+    return INTEGER if name in ("u8", "i8") else FLOATS.get(name, name)
+
+
 def _macs(node: Any, kind: str) -> tuple[int, str]:
     if kind not in (*CONVOLUTIONS, *PRODUCTS):
         return 0, ""
     outputs = list(node.output(0).get_shape())
     inputs = [list(port.get_shape()) for port in node.inputs()]
-    depth = inputs[0][-1] if kind in PRODUCTS else math.prod(inputs[1]) // outputs[1]
-    precision = node.get_rt_info()["runtimePrecision"].astype(str)
-    integer = precision in ("u8", "i8")
-    return math.prod(outputs) * depth, INTEGER if integer else FLOATS.get(precision, precision)
+    if kind in PRODUCTS:
+        return math.prod(outputs) * _depth(inputs[0], outputs), _precision(node)
+    backwards = kind == "Deconvolution"
+    applied = inputs[0] if backwards else outputs
+    return math.prod(applied) * math.prod(inputs[1]) // applied[1], _precision(node)
+
+
+def _depth(first: list[int], outputs: list[int]) -> int:
+    """Length of a product's sums; its first operand may be transposed."""
+    whole = len(first) < 2 or first[-2] == outputs[-2]
+    return first[-1] if whole else first[-2]
+
+
+def _layer_macs(node: Any) -> int:
+    """MACs of an operator of the network as it is in the file."""
+    kind = node.get_type_name()
+    shapes = [list(port.get_shape()) for port in node.inputs()]
+    if kind in LAYERS:
+        applied = shapes[0] if "Backprop" in kind else list(node.output(0).get_shape())
+        return math.prod(applied) * math.prod(shapes[1]) // applied[1]
+    if kind == "MatMul":
+        outputs = list(node.output(0).get_shape())
+        return math.prod(outputs) * _depth(shapes[0], outputs)
+    if kind == "Einsum":
+        return einsum_macs(node.get_attributes()["equation"], shapes)
+    if kind in RECURRENT:  # of a sequence [B, T, C]; weights and recurrent weights before the bias
+        return math.prod(shapes[0][:2]) * sum(map(math.prod, shapes[-3:-1]))
+    return 0

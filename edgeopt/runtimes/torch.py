@@ -13,10 +13,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from edgeopt.agent.session import Artifact
-from edgeopt.quantization import TORCH_PRECISIONS, precision_variant, quantized_engine, to_int8
+from edgeopt.quantization import (
+    DEFAULT_ENGINE,
+    TORCH_PRECISIONS,
+    precision_variant,
+    quantized_engine,
+    to_int8,
+)
 from edgeopt.runtimes.contract import (
     FLOATS,
     INTEGER,
+    ExportError,
     Int8Options,
     Operation,
     Parity,
@@ -34,6 +41,15 @@ FP16_SPREAD = 4
 PRODUCTS = {"addmm": 1, "mm": 0, "bmm": 0, "matmul": 0}
 COMPOSED = ("einsum", "tensordot", "inner")  # which torch makes of products
 WEIGHTED = ("_convolution", "convolution", "conv2d", "linear", "mkldnn_convolution")
+# Where the flag of a transposed convolution stands; another operator is one by its name.
+TRANSPOSED = {"_convolution": 6, "convolution": 6}
+RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+ATTENTION = ("scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu")
+# Whole layers of attention in one operator, by the places of their weights.
+FUSED_ATTENTION = {
+    "_native_multi_head_attention": (5, 7),
+    "_transformer_encoder_layer_fwd": (3, 5, 14, 16),
+}
 # Records of an archive that nothing reads, and those that its writer adds by itself.
 LEFT_OUT = (".debug_pkl", "version", ".data/serialization_id")
 COUNTED = re.compile(r"/(___torch_mangle_\d+)")
@@ -77,25 +93,38 @@ class TorchRuntime(Runtime):
         exact = parity_images(input_shape)
         images = exact.half() if precision == "fp16" else exact
         silence, log = known_noise_silenced(), native_stderr_logged()
-        with silence, log, quantized_engine(), torch.inference_mode():
+        with silence, log, quantized_engine(DEFAULT_ENGINE), torch.inference_mode():
             traced = torch.jit.freeze(torch.jit.trace(variant, images))
             path.write_bytes(_reproducible(traced))
             expected = variant(images)
             if precision == "fp16":
                 own = relative_difference(model(exact), expected)
                 tolerance = max(tolerance, FP16_TOLERANCE, FP16_SPREAD * own)
-            return check_parity(expected, torch.jit.load(path)(images), tolerance=tolerance)
+            loaded = torch.jit.load(path)
+            _require_any_batch(loaded, images)
+            return check_parity(expected, loaded(images), tolerance=tolerance)
 
     def operations(self, artifact: Artifact) -> list[Operation]:
         """Operators that torch's dispatcher calls, packed int8 ones included."""
         script = load_script(artifact.path)
         images = torch.zeros(artifact.input_shape, dtype=_float_type(script))
-        with quantized_engine():
+        with quantized_engine(DEFAULT_ENGINE):
             return eager_operations(script, images)
 
     def weight_bytes(self, artifact: Artifact) -> int:
         """Bytes of parameters, buffers, graph constants and packed weights."""
         return module_weight_bytes(load_script(artifact.path))
+
+
+def _require_any_batch(script: torch.jit.ScriptModule, images: Tensor) -> None:
+    """Raise ``ExportError`` where tracing has fixed the number of images that a file takes."""
+    try:
+        script(images.repeat(2, 1, 1, 1))
+    except RuntimeError as error:
+        raise ExportError(
+            f"the network's code fixes the number of images, as len(images) does; allowed: what "
+            f"holds for any, as images.shape[0]: {str(error).strip().splitlines()[-1]}"
+        ) from error
 
 
 def _reproducible(script: torch.jit.ScriptModule) -> bytes:
@@ -204,15 +233,29 @@ def _storages(values: Any) -> dict[int, int]:
 def _macs(func: Any, args: tuple, result: Any) -> tuple[int, str]:
     name = func._opname
     if func.namespace == "quantized" and any(isinstance(a, torch.ScriptObject) for a in args[1:2]):
-        return result.numel() * math.prod(args[1].unpack()[0].shape[1:]), INTEGER
+        applied = args[0] if "transpose" in name else result
+        return applied.numel() * math.prod(args[1].unpack()[0].shape[1:]), INTEGER
     if func.namespace == "quantized" and name in PRODUCTS:
         return result.numel() * args[PRODUCTS[name]].shape[-1], INTEGER
-    if func.namespace == "aten" and name in WEIGHTED:
-        weight, depth = args[1], math.prod(args[1].shape[1:])
-    elif func.namespace == "aten" and name in PRODUCTS:
-        weight = args[PRODUCTS[name]]
-        depth = weight.shape[-1]
-    else:
-        return 0, ""
-    kind = str(weight.dtype).removeprefix("torch.")
-    return result.numel() * depth, FLOATS.get(kind, kind)
+    count = _float_macs(name, args, result) if func.namespace == "aten" else 0
+    kind = str(args[0].dtype).removeprefix("torch.") if count else ""
+    return count, FLOATS.get(kind, kind)
+
+
+def _float_macs(name: str, args: tuple, result: Any) -> int:
+    if name in WEIGHTED or "conv_transpose" in name:
+        backwards = "conv_transpose" in name or (name in TRANSPOSED and args[TRANSPOSED[name]])
+        return (args[0] if backwards else result).numel() * math.prod(args[1].shape[1:])
+    if name in PRODUCTS:
+        return result.numel() * args[PRODUCTS[name]].shape[-1]
+    if name in RECURRENT:  # of a sequence [T, B, C] or [B, T, C], by each of its layers' weights
+        weights = (own.numel() for own in args[2] if own.dim() == 2)
+        return args[0].numel() // args[0].shape[-1] * sum(weights)
+    if name in ATTENTION:
+        made = result[0] if isinstance(result, tuple) else result
+        return (args[0].numel() + made.numel()) * args[1].shape[-2]
+    if name in FUSED_ATTENTION:  # of [B, T, C]
+        weights = sum(args[place].numel() for place in FUSED_ATTENTION[name])
+        tokens = args[0].numel() // args[0].shape[-1]
+        return tokens * weights + 2 * args[0].numel() * args[0].shape[1]
+    return 0

@@ -126,3 +126,9 @@ def test_unreadable_rapl_is_a_reasoned_string(powercap, monkeypatch):
 def test_measured_energy_refuses_no_calls():
     with pytest.raises(ValueError, match="calls is 0; allowed: 1 or more"):
         measured_energy_j(lambda: None, calls=0)
+
+
+def test_links_that_lead_nowhere_as_in_a_container_are_said(tmp_path, monkeypatch):
+    (tmp_path / "intel-rapl:0").symlink_to(tmp_path / "masked")
+    monkeypatch.setattr("edgeopt.metrics.energy.POWERCAP_ROOT", tmp_path)
+    assert measured_energy_unavailable().startswith("unavailable: RAPL on this host")

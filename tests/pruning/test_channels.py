@@ -604,3 +604,22 @@ def test_a_width_is_a_multiple_of_the_parts_that_grouped_convolutions_make() -> 
     ).eval()
     image = torch.zeros(1, 1, 8, 8)
     assert width_steps(model, example_input=image) == {"0": 3, "1": 3}
+
+
+def test_a_network_with_a_head_for_training_only_is_refused_before_it_is_trained():
+    class WithHead(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.trunk, self.last = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3)
+            self.head, self.aux = nn.Linear(8, 4), nn.Linear(8, 4)
+
+        def forward(self, images):
+            hidden = self.trunk(images).relu()
+            logits = self.head(self.last(hidden).mean((2, 3)))
+            return logits + self.aux(hidden.mean((2, 3))) if self.training else logits
+
+    model, images = WithHead(), torch.rand(1, 1, 12, 12)
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match="WithHead has parts that run in training only"):
+        prune_channels(model, 0.5, example_input=images, criterion="l1", round_to=1)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -38,6 +39,19 @@ class OnnxFileRuntime(Runtime):
         graph = onnx.load(artifact.path).graph
         constants = (a.t for node in graph.node for a in node.attribute if a.HasField("t"))
         return sum(onnx.numpy_helper.to_array(t).nbytes for t in (*graph.initializer, *constants))
+
+
+def einsum_macs(equation: str, inputs: Sequence[Sequence[int]]) -> int:
+    """Multiply over all indices of an equation such as ``bij,bjk->bik``."""
+    terms = equation.replace(" ", "").partition("->")[0].split(",")
+    sizes = {}
+    for term, shape in zip(terms, inputs, strict=True):
+        named, tail = term.split("...") if "..." in term else (term, "")
+        rest = range(len(named), len(shape) - len(tail))
+        names = [*named, *(f"...{len(shape) - place}" for place in rest), *tail]
+        for name, size in zip(names, shape, strict=True):
+            sizes[name] = max(size, sizes.get(name, 1))
+    return math.prod(sizes.values()) if len(terms) > 1 else 0
 
 
 def write_onnx(

@@ -16,7 +16,13 @@ from edgeopt.system.upstream import known_noise_silenced, native_stderr_logged
 
 
 def load_script(path: Path) -> torch.jit.ScriptModule:
-    """Load a TorchScript file."""
+    """Load a TorchScript file; its int8 layers are packed for the engine they were made for.
+
+    Elsewhere than on x86 the process's own engine is another, whose kernels these are not.
+    """
+    engines = torch.backends.quantized.supported_engines
+    own = [name for name in ("x86", "qnnpack") if name in engines]
+    torch.backends.quantized.engine = own[0] if own else torch.backends.quantized.engine
     with known_noise_silenced():
         return torch.jit.load(path, map_location="cpu")
 
