@@ -129,7 +129,8 @@ class _Numbering(fx.Interpreter):
             return None
         module = submodule_of(self.module, node)
         if isinstance(module, (*LAYERS, *NORMALIZATIONS)) and isinstance(value, Tensor):
-            return self._layer(node, module, value)
+            known = _axis_is_known(module, value)
+            return self._layer(node, module, value) if known else self._unknown(node, value)
         if isinstance(value, Tensor) and not value.is_floating_point():
             return torch.zeros(value.shape, dtype=torch.long)
         if not _holds_tensor(value):  # a size that is read touches no channel
@@ -290,6 +291,15 @@ def _broadcastable(numbers: Tensor) -> Tensor:
         if (numbers == first).all():
             numbers = first
     return numbers
+
+
+def _axis_is_known(layer: nn.Module, value: Tensor) -> bool:
+    """Whether the channels' axis is sure: a LayerNorm of the user's own may work on any."""
+    own = type(layer).__module__.partition(".")[0] not in (torch.__name__, "torchvision")
+    if not (own and isinstance(layer, nn.LayerNorm)):
+        return True
+    fits = [size == layer.normalized_shape[-1] for size in value.shape[1:]]
+    return fits[channel_axis(layer, value.dim()) - 1] and sum(fits) == 1
 
 
 def _by_channel(layer: nn.Module) -> bool:

@@ -7,7 +7,8 @@ from typing import Any
 from torch import fx, nn
 from torch.nn import functional
 
-LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+LAYERS = (nn.Conv2d, nn.Linear, *BATCH_NORMS)
 NORMALIZATIONS = (nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm2d)  # by each image's own statistics
 # What a node does, by the modules, functions and tensor methods that do it. A gate is a barrier
 # whose result multiplies another tensor; what is spatial works inside each channel, and gives s
@@ -121,10 +122,13 @@ def with_readers(model: nn.Module, layers: Collection[str]) -> set[str]:
         return set(layers)
     found = set(layers)
     open_nodes = [node for node in graph.nodes if node.target in layers]
+    seen = {*open_nodes}
     while open_nodes:
-        for user in open_nodes.pop().users:
-            if operation_of(model, user) == "layer":
+        for user in {*open_nodes.pop().users} - seen:
+            seen.add(user)
+            is_layer = operation_of(model, user) == "layer"
+            if is_layer:
                 found.add(user.target)
-            else:
-                open_nodes.append(user)
+            if not is_layer or isinstance(submodule_of(model, user), BATCH_NORMS):
+                open_nodes.append(user)  # a BatchNorm is one with the layer before it
     return found

@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "planting": ["plant_specimen"],
         "rescaling": ["OUTLIER", "barrier_groups", "equalize"],
         "variants": [
+            "DEFAULT_ENGINE",
             "QuantizationError",
             "TORCH_PRECISIONS",
             "calibration_images",
@@ -19,6 +20,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "quantized_engine",
             "to_fp16",
             "to_int8",
+            "two_or_more",
             "xnnpack_quantizer",
         ],
     },

@@ -6,6 +6,7 @@ the outliers alone (SmoothQuant inserts such scales into transformers, arXiv:221
 """
 
 import copy
+from collections import Counter
 from collections.abc import Callable
 from operator import methodcaller
 from typing import Any
@@ -83,7 +84,8 @@ def insert_scales(model: nn.Module, groups: ChannelGroups, scale: Tensor) -> nn.
     """Return a copy with scales around the barriers whose groups are not scaled by 1.
 
     ``model`` is what :func:`edgeopt.quantization.rescaling.rescale` made with the same ``scale``.
-    Where an activation is a function, not a module, the copy is an ``fx.GraphModule``.
+    Where an activation is a function, or a module that is called at several places, the copy is an
+    ``fx.GraphModule``.
     """
     wanted = {
         node.name: {
@@ -94,16 +96,20 @@ def insert_scales(model: nn.Module, groups: ChannelGroups, scale: Tensor) -> nn.
         if (scale[ports.inputs] != 1).any() or (scale[ports.outputs] != 1).any()
     }
     changed = copy.deepcopy(model)
-    calls = [node for node in trace(changed).nodes if node.name in wanted]
-    for node in (node for node in calls if node.op == "call_module"):
+    nodes = trace(changed).nodes
+    times = Counter(node.target for node in nodes if node.op == "call_module")
+    calls = [node for node in nodes if node.name in wanted]
+    alone = [node for node in calls if times[node.target] == 1]
+    for node in alone:
         activation = changed.get_submodule(node.target)
         changed.set_submodule(node.target, ScaledActivation(activation, **wanted[node.name]))
-    functions = {node.name for node in calls if node.op != "call_module"}
-    if not functions:
+    rest = {node.name for node in calls} - {node.name for node in alone}
+    if not rest:
         return changed
     rewritten = fx.GraphModule(changed, trace(changed))
-    for node in [node for node in rewritten.graph.nodes if node.name in functions]:
-        _replace(rewritten, node, ScaledActivation(_module_of(node), **wanted[node.name]))
+    for node in [node for node in rewritten.graph.nodes if node.name in rest]:
+        activation = _module_of(rewritten, node)
+        _replace(rewritten, node, ScaledActivation(activation, **wanted[node.name]))
     rewritten.recompile()
     return rewritten
 
@@ -112,9 +118,11 @@ def _or_none(scale: Tensor) -> Tensor | None:
     return None if (scale == 1).all() else scale
 
 
-def _module_of(node: fx.Node) -> nn.Module:
+def _module_of(model: nn.Module, node: fx.Node) -> nn.Module:
     if node.op == "placeholder":
         return nn.Identity()
+    if node.op == "call_module":
+        return copy.deepcopy(model.get_submodule(node.target))
     rest, named = node.args[1:], node.kwargs
     if node.op == "call_method":
         return _Call(methodcaller(node.target, *rest, **named))

@@ -177,9 +177,9 @@ class _Flow(fx.Interpreter):
         return max(min(rooms), 0.0)
 
 
-def _flat(constant: Tensor) -> bool:
-    """Whether a constant [1, C, ...] is the same in a whole channel."""
-    channels = constant.reshape(*constant.shape[:2], -1)
+def _flat(constant: Tensor, *, axis: int = 1) -> bool:
+    """Whether a constant, with its channels on an axis, is the same in a whole channel."""
+    channels = constant.movedim(axis, 1).reshape(1, constant.shape[axis], -1)
     return bool((channels == channels[..., :1]).all())
 
 
@@ -195,12 +195,14 @@ def _move(model: nn.Module, flow: _Flow, offset: float) -> None:
     moved = before - float(written[flow.channel])
     for name, added in flow.readers.items():
         reader, given = model.get_submodule(name), moved * added
-        inside = given[(0, slice(None), *(size // 2 for size in given.shape[2:]))]
+        axis = channel_axis(reader, given.dim())
+        middle = [size // 2 for size in given.shape]  # 0 of the one image
+        inside = given[(*middle[:axis], slice(None), *middle[axis + 1 :])]
         bias = _bias(reader)
         bias.copy_(bias.double() + inside)
-        if not _flat(added):
-            inside = inside.view(1, -1, *[1] * (given.dim() - 2))
-            model.set_submodule(name, nn.Sequential(reader, OffsetMap((given - inside).float())))
+        if not _flat(added, axis=axis):
+            rest = given - inside.view(-1, *[1] * (given.dim() - axis - 1))
+            model.set_submodule(name, nn.Sequential(reader, OffsetMap(rest.float())))
 
 
 def _bias(layer: nn.Module) -> Tensor:

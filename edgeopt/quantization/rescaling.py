@@ -49,9 +49,9 @@ def rescale(model: nn.Module, groups: ChannelGroups, scale: Tensor) -> nn.Module
             grouped = layer.weight.unflatten(0, (layer.groups, -1))  # [G, O/G, I/G, kH, kW]
             weight = (grouped / read.view(layer.groups, 1, -1, 1, 1)).flatten(0, 1)
             layer.weight.copy_(weight * written.view(-1, 1, 1, 1))
-        else:
+        elif layer.weight is not None:
             layer.weight.mul_(written / read)
-            if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            if getattr(layer, "running_mean", None) is not None:
                 layer.running_mean.mul_(read)
         if layer.bias is not None:
             layer.bias.mul_(written)

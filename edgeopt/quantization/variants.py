@@ -93,8 +93,9 @@ def to_int8(
         prepared = prepare_fx(model, mapping, (batches[0],), whole)
         for images in batches:
             prepared(images)
+        called = {node.target for node in prepared.graph.nodes if node.op == "call_module"}
         quantized = _without_views(convert_fx(prepared))
-        _require_quantized(model, quantized, left=left)
+        _require_quantized(model, quantized, left=left, called=called)
     return quantized
 
 
@@ -190,19 +191,33 @@ def quantization_aware_train(
     if not learning_rate > 0:
         raise ValueError(f"learning_rate is {learning_rate}; allowed: above 0")
     trained = copy.deepcopy(model).train()
-    with known_noise_silenced():
+    shuffled = train_loader.generator
+    order = None if shuffled is None else shuffled.get_state()
+    with known_noise_silenced(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # of dropout
         simulated = _prepared_for_training(trained, next(iter(train_loader))[0])
+        if shuffled is not None:
+            shuffled.set_state(order)
         optimizer = torch.optim.Adam(simulated.parameters(), lr=learning_rate)
         for _ in tqdm(
             range(epochs), desc="QAT epochs", disable=None if progress else True, leave=False
         ):
             for images, labels in train_loader:
                 optimizer.zero_grad(set_to_none=True)
-                nn.functional.cross_entropy(simulated(images), labels).backward()
+                outputs = simulated(images)
+                logits = getattr(outputs, "logits", outputs)  # beside those of auxiliary heads
+                nn.functional.cross_entropy(logits, labels).backward()
                 optimizer.step()
-    state = simulated.state_dict()
-    trained.load_state_dict({name: state[name] for name in trained.state_dict()})
+    if shuffled is not None:
+        shuffled.set_state(order)  # so that a loader trains the next network alike
+    state = simulated.state_dict()  # without what the network owns and does not use
+    trained.load_state_dict({n: state[n] for n in trained.state_dict() if n in state}, strict=False)
     return trained.eval()
+
+
+def two_or_more(images: Tensor) -> Tensor:
+    """Return images [N, C, H, W], a single one twice: of one torch.export fixes the number."""
+    return images if len(images) > 1 else images.repeat(2, 1, 1, 1)
 
 
 def xnnpack_quantizer(*, qat: bool = False, left: Collection[str] = ()) -> Any:
@@ -226,11 +241,14 @@ def _prepared_for_training(model: nn.Module, images: Tensor) -> fx.GraphModule:
 
     quantizer = xnnpack_quantizer(qat=True)
     batch = ({0: torch.export.Dim("batch", min=1)},)
-    exported = torch.export.export(model, (images,), dynamic_shapes=batch).module()
+    exported = torch.export.export(model, (two_or_more(images),), dynamic_shapes=batch).module()
     return move_exported_model_to_train(prepare_qat_pt2e(exported, quantizer))
 
 
-def _require_quantized(model: nn.Module, quantized: nn.Module, *, left: Collection[str]) -> None:
+def _require_quantized(
+    model: nn.Module, quantized: nn.Module, *, left: Collection[str], called: Collection[str]
+) -> None:
+    """Raise unless every layer that is ``called``, by itself or inside a module, is int8."""
     from torch.ao.nn.quantized.modules.utils import WeightedQuantizedModule
 
     made = {
@@ -242,6 +260,7 @@ def _require_quantized(model: nn.Module, quantized: nn.Module, *, left: Collecti
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        and any(name == whole or name.startswith(f"{whole}.") for whole in called)
     ]
     missing = [name for name in layers if name not in made and name not in left]
     if missing or not layers:

@@ -11,9 +11,14 @@ from torch import nn
 
 from edgeopt.model.canonical import fold_batch_norm
 from edgeopt.model.channel_groups import channel_groups
-from edgeopt.model.networks import SmallCNN
+from edgeopt.model.networks import SmallCNN, set_deterministic
 from edgeopt.model.same_function import RewriteError, require_same_function
-from edgeopt.quantization.inserted import ScaledActivation, inserted_multiplications
+from edgeopt.model.tracing import with_readers
+from edgeopt.quantization.inserted import (
+    ScaledActivation,
+    float_modules,
+    inserted_multiplications,
+)
 from edgeopt.quantization.offsets import OffsetMap, absorb_offsets
 from edgeopt.quantization.planting import plant_collapse, plant_specimen
 from edgeopt.quantization.rescaling import (
@@ -291,3 +296,115 @@ def test_plant_specimen_takes_the_first_layer_that_can_be_rescaled(small) -> Non
     specimen = plant_specimen(small, channel=30, factor=1e4, example=GREY[:1])
     assert (specimen.layer, specimen.channel) == ("conv1", 5)
     assert_same_function(specimen.model, small, GREY)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.InstanceNorm2d(8),
+        nn.BatchNorm2d(8, affine=False),
+        nn.BatchNorm2d(8, track_running_stats=False),
+        nn.GroupNorm(2, 8, affine=False),
+    ],
+    ids=["instance", "no weights", "no statistics", "groups"],
+)
+def test_a_normalization_without_weights_or_statistics_is_passed_by(norm) -> None:
+    set_deterministic(0)
+    first, second = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3)
+    model = nn.Sequential(first, norm, nn.ReLU(), second, nn.ReLU(), nn.Flatten(), nn.LazyLinear(4))
+    model.eval()(torch.rand(2, 1, 8, 8))
+    images = torch.rand(16, 1, 8, 8)
+    with torch.no_grad():
+        expected, found = model(images), equalize(model, images=images)(images)
+    assert found.numpy() == pytest.approx(expected.numpy(), rel=1e-3, abs=1e-4)
+
+
+class SharedActivation(nn.Module):
+    """One SiLU behind two convolutions of other widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 10, 3, padding=1)
+        self.act, self.head = nn.SiLU(), nn.Linear(10, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        hidden = self.act(self.second(self.act(self.first(images))))
+        return self.head(hidden.mean((2, 3)))
+
+
+def test_an_activation_that_serves_two_places_gets_the_scale_of_one() -> None:
+    set_deterministic(0)
+    model, images = SharedActivation().eval(), torch.rand(16, 1, 8, 8)
+    with torch.no_grad():
+        model.first.weight[2] *= 500
+        model.second.weight[:, 2] /= 500
+        expected = model(images)
+        changed = equalize(model, images=images, inserted=True)
+        assert changed(images).numpy() == pytest.approx(expected.numpy(), rel=1e-3, abs=1e-4)
+    assert len(float_modules(changed)) == 1
+
+
+class NormOverRows(nn.LayerNorm):
+    """As networks of channels-last tensors bring their own; here rows are as many as channels."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return nn.functional.layer_norm(hidden, self.normalized_shape, self.weight, self.bias)
+
+
+@pytest.mark.parametrize("side", [8, 6])
+def test_a_layer_norm_of_ones_own_on_channels_last_is_left_as_it_is(side) -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(1, 8, 3, padding=1), NormOverRows(8)
+            self.head = nn.Linear(8, 4)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            rows = self.norm(self.conv(images).permute(0, 2, 3, 1))  # [B, H, W, C]
+            return self.head(rows.mean((1, 2)))
+
+    set_deterministic(0)
+    model, images = Own().eval(), torch.rand(16, 1, side, side)
+    with torch.no_grad():
+        expected, found = model(images), equalize(model, images=images)(images)
+    assert found.numpy() == pytest.approx(expected.numpy(), rel=1e-3, abs=1e-4)
+
+
+def test_an_offset_read_by_a_linear_layer_at_every_position_moves_into_its_bias() -> None:
+    class ByPosition(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(1, 6, 3, padding=1), nn.Linear(6, 4)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            hidden = nn.functional.relu(self.conv(images)).flatten(2).transpose(1, 2)
+            return self.head(hidden).mean(1)
+
+    set_deterministic(0)
+    model, images = with_offset(ByPosition().eval(), "conv", 3, 200.0), torch.rand(8, 1, 7, 7)
+    with torch.no_grad():
+        changed = absorb_offsets(model, images=images)
+        assert changed(images).numpy() == pytest.approx(model(images).numpy(), rel=1e-3, abs=1e-3)
+    assert changed.conv.bias[3] < 100
+
+
+def test_readers_are_found_behind_a_batch_norm_and_each_once() -> None:
+    class Shuffling(nn.Module):
+        """Half of the channels pass each block untouched: paths would multiply."""
+
+        def __init__(self, blocks: int) -> None:
+            super().__init__()
+            self.first, self.norm = nn.Conv2d(1, 8, 1), nn.BatchNorm2d(8)
+            self.blocks = nn.ModuleList(nn.Conv2d(4, 4, 1) for _ in range(blocks))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            hidden = self.norm(self.first(images))
+            for block in self.blocks:
+                kept, changed = hidden.chunk(2, 1)
+                hidden = torch.cat([kept, block(changed)], 1)
+                hidden = hidden.unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2)
+            return hidden.mean((2, 3))
+
+    model = Shuffling(24)  # 2 to the 24 paths and more
+    found = with_readers(model, {"first"})
+    assert found == {"first", "norm", *(f"blocks.{place}" for place in range(24))}

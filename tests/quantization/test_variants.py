@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from edgeopt.model.networks import set_deterministic
 from edgeopt.quantization.variants import (
     DEFAULT_ENGINE,
     ENGINES,
@@ -213,3 +214,39 @@ def test_a_network_that_views_its_activations_becomes_int8() -> None:
         wanted, found = model(images), quantized(images)
     assert (wanted - found).abs().max() < 0.1 * wanted.abs().max()
     assert (wanted - found).abs().max() > 0
+
+
+class Leftover(nn.Module):
+    """Owns a head that it never uses, and draws when it is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.drop, self.head = nn.Conv2d(1, 8, 3), nn.Dropout(0.5), nn.Linear(8, 4)
+        self.old = nn.Linear(8, 7)
+        self.register_buffer("spare", torch.ones(3))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.drop(nn.functional.relu(self.conv(images)).mean((2, 3))))
+
+
+def test_a_layer_that_the_network_does_not_use_need_not_be_int8() -> None:
+    images = torch.rand(8, 1, 8, 8)
+    quantized = to_int8(Leftover().eval(), [(images, torch.arange(8) % 4)])
+    assert quantized(images).shape == (8, 4)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_qat_gives_the_same_weights_whatever_was_drawn_before(size) -> None:
+    set_deterministic(0)
+    model, split = Leftover(), striped_split(24, seed=3)
+    loader = split.loader(size, shuffle=True, seed=1)
+    trained = []
+    for drawn in (1, 5):
+        torch.rand(drawn)
+        own = quantization_aware_train(
+            model, loader, epochs=1, learning_rate=1e-3, progress=False
+        ).state_dict()
+        trained.append(own)
+    assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
+    assert not torch.equal(trained[0]["conv.weight"], model.conv.weight)
+    assert torch.equal(trained[0]["old.weight"], model.old.weight)

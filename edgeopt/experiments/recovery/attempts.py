@@ -1,5 +1,6 @@
 """Attempts at int8: plans simulated, written, scored, and held against what may be lost."""
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,10 +14,8 @@ from edgeopt.data import Split
 from edgeopt.experiments.candidates.candidate import Candidate, split_logits
 from edgeopt.experiments.recovery.remedies import Plan, Remedy, Rewrites
 from edgeopt.metrics import latency_statistics, measure_latency, quality_row
-from edgeopt.quantization import QuantizationError
 from edgeopt.runtimes import (
     Artifact,
-    ArtifactError,
     ExportError,
     Int8Options,
     Runtime,
@@ -27,10 +26,11 @@ from edgeopt.runtimes import (
     verify_label,
 )
 from edgeopt.schema import MIXED
-from edgeopt.system import Int8Scheme, RuntimeUnavailable
+from edgeopt.system import Int8Scheme
 from edgeopt.system.int8 import WEIGHT_STEPS
 
-FAILURES = (ExportError, ArtifactError, QuantizationError, RuntimeUnavailable, ValueError)
+logger = logging.getLogger(__name__)
+
 QUALITIES = ("accuracy", "macro_f1")
 ROUNDING = 1e-9  # of the subtraction; far below one image's worth of accuracy
 ONE_SIDED_95, ONE_SIDED_99 = 1.645, 2.326  # standard errors
@@ -129,7 +129,8 @@ class Judge:
             if self.falls_short(made):
                 return made
             logits = split_logits(session, self.validation)
-        except FAILURES as error:
+        except Exception as error:  # of a runtime, or of a user's code on a rewritten network
+            logger.debug("%s failed", remedy.name, exc_info=True)
             return Attempt(remedy, error=str(error) or type(error).__name__)
         return self._scored(remedy, plan, artifact, logits, share)
 

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,8 @@ from edgeopt.quantization import barrier_groups, rounded_activations
 JUDGED = 8  # tensors of which the accuracy alone is measured
 INSERTED_SCALE = "an inserted scale"
 REACHES = ("rescaling", INSERTED_SCALE, "nothing")  # what can shrink a channel
+RANGE = ("worst_channel", "minimum", "maximum", "outlier_ratio", "sqnr_db")
+COLUMNS = ("layer", *RANGE, "tied_to", "reach")
 
 
 def diagnose(model: nn.Module, images: Split, *, judged: int = JUDGED) -> pd.DataFrame:
@@ -36,7 +39,7 @@ def diagnose(model: nn.Module, images: Split, *, judged: int = JUDGED) -> pd.Dat
     Parameters
     ----------
     images : Split
-        Hundreds are enough; all are held in memory.
+        Hundreds are enough; what a layer writes for all is held in memory, a layer at a time.
 
     Raises
     ------
@@ -51,27 +54,27 @@ def diagnose(model: nn.Module, images: Split, *, judged: int = JUDGED) -> pd.Dat
         groups = channel_groups(network, example=batch[:1])
     except ValueError:
         network, groups = copy.deepcopy(model).eval(), None
-    tensors = _outputs(network, batch)
-    rows = [
-        {"layer": name, **_range_row(written), **_tie_row(groups, name, written)}
-        for name, written in tensors.items()
-    ]
-    table = pd.DataFrame(rows).sort_values("sqnr_db", ignore_index=True)
+    rows = _rows(network, batch, groups)
+    table = pd.DataFrame(rows, columns=COLUMNS).sort_values("sqnr_db", ignore_index=True)
     worst = table["layer"].head(judged)
     alone = {name: _accuracy_alone(network, name, batch, labels) for name in worst}
     return table.assign(accuracy_alone=table["layer"].map(alone))
 
 
-def _outputs(model: nn.Module, batch: Tensor) -> dict[str, Tensor]:
-    """Return what each layer and activation writes [N, C, ...], in the order of execution."""
-    found: dict[str, Tensor] = {}
-    for module in model.modules():
-        if hasattr(module, "inplace"):
-            module.inplace = False  # it would write over what its layer wrote
+def _rows(
+    model: nn.Module, batch: Tensor, groups: ChannelGroups | None
+) -> list[dict[str, str | float]]:
+    """Judge what each layer and activation writes [N, C, ...], before anything writes over it."""
+    found: dict[str, dict[str, str | float]] = {}
+
+    def judge(name: str, written: Any) -> None:
+        if isinstance(written, Tensor) and written.dim() in (2, 4) and written.is_floating_point():
+            found[name] = {"layer": name, **_range_row(written), **_tie_row(groups, name, written)}
+
     leaves = [(name, m) for name, m in model.named_modules() if not [*m.children()] and name]
-    with _hooked(leaves, lambda name, output: found.__setitem__(name, output)), torch.no_grad():
+    with _hooked(leaves, judge), torch.no_grad():
         model(batch)
-    return {name: t for name, t in found.items() if t.dim() in (2, 4) and t.is_floating_point()}
+    return [*found.values()]
 
 
 @contextmanager

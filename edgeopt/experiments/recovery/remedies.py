@@ -1,5 +1,6 @@
 """The remedies for lost int8 accuracy: each turns a plan into another, cheapest first."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from edgeopt.data import Split
-from edgeopt.experiments.recovery.diagnosis import INSERTED_SCALE, diagnose
+from edgeopt.experiments.recovery.diagnosis import COLUMNS, INSERTED_SCALE, diagnose
 from edgeopt.model import layers_as_modules, predict_logits
 from edgeopt.quantization import OUTLIER, calibration_images, correct_bias, equalize
 from edgeopt.runtimes import CALIBRATIONS, Artifact, Runtime
+
+logger = logging.getLogger(__name__)
 
 AS_IT_IS = "static int8 as it is"
 DIAGNOSIS_IMAGES = 128
@@ -86,9 +89,13 @@ class Rewrites:
         )
 
     def diagnosis(self, model: nn.Module) -> pd.DataFrame:
-        """Which tensors 8 bits do not hold, the noisiest first."""
+        """Which tensors 8 bits do not hold, the noisiest first; none where nothing can tell."""
         some = self.screening.first(DIAGNOSIS_IMAGES)
-        return self._once("diagnosis", model, lambda m: diagnose(m, some, judged=0))
+        try:
+            return self._once("diagnosis", model, lambda m: diagnose(m, some, judged=0))
+        except Exception as error:  # of a user's code; what needs no diagnosis is still tried
+            logger.warning("%s cannot be diagnosed: %s", type(model).__name__, error)
+            return pd.DataFrame(columns=COLUMNS)
 
     def equalized(self) -> nn.Module:
         """Channel groups rescaled."""
@@ -116,9 +123,9 @@ class Rewrites:
         if key not in self._made:
             try:
                 self._made[key] = make(subject)
-            except ValueError as error:
+            except Exception as error:  # of a user's code too, which nothing should run twice
                 self._made[key] = error
-        if isinstance(self._made[key], ValueError):
+        if isinstance(self._made[key], Exception):
             raise self._made[key]
         return self._made[key]
 

@@ -27,7 +27,7 @@ from edgeopt.experiments.candidates.candidate import (
     with_agreement,
 )
 from edgeopt.experiments.candidates.prepared import Prepared
-from edgeopt.experiments.recovery.attempts import FAILURES, QUALITIES, fell
+from edgeopt.experiments.recovery.attempts import QUALITIES, fell
 from edgeopt.experiments.recovery.recover import PARENT, recover_int8
 from edgeopt.experiments.recovery.remedies import AS_IT_IS, Rewrites, Train, rescalings
 from edgeopt.runtimes import load_session, runtime_named
@@ -138,7 +138,7 @@ def _begun(job: tuple[ByValue, Split]) -> ByValue:
     """Find once what every runtime of a network asks for."""
     own, validation = job
     own["rewrites"].answers(validation)
-    with suppress(ValueError):  # raised again where it is asked for
+    with suppress(Exception):  # raised again where it is asked for
         rescalings(own["rewrites"])[0].make()
     return own
 
@@ -161,7 +161,7 @@ def _repaired(
             try:
                 made = recover_candidate(spec, own["rewrites"], validation, **how)
                 found.append((made, Prepared.of(made.candidate.artifact)))
-            except FAILURES as error:
+            except Exception as error:  # as one that cannot be prepared is left out
                 what = "%s, seed %d, could not be repaired: %s"
                 logger.warning(what, spec.name, spec.seed, error)
     return found

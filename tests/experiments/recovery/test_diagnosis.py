@@ -105,3 +105,40 @@ def test_refuses_no_images_and_what_is_not_finite() -> None:
     nn.init.constant_(broken[0].weight, float("inf"))
     with pytest.raises(ValueError, match="not finite"):
         diagnose(broken, images)
+
+
+class Halves(nn.Module):
+    def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return hidden.chunk(2, 1)
+
+
+class InHalves(nn.Module):
+    """A module without weights that gives two tensors, and an addition in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.halves, self.head = nn.Conv2d(1, 8, 3), Halves(), nn.Linear(4, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        hidden = self.conv(images)
+        first, second = self.halves(hidden)
+        hidden += 100
+        return self.head((first + second).mean((2, 3)))
+
+
+def test_a_module_that_gives_several_tensors_is_left_out_and_nothing_is_read_too_late() -> None:
+    model, some = InHalves().eval(), splits()[1].first(16)
+    table = diagnose(model, some).set_index("layer")
+    assert set(table.index) == {"conv", "head"}
+    with torch.no_grad():
+        assert table.loc["conv", "maximum"] == pytest.approx(float(model.conv(some.take(16)).max()))
+
+
+def test_a_network_without_layers_gives_an_empty_table() -> None:
+    class Functional(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.flatten(1)[:, :4] * (2 if images.sum() > 0 else 1)
+
+    table = diagnose(Functional(), splits()[1].first(16))
+    assert table.empty
+    assert {"outlier_ratio", "reach"} <= {*table}
