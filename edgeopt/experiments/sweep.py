@@ -233,7 +233,7 @@ def with_energy(table: pd.DataFrame, *, target: Target, batch_size: int) -> pd.D
     Both tiers are of one call, on ``batch_size`` images. The model takes each weight and the peak
     activations to move once from and to memory.
     """
-    times = [name for name in table if name.startswith("latency_") and name.endswith("_ms")]
+    times = [n for n in table if n.startswith(("latency_", "call_floor_")) and n.endswith("_ms")]
     scaled = table.assign(
         **{name: table[name] * target.latency_multiplier for name in times},
         throughput_sps=table["throughput_sps"] / target.latency_multiplier,

@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "build_model",
             "check_network",
             "input_channels",
+            "factory_digest",
             "network_digest",
             "set_deterministic",
         ],

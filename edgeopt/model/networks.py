@@ -3,9 +3,7 @@
 import copy
 import hashlib
 import importlib
-import inspect
 import random
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,9 +15,11 @@ from torch import Tensor, nn
 
 from edgeopt.model.weights import load_weights, weights_path
 from edgeopt.schema import require_at_least
+from edgeopt.system import source_digest
 
 _PROBE = 512  # pixels: many times any stride
-_STRIDED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+_POOLS = (nn.MaxPool2d, nn.AvgPool2d)
+_STRIDED = (nn.Conv2d, *_POOLS)
 
 
 class SmallCNN(nn.Module):
@@ -104,7 +104,7 @@ def check_network(
     must not be smaller than the network's stride.
     """
     batch, channels, *sides = input_shape
-    stride = _total_stride(model, channels=channels)
+    stride = _total_stride(copy.deepcopy(model), input_shape=input_shape)
     if min(sides) < stride:
         raise ValueError(
             f"images of {min(sides)} pixels are smaller than the stride of {name}, {stride}; "
@@ -129,17 +129,42 @@ def check_network(
         )
 
 
-def _total_stride(model: nn.Module, *, channels: int) -> int:
-    """Pixels of the image's side that one step in the smallest strided map stands for."""
-    sides = [_PROBE]
-    probe = copy.deepcopy(model).eval()
-    for module in probe.modules():
-        if isinstance(module, _STRIDED) and module.stride not in (1, (1, 1)):
-            module.register_forward_hook(lambda _, __, out: sides.append(min(out.shape[-2:])))
+def _total_stride(model: nn.Module, *, input_shape: tuple[int, ...]) -> int:
+    """Pixels of the image's side that one step in the smallest strided map stands for.
+
+    A pooling over the whole map, as these images have it, is no step.
+    """
+    _, channels, *_ = input_shape
+    whole = {
+        module
+        for module, before, after in _strided_sides(model, input_shape)
+        if isinstance(module, _POOLS) and after == 1 and before == _side(module.kernel_size)
+    }
+    probed = _strided_sides(model, (1, channels, _PROBE, _PROBE))
+    return _PROBE // min([_PROBE, *(after for module, _, after in probed if module not in whole)])
+
+
+def _strided_sides(
+    model: nn.Module, input_shape: tuple[int, ...]
+) -> list[tuple[nn.Module, int, int]]:
+    """List the strided modules that black images pass, and their maps' sides before and after."""
+    found = []
+
+    def note(module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
+        found.append((module, min(given[0].shape[-2:]), min(out.shape[-2:])))
+
+    strided = [m for m in model.modules() if isinstance(m, _STRIDED) and _side(m.stride) != 1]
+    hooks = [module.register_forward_hook(note) for module in strided]
     # A head for one image size fails, after all strided maps were made.
     with suppress(Exception, SystemExit), torch.no_grad():
-        probe(torch.zeros(1, channels, _PROBE, _PROBE))
-    return _PROBE // min(sides)
+        model.eval()(torch.zeros(input_shape))
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def _side(size: int | tuple[int, int]) -> int:
+    return size if isinstance(size, int) else min(size)
 
 
 def input_channels(model: nn.Module) -> int | None:
@@ -230,7 +255,15 @@ def network_digest(model: nn.Module) -> str:
 
 
 def _own_source(model: nn.Module) -> str:
-    """Source of the modules of a user's network, of whose ``forward`` its ``repr`` says nothing."""
+    """Digests of the modules of a user's network, of whose ``forward`` its ``repr`` says nothing.
+
+    What they import of the user's own is in them.
+    """
     names = {type(module).__module__ for module in model.modules()}
     own = sorted(n for n in names if n.partition(".")[0] not in (torch.__name__, "torchvision"))
-    return "".join(inspect.getsource(sys.modules[name]) for name in own)
+    return "".join(source_digest(name) for name in own if name.partition(".")[0] != "edgeopt")
+
+
+def factory_digest(name: str) -> str:
+    """SHA-256 of the module that a user's network is made in; empty for other networks."""
+    return source_digest(name.partition(":")[0]) if ":" in name else ""

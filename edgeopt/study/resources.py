@@ -87,6 +87,11 @@ def subset_sizes(config: ExperimentConfig) -> dict[str, int]:
                 f"{config.dataset} has"
             )
         sizes[role] = size or sizes[role]
+    if config.benchmark_batch_size > sizes["validation"]:
+        raise ConfigError(
+            f"benchmark_batch_size is {config.benchmark_batch_size}; allowed: 1 to "
+            f"{sizes['validation']}, the validation images that are timed"
+        )
     return sizes
 
 

@@ -29,6 +29,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "limits": ["require_limits"],
         "parallel.opening": ["open_scheduler"],
         "parallel.scheduler": ["SchedulerError", "check_scheduler"],
+        "source": ["source_digest"],
         "store": ["Store"],
         "strict_yaml": ["load_yaml", "shortened"],
         "upstream": [

@@ -21,10 +21,14 @@ DIGITS = 64  # of a SHA-256 in hexadecimal
 T = TypeVar("T")
 
 
-def _from_bytes(content: bytes) -> dict[str, Any]:
-    """Read a file's content, and run no code; ``ValueError`` if it is not whole."""
-    digest, body = content[:DIGITS], content[DIGITS + 1 :]
-    if digest != hashlib.sha256(body).hexdigest().encode():
+def _checksum(body: bytes, digest: str) -> bytes:
+    return hashlib.sha256(digest.encode() + body).hexdigest().encode()
+
+
+def _from_bytes(content: bytes, digest: str) -> dict[str, Any]:
+    """Read a file's content, and run no code; ``ValueError`` if it is not whole, or another's."""
+    found, body = content[:DIGITS], content[DIGITS + 1 :]
+    if found != _checksum(body, digest):
         raise ValueError(f"its {len(content):,} bytes do not have the checksum they begin with")
     try:
         return torch.load(io.BytesIO(body), weights_only=True)
@@ -52,15 +56,15 @@ class Store(Generic[T]):
         if not path.is_file():
             return None
         try:
-            return self.kind.from_dict(_from_bytes(path.read_bytes()))
+            return self.kind.from_dict(_from_bytes(path.read_bytes(), digest))
         except (ValueError, LookupError, TypeError) as error:
             logger.warning("%s is broken and will be made again: %s", path, error)
             return None
 
     def write(self, name: str, result: T, *, digest: str) -> Path:
-        """Keep a result after its SHA-256, whole or not at all."""
+        """Keep a result after the SHA-256 of its digest and itself, whole or not at all."""
         buffer = io.BytesIO()
         torch.save(result.to_dict(), buffer)
         content = buffer.getvalue()
-        checked = hashlib.sha256(content).hexdigest().encode() + b"\n" + content
+        checked = _checksum(content, digest) + b"\n" + content
         return write_atomically(self.path(name, digest=digest), checked)

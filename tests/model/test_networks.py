@@ -216,3 +216,13 @@ def test_input_channels_are_those_of_the_first_convolution():
     assert input_channels(grey_to_colour) == 1
     assert input_channels(build_model("mobilenet_v3_small")) == 3
     assert input_channels(tiny_factory(2)) is None
+
+
+def test_a_pooling_over_the_whole_map_is_no_stride():
+    def net(side: int) -> nn.Module:
+        layers = [nn.Conv2d(c, 8, 3, stride=2, padding=1) for c in (1, 8, 8)]
+        return nn.Sequential(*layers, nn.AvgPool2d(side), nn.Flatten(), nn.Linear(8, 4))
+
+    check_network(net(4), name="own", input_shape=(1, 1, 28, 28), num_classes=4)
+    with pytest.raises(ValueError, match="images of 7 pixels are smaller than the stride of own"):
+        check_network(net(1), name="own", input_shape=(1, 1, 7, 7), num_classes=4)

@@ -73,6 +73,15 @@ def test_read_runs_no_code_that_a_file_with_a_right_checksum_holds(store, caplog
     content = pickle.dumps(Evil(), protocol=2)
     path = store.path("net", digest=DIGEST)
     path.parent.mkdir()
-    path.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+    checksum = hashlib.sha256(DIGEST.encode() + content).hexdigest()
+    path.write_bytes(checksum.encode() + b"\n" + content)
     assert store.read("net", digest=DIGEST) is None
     assert "not a file that edgeopt kept" in caplog.text
+
+
+def test_a_file_that_was_put_in_another_s_place_is_broken(store, training, caplog):
+    first = store.write("net-seed0", training, digest=DIGEST)
+    second = store.write("net-seed1", training, digest="cd" * 32)
+    first.write_bytes(second.read_bytes())
+    assert store.read("net-seed0", digest=DIGEST) is None
+    assert "will be made again" in caplog.text

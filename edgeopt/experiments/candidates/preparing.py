@@ -21,7 +21,7 @@ from edgeopt.experiments.candidates.candidate import (
     with_agreement,
 )
 from edgeopt.experiments.candidates.prepared import Prepared, batches_digest, preparation_digest
-from edgeopt.model import network_digest, predict_logits
+from edgeopt.model import factory_digest, network_digest, predict_logits
 from edgeopt.runtimes import Int8Options, export_artifact, labelled, load_session, runtime_named
 from edgeopt.system import (
     ByValue,
@@ -103,7 +103,9 @@ def _digests(
 ) -> dict[CandidateSpec, str]:
     """Digest all that decides what preparing each candidate gives."""
     networks = {spec.network: job[0]["network"] for spec, job in jobs.items()}
-    weights = {key: network_digest(network) for key, network in networks.items()}
+    weights = {
+        key: (network_digest(network), factory_digest(key[0])) for key, network in networks.items()
+    }
     splits = {spec.model: job[1:] for spec, job in jobs.items()}
     images = {model: (own.digest, batches_digest(some)) for model, (own, some) in splits.items()}
     return {s: preparation_digest(s, weights[s.network], images[s.model], options) for s in jobs}

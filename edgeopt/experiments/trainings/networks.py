@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import closing
 from functools import cache, partial
 
 from torch import Tensor
@@ -38,9 +39,10 @@ def train_networks(
     needs = {r: {*plans[r.model].needs(r)} & {*missing} for r in missing}
     known = partial(_known, plans=plans, found=found)
     made = run_when_ready(_train, needs, arguments=known, executor=executor, desc="trainings")
-    for recipe, result in made:
-        store.write(recipe.name, result["training"], digest=digests[recipe])
-        found[recipe] = result["training"]
+    with closing(made):  # so that an error here ends what is waiting
+        for recipe, result in made:
+            store.write(recipe.name, result["training"], digest=digests[recipe])
+            found[recipe] = result["training"]
     return {recipe: found[recipe] for recipe in recipes}
 
 
@@ -73,10 +75,10 @@ def _known(
     """
     plan = plans[recipe.model]
     if recipe.parent:
-        return recipe, plan, found[recipe.parent].state, None
+        return recipe, plan, ByValue(found[recipe.parent].state), None
     if recipe.kind == "pretrained" and plan.weights:
         given = plan.first_network(recipe.seed, weights=plan.weights)
-        return recipe, plan, given.state_dict(), None
+        return recipe, plan, ByValue(given.state_dict()), None
     paced = len(found[recipe.pacemaker].history) if plan.rises(recipe) else None
     return recipe, plan, None, paced
 

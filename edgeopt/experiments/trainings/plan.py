@@ -20,6 +20,7 @@ from edgeopt.data import Split
 from edgeopt.experiments.trainings.recipes import Recipe
 from edgeopt.model import (
     build_model,
+    factory_digest,
     fit,
     fit_while_rising,
     set_deterministic,
@@ -130,8 +131,11 @@ class TrainingPlan:
         return (self.with_small_head(model) if weights is None else model).train()
 
     def with_small_head(self, model: nn.Module) -> nn.Module:
-        """Draw new head weights near zero, in place; those of ``small_cnn`` are small enough."""
-        if self.model != "small_cnn":
+        """Draw new head weights near zero, in place, of torchvision's networks.
+
+        Those of ``small_cnn`` are small enough, those of a user's own are the user's.
+        """
+        if self.model != "small_cnn" and ":" not in self.model:
             nn.init.normal_(last_layer(model.eval(), self.example).weight, std=HEAD_STD)
         return model
 
@@ -164,8 +168,11 @@ class TrainingPlan:
             self.schedule.batch_size,
         )
         facts = (recipe, schedule, self.channel_multiple, self.train.digest, parent)
+        facts += (factory_digest(self.model),)
+        if self.rises(recipe) or not recipe.pruning_level:  # which tells of validation as it goes
+            facts += (self.validation.digest,)
         if self.rises(recipe):
-            facts += (self.patience(recipe), self.validation.digest)
+            facts += (self.patience(recipe),)
             facts += tuple(self.digest(own, start=start) for own in self.needs(recipe))
         return hashlib.sha256(repr((facts, _code_digest())).encode()).hexdigest()
 

@@ -1,8 +1,6 @@
 """When is an executed notebook up to date? A stamp of all that it was made from decides."""
 
-import ast
 import hashlib
-import importlib.util
 import json
 import logging
 import os
@@ -18,7 +16,7 @@ from edgeopt.data import FOLDER_PREFIX
 from edgeopt.reports.records.manifest import MANIFEST, artifact_paths
 from edgeopt.study import RunFolder
 from edgeopt.study.layout import MEASURED
-from edgeopt.system import file_sha256, write_atomically
+from edgeopt.system import file_sha256, source_digest, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -115,49 +113,6 @@ def _all_files(folder: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         yield from (Path(parent, name) for name in names)
-
-
-def source_digest(module: str) -> str:
-    """SHA-256 of a module's source and of what may be behind it; empty when it is not found.
-
-    Of a package that is all of its modules, else the module and those beside it that it imports.
-    """
-    try:
-        top = importlib.util.find_spec(module.partition(".")[0])
-    except (ModuleNotFoundError, ValueError):
-        return ""
-    if top is None:
-        return ""
-    if top.submodule_search_locations:
-        folders = map(Path, top.submodule_search_locations)
-        files = {path for folder in folders for path in folder.rglob("*.py")}
-    else:
-        files = _with_imported(Path(top.origin)) if top.origin else set()
-    return digest([file_sha256(path) for path in sorted(files)]) if files else ""
-
-
-def _with_imported(path: Path) -> set[Path]:
-    """Return a module's file and those in its folder that it imports, and what these import."""
-    found, rest = set(), [path]
-    while rest:
-        file = rest.pop()
-        if file in found or not file.is_file():
-            continue
-        found.add(file)
-        names = _imported(file)
-        rest += [path.parent / f"{name.partition('.')[0]}.py" for name in names]
-    return found
-
-
-def _imported(file: Path) -> list[str]:
-    """Names of the modules that a file imports; none where it is not Python, which others tell."""
-    try:
-        nodes = [*ast.walk(ast.parse(file.read_bytes()))]
-    except (SyntaxError, ValueError):
-        return []
-    plain = [node for node in nodes if isinstance(node, ast.Import)]
-    own = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
-    return own + [alias.name for node in plain for alias in node.names]
 
 
 def read_record(executed: Path) -> Record | None:

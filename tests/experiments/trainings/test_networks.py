@@ -323,15 +323,44 @@ def test_recipe_names_what_is_impossible(arguments, message):
         Recipe(*arguments)
 
 
-def test_digests_know_what_a_users_network_computes():
-    source = model._own_source(with_norm(4)) + model._own_source(Own())
-    assert "images.mean(dim=(2, 3)) * 7" in source
-    assert model._own_source(build_model("mobilenet_v3_small")) == ""
+OWN_NETWORK = """
+import own_ops
+from torch import nn
 
 
 class Own(nn.Module):
     def forward(self, images):
-        return images.mean(dim=(2, 3)) * 7
+        return own_ops.scaled(images.mean(dim=(2, 3)))
+
+
+def make(num_classes):
+    return Own()
+"""
+
+
+def test_digests_know_what_a_users_network_computes_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_ops.py").write_text("def scaled(hidden):\n    return hidden * 7\n")
+    (tmp_path / "own_network.py").write_text(OWN_NETWORK)
+    own = build_model("own_network:make")
+    before = model.network_digest(own), model.factory_digest("own_network:make")
+    (tmp_path / "own_ops.py").write_text("def scaled(hidden):\n    return hidden * 8\n")
+    after = model.network_digest(own), model.factory_digest("own_network:make")
+    assert before[0] != after[0]
+    assert before[1] != after[1]
+    assert model._own_source(build_model("mobilenet_v3_small")) == ""
+    assert model.factory_digest("mobilenet_v3_small") == ""
+
+
+def test_what_a_factory_trained_keeps_its_head(plan, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_ready.py").write_text(
+        "import torch\nfrom torch import nn\n\n\ndef make(num_classes):\n"
+        "    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 26 * 26, 4))\n"
+        "    nn.init.constant_(net[2].weight, 0.25)\n    return net\n"
+    )
+    own = replace(plan, model="own_ready:make").first_network(0)
+    assert (own[2].weight == 0.25).all()
 
 
 def test_a_killed_training_leaves_those_before_it(tmp_path):

@@ -15,7 +15,6 @@ from edgeopt.reports.records.stamps import (
     package_digest,
     publish,
     read_record,
-    source_digest,
     stamp_of,
 )
 from edgeopt.study.folder import open_run
@@ -98,26 +97,6 @@ def test_a_stamp_depends_on_pictures_behind_links(tmp_path):
     before = stamp(path, parameters={"dataset": "folder:mine"})
     (tmp_path / "elsewhere/cats/one.png").write_bytes(b"x")
     assert stamp(path, parameters={"dataset": "folder:mine"}) != before
-
-
-@pytest.mark.parametrize("changed", ["my_nets/blocks.py", "my_module.py", "my_layers.py"])
-def test_a_source_digest_depends_on_what_a_network_s_module_imports(tmp_path, monkeypatch, changed):
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "my_nets").mkdir()
-    (tmp_path / "my_nets/__init__.py").write_text("from .blocks import Net")
-    (tmp_path / "my_nets/blocks.py").write_text("1")
-    (tmp_path / "my_module.py").write_text("import os, my_layers")
-    (tmp_path / "my_layers.py").write_text("from my_module import *")
-    (tmp_path / "unrelated.py").write_text("a b c")
-    importlib.invalidate_caches()
-    name = "my_nets.blocks" if "/" in changed else "my_module"
-    before = source_digest(name)
-    (tmp_path / "unrelated.py").write_text("d e f")
-    assert source_digest(name) == before
-    with (tmp_path / changed).open("a") as file:
-        file.write("\n2")
-    assert source_digest(name) != before
-    assert source_digest("no_such_module") == ""
 
 
 def test_a_stamp_ignores_a_folder_that_a_run_fills_itself(tmp_path):
