@@ -133,7 +133,7 @@ for model, rows in history.groupby("model", sort=False):
 # %% [markdown]
 # Read the gap between the two curves: as long as validation rises with training, more epochs would
 # still help; once it bends down, the network memorizes. Where the second stage begins the learning rate
-# is raised again, and both curves dip before they go on.
+# is raised again, and both curves may dip before they go on.
 #
 # ## Quality on validation
 #

@@ -112,7 +112,7 @@ layers = folder.write_table("layerwise_breakdown.csv", layers)
 
 # %% tags=["nbval-ignore-output"]
 for model, rows in layers.groupby("model", sort=False):
-    ax = plots.layer_breakdown(rows.nlargest(20, "measured_ms").sort_index())
+    ax = plots.layer_breakdown(rows)
     alt = readings.layer_breakdown(rows, model=model)
     display(folder.save_figure(f"layers-{file_stem(model)}", ax, alt=alt, numbers=rows))
 
@@ -121,7 +121,7 @@ for model, rows in layers.groupby("model", sort=False):
 #
 # Runtimes fuse and reorder layers, so their own profilers are asked. `macs_share` is the estimate,
 # `share` the measured part of the time; *everything else* is pooling, activations and conversion.
-# ExecuTorch and OpenVINO write whole microseconds: on a network this small their shares are coarse.
+# ExecuTorch and OpenVINO write whole microseconds: of short operators their shares are coarse.
 
 # %%
 chosen = unpruned[unpruned["precision"].isin(["fp32", "int8"]) & (unpruned["runtime"] != "torch")]
@@ -197,27 +197,28 @@ folder.write_table("ceilings.csv", ceilings)
 #
 # Left of the ridge, where slope and roof meet, moving bytes is the limit; right of it, computing is, and
 # `bound` says which roof is above a point. How near it is, utilization says: far below both, neither
-# limits it. On a network this small, the calls themselves cost more than the work in them.
+# limits it. What the call itself takes, chapter 7 measures.
 
 # %% tags=["nbval-ignore-output"]
 timed = unpruned.assign(latency_ms=unpruned["latency_p50_ms"] / config.latency_multiplier)
 known = timed[timed["model"].isin(counted["model"])]
-summary = place_on_roofline(
-    known, networks, shapes=shapes, ceilings=ceilings, cache_bytes=cache_bytes
-)
 columns = ["candidate", "arithmetic_intensity", "achieved_gmacs", "compute_utilization", "bound"]
-folder.write_table("hardware_summary.csv", summary)[columns]
+options = {"shapes": shapes, "ceilings": ceilings, "cache_bytes": cache_bytes}
+if len(known):
+    summary = place_on_roofline(known, networks, **options)
+    display(folder.write_table("hardware_summary.csv", summary)[columns])
 
 # %% tags=["nbval-ignore-output"]
-ax = plots.roofline(summary.assign(runtime=known["runtime"].to_numpy()), ceilings)
-alt = readings.roofline(summary)
-folder.save_figure("roofline", ax, alt=alt, numbers=summary[columns])
+if len(known):
+    ax = plots.roofline(summary.assign(runtime=known["runtime"].to_numpy()), ceilings)
+    alt = readings.roofline(summary)
+    display(folder.save_figure("roofline", ax, alt=alt, numbers=summary[columns]))
 
 # %% [markdown]
 # ## Counters
 #
-# Where Linux perf is allowed to count, instructions and cache misses of the fastest candidate follow;
-# where it is not, the reason does.
+# Where Linux perf is allowed to count, instructions and cache misses of the fastest unpruned candidate
+# follow; where it is not, the reason does.
 
 # %% tags=["nbval-ignore-output"]
 fastest = unpruned.loc[unpruned["latency_p50_ms"].idxmin()]
@@ -245,8 +246,8 @@ print(f"Scheme {scheme.name}: {scheme.reason}. {scheme.note}")
 # there has a source and says whether it is from a data sheet, measured, or assumed. The low end is what
 # the device's rates allow at best; the high end is as far above it as the candidate was measured above
 # this machine's own bound, because the call itself and layers that do not multiply cost time everywhere.
-# Of the runtimes only ExecuTorch runs without an operating system, from a file exported for its portable
-# or Cortex-M kernels: on microcontrollers the others are left out.
+# On microcontrollers only runtimes are estimated that run without an operating system: LiteRT, and
+# ExecuTorch from a file exported for its portable or Cortex-M kernels.
 
 # %%
 devices = folder.write_table("devices.csv", load_devices())
@@ -256,7 +257,8 @@ pd.crosstab(devices["device"], devices["kind"])
 summed = folder.read_json("summary.json")
 roles = [summed[role]["candidate"] for role in ("baseline", "pick", "runner_up") if summed[role]]
 wanted = sweep[sweep["candidate"].isin(roles) & (sweep["status"] == "ok")]
-wanted = wanted.assign(macs=config.benchmark_batch_size * wanted["macs"])
+here = wanted["latency_p50_ms"] / config.latency_multiplier
+wanted = wanted.assign(macs=config.benchmark_batch_size * wanted["macs"], latency_p50_ms=here)
 
 # %% tags=["nbval-ignore-output"]
 table = estimate_on_devices(wanted, devices=devices, ceilings=ceilings)
@@ -286,7 +288,7 @@ for model, rows in layers.groupby("model", sort=False):
     )
 
 # %% tags=["nbval-ignore-output"]
-if len(summary):
+if len(known):
     best = summary.loc[summary["latency_ms"].idxmin()]
     print(
         f"The fastest unpruned candidate, {best['candidate']}, does {best['achieved_gmacs']:.1f} "

@@ -108,8 +108,8 @@ calls = frontier[["candidate", "latency_p50_ms", "call_floor_ms", "call_share"]]
 display(sweep.groupby("runtime", sort=False)[["call_floor_ms"]].first(), calls)
 
 # %% [markdown]
-# What the runtime's own profiler adds up to, on this machine, stands beside the clock around the call. A
-# profiler slows what it watches, so that its sum can exceed the latency.
+# What the runtime's own profiler adds up to, on this machine and never scaled, stands beside the clock
+# around the call. A profiler slows what it watches, so that its sum can exceed the latency.
 
 # %% tags=["nbval-ignore-output"]
 store, images = folder.path(STORE), study.role("validation")
@@ -126,12 +126,14 @@ folder.write_table("call_floor.csv", calls.assign(runtime_ms=[*map(runtime_ms, f
 # %% tags=["nbval-ignore-output"]
 cores = study.device_facts[config.decides]["usable_cores"]
 decider = study.devices[config.decides]
-scaling = measure_scaling(frontier, decider, images=images, store=store, cores=cores)
-folder.write_table("scaling.csv", scaling)
+if len(frontier):
+    scaling = measure_scaling(frontier, decider, images=images, store=store, cores=cores)
+    display(folder.write_table("scaling.csv", scaling))
 
 # %% tags=["nbval-ignore-output"]
-ax, alt = plots.scaling(scaling), readings.scaling(scaling)
-folder.save_figure("scaling", ax, alt=alt, numbers=scaling)
+if len(frontier):
+    ax, alt = plots.scaling(scaling), readings.scaling(scaling)
+    display(folder.save_figure("scaling", ax, alt=alt, numbers=scaling))
 
 # %% [markdown]
 # ## Conclusion

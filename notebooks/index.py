@@ -56,7 +56,7 @@ print("\n\n".join(results.what_would_change()) or "Nothing was chosen.")
 role_table(results)
 
 # %% [markdown]
-# What the pick loses, image by image: what the baseline gets right and the pick does not.
+# Image by image: what the baseline gets right, and the pick (without one, what came nearest) does not.
 
 # %% tags=["remove-input"]
 saved_figure(folder, "gallery")

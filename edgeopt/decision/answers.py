@@ -69,7 +69,7 @@ def _bits(text: str, *, count: int) -> NDArray[np.bool_]:
 def gate_intervals(answers: Answers, *, baseline: str, confidence: float) -> pd.DataFrame:
     """Intervals of what the quality gates judge, on the same images and seeds for all.
 
-    Columns: ``candidate, gate, class_name, images, value, low, high``; one row for the gates
+    Columns: ``candidate, gate, class_name, seeds, images, value, low, high``; one row for the gates
     ``accuracy`` and ``accuracy_drop`` (against the baseline), one a class that has images for
     ``worst_recall`` and ``worst_recall_drop``. Of the chance ``1 - confidence`` half goes to the
     fall of accuracy and half to the recalls, shared by classes and gates (Bonferroni), so that a
@@ -93,7 +93,7 @@ def gate_intervals(answers: Answers, *, baseline: str, confidence: float) -> pd.
         for class_name, mask in classes.items():
             own = right[:, mask], correct[baseline][:, mask]
             rows += _rows(name, class_name, own, confidence=of_a_class, spreads=spreads)
-    columns = ["candidate", "gate", "class_name", "images", "value", "low", "high"]
+    columns = ["candidate", "gate", "class_name", "seeds", "images", "value", "low", "high"]
     table = pd.DataFrame(rows, columns=columns)
     of_itself = table["candidate"].eq(baseline) & table["gate"].str.endswith("_drop")
     table.loc[of_itself, ["low", "high"]] = 0.0
@@ -156,10 +156,10 @@ def _rows(
 ) -> list[tuple]:
     """Share of right answers and its fall from the baseline's, each with its interval."""
     (right, baseline), (of_share, of_drop) = right_and_baseline, spreads
-    gate, images = "worst_recall" if class_name else "accuracy", right.shape[1]
+    gate, of = "worst_recall" if class_name else "accuracy", (class_name, *right.shape)
     share = share_interval(right, confidence=confidence, at_least=of_share)
     drop = paired_difference(baseline, right, confidence=confidence, at_least=of_drop)
     return [
-        (candidate, gate, class_name, images, right.mean(), *share),
-        (candidate, f"{gate}_drop", class_name, images, drop.difference, drop.low, drop.high),
+        (candidate, gate, *of, right.mean(), *share),
+        (candidate, f"{gate}_drop", *of, drop.difference, drop.low, drop.high),
     ]

@@ -176,6 +176,7 @@ def _with_failures(table: pd.DataFrame) -> pd.DataFrame:
     reasons = "failed or not measured: " + errors.astype(object).fillna("").astype(str)
     return table.assign(
         _refused=table["_refused"].mask(unmeasured, reasons.str.removesuffix(": ")),
+        _failed=unmeasured,
         _shortfall=table["_shortfall"].mask(unmeasured, math.inf),
     )
 
@@ -193,7 +194,7 @@ def _standings(
     """Say of every candidate where it ended and what decided that."""
     refused, good = table["_shortfall"] > 0, table["_class"] == 0
     first_true = {
-        "failed": np.isinf(table["_shortfall"]),
+        "failed": table["_failed"],
         "over budget": refused & (table["memory_mb"] > table["active_budget_mb"]),
         "refused": refused,
         "acceptable": ~good,
@@ -236,13 +237,13 @@ def _reason(pick: pd.Series, fitting: pd.DataFrame, table: pd.DataFrame, baselin
 
 
 def _passed_over(pick: pd.Series, unsettled: pd.DataFrame) -> str:
-    """Name the candidates that are faster, but of which the images do not settle every gate."""
+    """Name the candidates that are faster, but of which not every gate is settled."""
     faster = unsettled[unsettled["latency_p50_ms"] < pick["latency_p50_ms"]]
     if faster.empty:
         return ""
     names = faster.sort_values("latency_p50_ms")["candidate"].tolist()
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f" Faster, but not settled by the images: {', '.join(names[:NAMED])}{more}."
+    return f" Faster, but not settled: {', '.join(names[:NAMED])}{more}."
 
 
 def _call_share(pick: pd.Series) -> str:

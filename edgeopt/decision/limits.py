@@ -112,6 +112,8 @@ class Limit:
 
 def _images_to_settle(worst: pd.Series, end: str, bound: float) -> str:
     """How many images would settle a gate if the value stayed: intervals shrink by their root."""
+    if worst.get("seeds", 1) > 1:  # what the seeds add does not shrink with more images
+        return "more images and more seeds could settle it"
     distance = abs(worst["value"] - bound)
     if distance < 1e-12:
         return "no number of images settles what lies exactly on the gate"

@@ -52,7 +52,7 @@ def what_it_would_take(
 ) -> str:
     """Say what would make the runner-up win, the rest unchanged."""
     if runner_up is None:
-        return "There is no runner-up: every other candidate breaks a gate or a limit."
+        return "There is no runner-up: no other candidate meets every gate and limit."
     steps = []
     if runner_up["_class"] > pick["_class"]:
         steps.append(f"meet what it misses ({runner_up['missed']})")

@@ -10,6 +10,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "layers": ["count_layers", "measure_networks"],
         "profiles": ["operator_table", "profile_candidates"],
         "roofline": ["place_on_roofline"],
-        "tradeoffs": ["precision_tradeoff_table"],
+        "tradeoffs": ["precision_ratios", "precision_tradeoff_table"],
     },
 )

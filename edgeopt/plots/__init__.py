@@ -28,6 +28,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "scaling": ["scaling"],
         "search": ["latency_map", "searched_frontier"],
-        "sweep": ["budgets", "energy_tiers", "frontier", "precision_tradeoffs"],
+        "sweep": ["budgets", "energy_tiers", "frontier", "precision_ratios"],
     },
 )

@@ -64,7 +64,8 @@ def confusion_matrix(
     if before is not None:
         shares = shares - 100 * before.div(before.sum(axis=1), axis=0)
         written = partial(signed, digits=0)
-        most = max(shares.abs().to_numpy().max(), 1)
+        most = shares.abs().max(axis=None, skipna=True)
+        most = most if most > 1 else 1
         look = {"cmap": "PuOr", "vmin": -most, "vmax": most, "cbar": False}
     texts = shares.map(lambda share: written(share) if abs(share) >= 0.5 else "")
     line = {"square": True, "linewidths": 0.5, "linecolor": "#EEEEEE"}

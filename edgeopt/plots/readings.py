@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from edgeopt.runtimes import runtime_named
-from edgeopt.schema import TIMES, signed
+from edgeopt.schema import TIMES, known, signed
 from edgeopt.search import LatencyMap, LayerMap
 
 
@@ -92,18 +92,16 @@ def budgets(sweep: pd.DataFrame) -> str:
 def energy_tiers(sweep: pd.DataFrame) -> str:
     """Say how far the two estimates of energy agree."""
     agree = sweep["energy_proxy_j"].corr(sweep["energy_model_j"], method="spearman")
-    words = signed(agree, digits=2)
-    return f"Two estimates of energy, whose ranks correlate by {words} (Spearman)."
+    words = f", whose ranks correlate by {signed(agree, digits=2)} (Spearman)"
+    return f"Two estimates of energy{words if known(agree) else ''}."
 
 
-def precision_tradeoffs(means: pd.DataFrame) -> str:
+def precision_ratios(ratios: pd.DataFrame) -> str:
     """Name the precisions that are slower than fp32 in the same runtime."""
-    fp32 = means[means["precision"] == "fp32"].set_index("runtime")["latency_ms_mean"]
-    ratio = means["latency_ms_mean"] / means["runtime"].map(fp32)
-    slow = means.assign(ratio=ratio)[ratio > 1].sort_values("ratio", ascending=False)
+    slow = ratios[ratios["latency_ratio"].round(2) > 1]
     words = [
-        f"{runtime_named(row.runtime).title} {row.precision} ({row.ratio:.2f} times)"
-        for row in slow.itertuples()
+        f"{runtime_named(row.runtime).title} {row.precision} ({row.latency_ratio:.2f} times)"
+        for row in slow.sort_values("latency_ratio", ascending=False).itertuples()
     ]
     return f"Slower than fp32 in the same runtime: {', '.join(words) or 'none'}."
 
@@ -111,7 +109,9 @@ def precision_tradeoffs(means: pd.DataFrame) -> str:
 def per_class_change(change: pd.DataFrame, *, before: str, after: str) -> str:
     """Name the class that lost most."""
     lost = (change["before"] - change["after"]).set_axis(change["class_name"])
-    worst = f"{lost.idxmax()} loses most, {100 * lost.max():.1f} points"
+    worst = "no class loses any"
+    if lost.max() > 0:
+        worst = f"{lost.idxmax()} loses most, {100 * lost.max():.1f} points"
     return f"Recall of each class, before ({before}) and after ({after}): {worst}."
 
 

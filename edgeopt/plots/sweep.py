@@ -27,7 +27,7 @@ from edgeopt.schema import PRECISIONS, TIMES, label, require_columns
 
 REFUSED = {"marker": "x", "color": INK, "lw": 1.4}
 ENERGIES = ("energy_proxy_j", "energy_model_j")
-COSTS = {"latency_ms_mean": "Mean latency", "memory_mb_mean": "Weights"}
+COSTS = {"latency_ratio": "Median latency", "weights_ratio": "Weights"}
 
 
 def frontier(
@@ -106,29 +106,30 @@ def budgets(df: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def precision_tradeoffs(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def precision_ratios(ratios: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Latency and weights of each precision relative to fp32 in the same runtime, on a log axis.
 
-    Takes :func:`edgeopt.decision.precision_tradeoff_table` by runtime and precision. A runtime
-    without fp32 is left out: against another runtime's, the ratio would mix two changes.
+    Takes :func:`edgeopt.hardware.precision_ratios`.
     """
-    require_columns(table, ["runtime", "precision", *COSTS], what="precision_tradeoffs")
-    ratios = _relative_to_fp32(table)
+    require_columns(ratios, ["runtime", "precision", *COSTS], what="precision_ratios")
+    order = ratios["runtime"].map(list(registered()).index)
+    ratios = ratios.loc[order.sort_values(kind="stable").index]
     ax = new_axes(ax, height=row_height(len(COSTS) * (len(ratios) + 1)), grid="x")
     names = []
     for cost, title in COSTS.items():
         names.append(title)
-        for (runtime, precision), ratio in ratios[cost].items():
-            style = {"marker": runtime_named(runtime).marker, "color": PRECISIONS[precision].color}
+        for row in ratios.to_dict("records"):
+            runtime, precision, ratio = runtime_named(row["runtime"]), row["precision"], row[cost]
+            style = {"marker": runtime.marker, "color": PRECISIONS[precision].color}
             ax.scatter(ratio, len(names), s=75, ec=INK, zorder=3, **style)
             beside(ax, ratio, len(names), f"{ratio:#.3g}{TIMES}", left=ratio < 1)
-            names.append(f"{runtime_named(runtime).title} {precision}")
+            names.append(f"{runtime.title} {precision}")
     ax.axvline(1, color=INK, lw=1.2, zorder=1)
     log_axis(ax.xaxis)
     if ratios.empty:
         ax.text(1.1, 0.5, "nothing beside fp32 was measured")
-    low, high = (1, 1) if ratios.empty else (ratios.min(axis=None), ratios.max(axis=None))
-    ax.set(xlim=(low / 2, max(2 * high, 2)), ylim=(len(names) - 0.4, -0.6))
+    drawn = [1, *ratios[[*COSTS]].to_numpy().flat]
+    ax.set(xlim=(min(drawn) / 2, 2 * max(drawn)), ylim=(len(names) - 0.4, -0.6))
     ax.set_yticks(range(len(names)), names)
     for tick in ax.get_yticklabels()[:: len(ratios) + 1]:
         tick.set_weight("bold")
@@ -164,20 +165,6 @@ def _state_key() -> list[Line2D]:
     return [Line2D([], [], label="in budget", **style), hollow]
 
 
-def _relative_to_fp32(table: pd.DataFrame) -> pd.DataFrame:
-    """Costs of every runtime and precision but fp32 over those of fp32 in the same runtime."""
-    means = table.dropna(subset=list(COSTS))
-    fp32 = means[means["precision"] == "fp32"].set_index("runtime")
-    if fp32.empty:
-        found = ", ".join(means["precision"].unique())
-        raise ValueError(f"no fp32 row to compare with; there are: {found}")
-    others = means[means["runtime"].isin(fp32.index) & (means["precision"] != "fp32")]
-    order = others["runtime"].map(list(registered()).index)
-    others = others.loc[order.sort_values(kind="stable").index].set_index(["runtime", "precision"])
-    runtimes = others.index.get_level_values("runtime")
-    return others[list(COSTS)] / fp32.loc[runtimes, list(COSTS)].to_numpy()
-
-
 def _draw_candidates(ax: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
     """Markers by precision and runtime, hollow where not accepted, larger where more probable."""
     if rows.empty:
@@ -206,7 +193,9 @@ def _name_points(
     chosen = rows[rows["candidate"] == pick]
     ax.scatter(chosen[x_col], chosen["accuracy"], s=260, fc="none", ec=INK, lw=2, zorder=4)
     named = rows[rows["candidate"].isin([*front["candidate"], pick, baseline])].sort_values(x_col)
-    numbers, roles = count(1), {pick: "pick", baseline: "baseline"}
+    numbers, roles = count(1), {baseline: "baseline", pick: "pick"}
+    if pick == baseline:
+        roles = {pick: "pick, baseline"}
     tags = [roles.get(name) or f"{next(numbers)}" for name in named["candidate"]]
     entries = zip(named.iterrows(), accepted_mask(named), tags, strict=True)
     key_above(ax, [_entry(row, tag, fill=fill) for (_, row), fill, tag in entries])

@@ -64,15 +64,15 @@ def test_gate_intervals_share_the_chance_among_accuracy_classes_and_gates():
     table = gate_intervals(answers, baseline="base", confidence=0.95)
     assert len(table) == 2 * (2 + 2 * 2)
     accuracy = interval_of(table, "net", "accuracy")
-    assert accuracy.tolist() == [100, 0.9, *wilson_interval(90, 100, confidence=0.95)]
+    assert accuracy.tolist() == [1, 100, 0.9, *wilson_interval(90, 100, confidence=0.95)]
     drop = interval_of(table, "net", "accuracy_drop")
-    assert drop.tolist() == pytest.approx([100, 0.05, *tango_interval(0, 5, 100)])
+    assert drop.tolist() == pytest.approx([1, 100, 0.05, *tango_interval(0, 5, 100)])
     # half of 5% is left for two classes, two gates and both sides: 0.025 / 2 a class
     recall = interval_of(table, "net", "worst_recall", "dog")
-    assert recall.tolist() == [40, 0.75, *wilson_interval(30, 40, confidence=1 - 0.025 / 2)]
+    assert recall.tolist() == [1, 40, 0.75, *wilson_interval(30, 40, confidence=1 - 0.025 / 2)]
     fall = interval_of(table, "net", "worst_recall_drop", "dog")
     expected = tango_interval(0, 5, 40, confidence=1 - 0.025 / 2)
-    assert fall.tolist() == pytest.approx([40, 0.125, *expected])
+    assert fall.tolist() == pytest.approx([1, 40, 0.125, *expected])
 
 
 def test_gate_intervals_of_the_baseline_leave_no_doubt_that_it_is_itself():

@@ -301,6 +301,7 @@ class TestDecide:
         frame = sweep(latency_p95_ms=NAN)
         decision = decide(frame, gates=Gates(), constraints=Constraints(max_latency_p95_ms=0.5))
         assert "latency, 95th percentile is not available, allowed at most" in decision.reason
+        assert decision.standings["standing"].tolist() == ["refused"]  # it ran
 
     def test_one_candidate_is_its_own_pick(self):
         decision = decide(sweep(), gates=Gates())
@@ -492,7 +493,7 @@ class TestThreeVerdicts:
         assert [decision.pick["candidate"], decision.runner_up["candidate"]] == ["sure", "open"]
         assert "of the 1 (out of 3) candidates that pass every gate" in decision.reason
         assert "Not settled" not in decision.reason
-        assert decision.reason.endswith(" Faster, but not settled by the images: open.")
+        assert decision.reason.endswith(" Faster, but not settled: open.")
         slower = judged(base=right(4800, 95), sure=right(4750, 95), open=right(4705, 95))
         assert slower.pick["candidate"] == "sure"
         assert "not settled" not in slower.reason
@@ -517,7 +518,7 @@ class TestThreeVerdicts:
         unsettled = {name: right(4705, 95) for name in "abcd"}
         decision = judged(base=right(4800, 95), **unsettled, sure=right(4750, 95))
         assert decision.pick["candidate"] == "sure"
-        assert decision.reason.endswith("not settled by the images: a, b, c and 1 more.")
+        assert decision.reason.endswith("not settled: a, b, c and 1 more.")
 
     def test_decide_names_once_what_is_not_settled_and_the_images_that_would_settle_it(self):
         decision = judged(base=right(4800, 40), open=right(4705, 35))

@@ -90,6 +90,8 @@ def test_judge_asks_for_more_images_than_there_are_and_for_none_on_the_gate():
     # 0.025 away, has to come within 0.01: 6 x 6.25 = 37.5, of which two digits are all
     few = DROP.judge(intervals(("", 0.04, 0.02, 0.065), images=6))
     assert "about 38 images would settle it" in few.text
+    of_seeds = DROP.judge(intervals(("", 0.04, 0.02, 0.065), images=6).assign(seeds=3))
+    assert of_seeds.text.endswith("more images and more seeds could settle it")
     on_it = DROP.judge(intervals(("", 0.05, 0.03, 0.07)))
     assert on_it.text.endswith("no number of images settles what lies exactly on the gate")
 

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from edgeopt.hardware.tradeoffs import precision_tradeoff_table
+from edgeopt.hardware.tradeoffs import precision_ratios, precision_tradeoff_table
 from tests.decision.test_budgets import NAN
 
 
@@ -36,12 +36,6 @@ class TestPrecisionTradeoffs:
         assert table["energy_proxy_j_mean"].tolist()[:2] == pytest.approx([0.015, 0.05])
         assert table["accepted_ratio"].tolist() == [1.0, 0.5, 0.0]
 
-    def test_grouped_by_runtime_as_well(self):
-        table = precision_tradeoff_table(self.frame, by=("runtime", "precision"))
-        first = table.iloc[0]
-        assert (first["runtime"], first["precision"]) == ("torch", "int8")
-        assert len(table) == 5
-
     def test_an_empty_sweep_gives_an_empty_table(self):
         table = precision_tradeoff_table(self.frame.iloc[:0])
         assert table.empty
@@ -50,3 +44,33 @@ class TestPrecisionTradeoffs:
     def test_a_missing_column_is_named(self):
         with pytest.raises(ValueError, match=r"needs the column.s. energy_proxy_j, accepted;"):
             precision_tradeoff_table(self.frame.drop(columns=["energy_proxy_j", "accepted"]))
+
+
+class TestPrecisionRatios:
+    # int8-mixed was needed by the large network only, which alone is four times as slow.
+    frame = pd.DataFrame(
+        [
+            ("small", 0.0, "torch", "fp32", 1.0, 4.0),
+            ("small", 0.0, "torch", "int8", 0.5, 1.0),
+            ("large", 0.0, "torch", "fp32", 4.0, 8.0),
+            ("large", 0.0, "torch", "int8", 8.0, 2.0),
+            ("large", 0.0, "torch", "int8-mixed", 3.0, 4.0),
+            ("large", 0.5, "torch", "int8", 9.0, 1.0),  # its fp32 failed
+            ("large", 0.5, "torch", "fp32", NAN, NAN),
+        ],
+        columns=["model", "pruning_level", "runtime", "precision", "latency_p50_ms", "memory_mb"],
+    )
+
+    def test_ratios_are_of_the_same_network_by_hand(self):
+        table = precision_ratios(self.frame).set_index("precision")
+        assert table["candidates"].to_dict() == {"int8": 2, "int8-mixed": 1}
+        # sqrt(0.5 * 2) and 3 / 4; a quarter of the weights, and half
+        assert table["latency_ratio"].to_dict() == pytest.approx({"int8": 1, "int8-mixed": 0.75})
+        assert table["weights_ratio"].to_dict() == pytest.approx({"int8": 0.25, "int8-mixed": 0.5})
+
+    def test_without_fp32_nothing_is_compared(self):
+        with pytest.raises(ValueError, match="no fp32 row to compare with; there are: int8"):
+            precision_ratios(self.frame[self.frame["precision"] == "int8"])
+        fp32 = precision_ratios(self.frame[self.frame["precision"] == "fp32"])
+        assert fp32.empty
+        assert "latency_ratio" in fp32

@@ -86,17 +86,17 @@ def test_latency_budget_and_energy_read_the_sweep():
     assert "correlate by \N{MINUS SIGN}1.00" in readings.energy_tiers(sweep)
 
 
-def test_precision_tradeoffs_name_what_is_slower_than_fp32():
-    means = pd.DataFrame(
+def test_precision_ratios_name_what_is_slower_than_fp32():
+    ratios = pd.DataFrame(
         {
-            "runtime": ["torch", "torch", "onnxruntime", "onnxruntime"],
-            "precision": ["fp32", "int8", "fp32", "int8"],
-            "latency_ms_mean": [2.0, 1.0, 1.0, 1.9],
+            "runtime": ["torch", "onnxruntime", "openvino"],
+            "precision": ["int8", "int8", "bf16"],
+            "latency_ratio": [0.5, 1.9, 1.004],
         }
     )
-    words = readings.precision_tradeoffs(means)
+    words = readings.precision_ratios(ratios)
     assert words == "Slower than fp32 in the same runtime: ONNX Runtime int8 (1.90 times)."
-    assert readings.precision_tradeoffs(means.head(2)).endswith("runtime: none.")
+    assert readings.precision_ratios(ratios.head(1)).endswith("runtime: none.")
 
 
 def test_per_class_change_names_the_class_that_lost_most():

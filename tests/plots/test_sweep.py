@@ -13,7 +13,7 @@ from edgeopt import plots
 from edgeopt.data.splits import Split
 from edgeopt.decision.budgets import apply_budgets
 from edgeopt.decision.frontier import pareto_frontier
-from edgeopt.hardware.tradeoffs import precision_tradeoff_table
+from edgeopt.hardware.tradeoffs import precision_ratios
 from edgeopt.plots import annotations as labels
 from edgeopt.plots import style
 from edgeopt.runtimes.registry import RUNTIMES, runtime_named
@@ -256,27 +256,21 @@ class TestSweep:
         assert [t.get_text() for t in ax.get_yticklabels()] == ["0%", "25%", "50%", "70%"]
         assert ax.get_xlabel() == "Weights (MiB)"
 
-    def test_precision_tradeoffs_are_ratios_to_fp32(self, sweep):
-        ax = plots.precision_tradeoffs(precision_tradeoff_table(sweep, by=("runtime", "precision")))
+    def test_precision_ratios_are_drawn_by_runtime(self, sweep):
+        ratios = precision_ratios(sweep.assign(model="net"))
+        ax = plots.precision_ratios(ratios)
         ticks = {
             y: t.get_text() for y, t in zip(ax.get_yticks(), ax.get_yticklabels(), strict=True)
         }
         latency = {ticks[y]: x for x, y, _ in reversed(marks(ax)) if y < len(ticks) / 2}
         assert len(marks(ax)) == 2 * len(latency) == 2 * 7
-        for runtime, precision in (("torch", "int8"), ("openvino", "bf16")):
-            own = sweep[sweep["runtime"] == runtime].groupby("precision")["latency_ms"].mean()
-            name = f"{runtime_named(runtime).title} {precision}"
-            assert latency[name] == pytest.approx(own[precision] / own["fp32"])
+        for row in ratios.itertuples():
+            name = f"{runtime_named(row.runtime).title} {row.precision}"
+            assert latency[name] == row.latency_ratio
 
-    def test_precision_tradeoffs_need_fp32(self, sweep):
-        int8 = sweep[sweep["precision"] == "int8"]
-        table = precision_tradeoff_table(int8, by=("runtime", "precision"))
-        with pytest.raises(ValueError, match="no fp32 row to compare with; there are: int8"):
-            plots.precision_tradeoffs(table)
-
-    def test_precision_tradeoffs_of_fp32_alone_say_so(self, sweep):
-        fp32 = sweep[sweep["precision"] == "fp32"]
-        ax = plots.precision_tradeoffs(precision_tradeoff_table(fp32, by=("runtime", "precision")))
+    def test_precision_ratios_of_fp32_alone_say_so(self, sweep):
+        fp32 = sweep[sweep["precision"] == "fp32"].assign(model="net")
+        ax = plots.precision_ratios(precision_ratios(fp32))
         assert "nothing beside fp32 was measured" in texts(ax)
 
     def test_energy_tiers_name_both_as_estimates(self, sweep):
@@ -420,6 +414,13 @@ class TestQuality:
         ax = plots.confusion_matrix(after, before=before)
         assert np.ravel(ax.collections[0].get_array()).tolist() == [-25, 25, 0, 0]
         assert texts(ax) == ["\N{MINUS SIGN}25", "+25", "", ""]
+
+    def test_a_class_without_images_leaves_the_colours_of_the_others(self):
+        names = {"index": ["cat", "dog"], "columns": ["cat", "dog"]}
+        before, after = (pd.DataFrame([row, [0, 0]], **names) for row in ([3, 1], [2, 2]))
+        ax = plots.confusion_matrix(after, before=before)
+        assert ax.collections[0].get_clim() == (-25, 25)
+        assert texts(ax) == ["\N{MINUS SIGN}25", "+25"]
 
     def test_confusion_beside_another_has_no_bar_and_no_labels_between_them(self):
         names = {"index": ["shirt", "coat"], "columns": ["shirt", "coat"]}

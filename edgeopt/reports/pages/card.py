@@ -8,7 +8,7 @@ import jinja2
 import pandas as pd
 from IPython.display import HTML
 
-from edgeopt.reports.records.results import ROLES, UNCOMPRESSED, Results
+from edgeopt.reports.records.results import ROLES, UNCOMPRESSED, Results, images_as_seen
 from edgeopt.runtimes import registered, runtime_named
 from edgeopt.schema import COLUMNS, TIMES, known, quantity
 
@@ -59,6 +59,7 @@ def decision_card(results: Results) -> HTML:
         decision=results.decision,
         pick=pick,
         made_of=made_of(pick) if pick else "",
+        seen=images_as_seen(pick.get("model"), results.manifest["data"]) if pick else "",
         artifact=results.artifact,
         measures=measures,
         lines=comparisons(results) if pick else [],

@@ -23,7 +23,7 @@ REPEATABILITY = 0.05
 # Files of the same network differ by a few bytes of names and paths that they hold.
 SAME_SIZE = 0.01
 WORSE, BETTER, SAME = "worse", "better", "within noise"
-NOT_JUDGED, UNKNOWN = "not judged", "not measured"
+NOT_JUDGED, UNKNOWN, NO_INTERVAL = "not judged", "not measured", "no interval"
 OVERALL = (
     "regression",
     "mixed",
@@ -99,10 +99,13 @@ def compare_runs(first: RunFolder, second: RunFolder) -> Comparison:
             raise ValueError(f"run {result.run.name} cannot be compared. {reasons}")
     unjudged = obstacles(*results)
     judged = {name: not reasons for name, reasons in unjudged.items()}
+    pick = compare_picks(*results, **judged)
+    unbounded = pick.loc[pick["verdict"] == NO_INTERVAL, "number"]
     return Comparison(
         changes=changed_facts(*(result.manifest for result in results)),
-        warnings=[reason for reasons in unjudged.values() for reason in reasons],
-        pick=compare_picks(*results, **judged),
+        warnings=[reason for reasons in unjudged.values() for reason in reasons]
+        + [f"{name} has no interval in one of the runs: it is not judged." for name in unbounded],
+        pick=pick,
         candidates=compare_tables(*(result.sweep for result in results), **judged),
     )
 
@@ -142,11 +145,11 @@ def compare_tables(
     """Pair two sweeps by candidate, one row each, the regressions first.
 
     Columns: ``candidate``, each number with ``_first`` and ``_second``, ``accuracy_verdict``,
-    ``latency_verdict`` (worse, better, within noise, not measured or not judged) and ``verdict``
-    of the candidate as a whole. Worse and better need intervals that do not overlap, and latencies
-    that differ by more than two runs of the same code do (``REPEATABILITY``), in milliseconds and
-    relative to the reference kernel. ``accuracy`` and ``latency`` say whether the two may be
-    judged. ``ValueError`` names a candidate that repeats.
+    ``latency_verdict`` (worse, better, within noise, not measured, no interval or not judged) and
+    ``verdict`` of the candidate as a whole. Worse and better need intervals that do not overlap,
+    and latencies that differ by more than two runs of the same code do (``REPEATABILITY``), in
+    milliseconds and relative to the reference kernel. ``accuracy`` and ``latency`` say whether the
+    two may be judged. ``ValueError`` names a candidate that repeats.
     """
     for name, table in (("first", first), ("second", second)):
         repeated = table.loc[table["candidate"].duplicated(), "candidate"].tolist()
@@ -197,10 +200,12 @@ def _verdicts(both: pd.DataFrame, name: str, *, sign: int) -> np.ndarray:
         sign * both[[f"{bound}_{side}" for bound in INTERVALS[name]]].to_numpy()
         for side in ("first", "second")
     )
-    unknown = np.isnan(first).any(axis=1) | np.isnan(second).any(axis=1)
+    measured = both[[f"{name}_first", f"{name}_second"]].notna().all(axis=1)
+    bounded = ~np.isnan(np.hstack([first, second])).any(axis=1)
     worse = second.max(axis=1) < first.min(axis=1)
     better = second.min(axis=1) > first.max(axis=1)
-    return np.select([unknown, worse, better], [UNKNOWN, WORSE, BETTER], default=SAME)
+    found = [~measured, ~bounded, worse, better]
+    return np.select(found, [UNKNOWN, NO_INTERVAL, WORSE, BETTER], default=SAME)
 
 
 def _overall(row: pd.Series) -> str:
@@ -216,4 +221,5 @@ def _overall(row: pd.Series) -> str:
         return "mixed"
     if verdicts & {WORSE, BETTER}:
         return "regression" if WORSE in verdicts else "improvement"
-    return "not judged" if NOT_JUDGED in verdicts else "no change beyond noise"
+    open_ones = verdicts & {NOT_JUDGED, UNKNOWN, NO_INTERVAL}
+    return "not judged" if open_ones else "no change beyond noise"

@@ -14,6 +14,8 @@ from edgeopt.system import HOST_IDENTITY
 SECTIONS = ("data", "parameters", "git", "packages", "host", "threads")
 # Parameters that two runs must share for their latencies to be comparable.
 TIMED_ALIKE = ("threads", "benchmark_batch_size", "latency_multiplier")
+# Facts of the data that decide what accuracy on validation means.
+DECIDING = ("name", "checksum", "roles", "class_names", "unavailable")
 # Ceilings of one machine, measured twice, lie closer together than this.
 SAME_SPEED = 0.25
 
@@ -22,9 +24,9 @@ def obstacles(first: Results, second: Results) -> dict[str, list[str]]:
     """Say what keeps ``accuracy`` and ``latency`` of two runs from being judged, if anything."""
     manifests = first.manifest, second.manifest
     accuracy, latency = [], []
-    if manifests[0]["data"] != manifests[1]["data"]:
+    if not _same_images(*(manifest["data"] for manifest in manifests)):
         names = [manifest["data"].get("name", "unrecorded data") for manifest in manifests]
-        same_name = " (same name, other images)" if names[0] == names[1] else ""
+        same_name = " (same name, other images or taken otherwise)" if names[0] == names[1] else ""
         accuracy.append(
             f"The two runs used different data: {names[0]} and {names[1]}{same_name}. "
             "Their accuracies are shown but not judged."
@@ -42,6 +44,18 @@ def obstacles(first: Results, second: Results) -> dict[str, list[str]]:
                 "Their latencies are shown but not judged."
             )
     return {"accuracy": accuracy, "latency": latency}
+
+
+def _same_images(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether two runs' networks were validated on the same images, seen alike.
+
+    Other networks, or another number of images to train or test on, change nothing of that.
+    """
+    kept = [{name: data.get(name) for name in DECIDING} for data in (first, second)]
+    validated = [data.get("counts", {}).get("validation") for data in (first, second)]
+    seen = [data.get("preprocessing", {}) for data in (first, second)]
+    alike = all(seen[0][model] == seen[1][model] for model in {*seen[0]} & {*seen[1]})
+    return kept[0] == kept[1] and validated[0] == validated[1] and alike
 
 
 def host_difference(first: Results, second: Results) -> str:

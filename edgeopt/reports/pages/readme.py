@@ -118,9 +118,11 @@ def origin(results: Results) -> str:
     """Say which run the results are of, on what, and how to make them again."""
     facts, run = results.manifest, results.run
     threads = f"{facts['threads']} thread{'' if facts['threads'] == 1 else 's'}"
+    scaled = facts["parameters"].get("latency_multiplier", 1) != 1
+    kind = "estimated from what was measured" if scaled else "measured"
     return (
         "The frontier of accuracy against median latency within the memory budget, and the "
         "baseline. Accuracy on validation images with its 95% interval; test images scored once. "
-        f"Run `{run.name}` on {facts['data']['name']}, measured on {facts['host']['cpu']} with "
+        f"Run `{run.name}` on {facts['data']['name']}, {kind} on {facts['host']['cpu']} with "
         f"{threads}, finished {finished(facts['notebooks'])}; `make readme` writes this part."
     )

@@ -73,7 +73,7 @@ class Results:
             if state["status"] == "failed"
         ]
         problems += [self.manifest["data"].get("test_warning"), (self.decision or {}).get("busy")]
-        problems += [*self.missing, "" if self.sweep is None else sweep_problem(self.sweep)]
+        problems += [*self.missing, *([] if self.sweep is None else sweep_problems(self.sweep))]
         return [*filter(None, problems)]
 
     @property
@@ -174,17 +174,18 @@ def read_sweep(run: RunFolder) -> tuple[pd.DataFrame | None, str]:
     return sweep, ""
 
 
-def sweep_problem(sweep: pd.DataFrame) -> str:
+def sweep_problems(sweep: pd.DataFrame) -> list[str]:
     """Say what a reader must know first: all failed, none fits, one only, times are estimates."""
     if "status" in sweep and sweep["status"].eq("failed").all():
-        return f"All {len(sweep)} candidates failed; the table gives each one's error."
+        return [f"All {len(sweep)} candidates failed; the table gives each one's error."]
+    found = []
     if "accepted" in sweep and not sweep["accepted"].eq(True).any():
-        return f"None of the {len(sweep)} candidates fits the active memory budget."
+        found.append(f"None of the {len(sweep)} candidates fits the active memory budget.")
     if len(sweep) == 1:
-        return "There is only one candidate, so nothing to choose between."
+        found.append("There is only one candidate, so nothing to choose between.")
     if "latency_kind" in sweep and sweep["latency_kind"].eq("estimated").any():
-        return "All latencies are estimates: what was measured here, times latency_multiplier."
-    return ""
+        found.append("All latencies are estimates: what was measured, times latency_multiplier.")
+    return found
 
 
 def provenance_table(results: Results) -> pd.DataFrame:

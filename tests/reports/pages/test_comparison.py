@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from edgeopt.reports.pages.comparison import compare_picks, compare_runs, compare_tables
-from edgeopt.reports.pages.conditions import changed_facts
+from edgeopt.reports.pages.conditions import changed_facts, obstacles
 from edgeopt.reports.records import results
 from edgeopt.study.folder import RunFolder
 
@@ -117,6 +117,13 @@ def test_without_median_intervals_the_standard_deviation_is_the_noise():
     steady = compare_tables(measured(1.0, 0.1), measured(1.3, 0.1))
     assert noisy["latency_verdict"].item() == "within noise"
     assert steady["latency_verdict"].item() == "worse"
+
+
+def test_a_tripled_latency_of_few_rounds_is_not_no_change(tmp_path, monkeypatch):
+    ends = dict.fromkeys(["latency_p50_low_ms", "latency_p50_high_ms"], np.nan)
+    tables = [table(a=(0.9, latency)).assign(**ends) for latency in (1.0, 3.0)]
+    row = compare_tables(*tables).iloc[0]
+    assert (row["latency_verdict"], row["verdict"]) == ("no interval", "not judged")
 
 
 def test_a_repeated_candidate_is_named():
@@ -272,3 +279,25 @@ def test_compare_picks_judges_no_accuracy_on_other_data(tmp_path):
     judged = compare_picks(*runs, accuracy=False, latency=False).set_index("number")["verdict"]
     assert judged["Validation accuracy"] == judged[LATENCY] == "not judged"
     assert judged["Weights"] == "within noise"
+
+
+SEEN = {"checksum": "1", "counts": {"train": 10, "validation": 5}, "preprocessing": {"a": {"x": 1}}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "judged"),
+    [
+        ({"preprocessing": {"a": {"x": 1}, "b": {"x": 2}}}, True),  # another network beside it
+        ({"counts": {"train": 20, "validation": 5}}, True),
+        ({"counts": {"train": 10, "validation": 6}}, False),
+        ({"preprocessing": {"a": {"x": 2}}}, False),
+        ({"checksum": "2"}, False),
+    ],
+)
+def test_accuracies_on_the_same_validation_images_are_judged(changes, judged, tmp_path):
+    facts = {"parameters": {}, "host": {"cpu": "A"}}
+    runs = [
+        results.Results(RunFolder(tmp_path), facts | {"data": data}, None, None, ())
+        for data in (SEEN, SEEN | changes)
+    ]
+    assert (obstacles(*runs)["accuracy"] == []) == judged

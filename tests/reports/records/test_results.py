@@ -12,7 +12,7 @@ from edgeopt.reports.records.results import (
     provenance_table,
     read_summary,
     read_sweep,
-    sweep_problem,
+    sweep_problems,
 )
 from edgeopt.study.folder import open_run
 from tests.browser.synthetic import synthetic_sweep
@@ -52,8 +52,13 @@ def test_what_is_wrong_is_said_first(tmp_path):
     ],
 )
 def test_a_sweep_with_a_problem_says_which(sweep, words):
-    assert words in sweep_problem(sweep)
-    assert sweep_problem(synthetic_sweep()) == ""
+    assert words in " ".join(sweep_problems(sweep))
+    assert sweep_problems(synthetic_sweep()) == []
+
+
+def test_estimates_are_told_beside_what_else_is_wrong():
+    sweep = synthetic_sweep().assign(accepted=False, latency_kind="estimated")
+    assert len(sweep_problems(sweep)) == 2
 
 
 def test_the_file_to_ship_is_the_very_one_that_was_measured(tmp_path):

@@ -88,12 +88,13 @@
     const named = rows.filter((row) => roles(row).length).sort((a, b) => x[a] - x[b]);
     const high = data.columns[form.intervals.checked && data.bounds[form.y.value]?.[1]] || y, heights = rows.map((row) => high[row] ?? y[row]);
     const top = Math.max(...heights), step = 0.08 * (top - Math.min(...rows.map((row) => y[row])) || 1);
-    const log = form.log.checked, axis = { gridcolor: shade("border", "#ddd"), zeroline: false };
+    const across = rows.map((row) => x[row]), [least, most] = [Math.min(...across), Math.max(...across)];
+    const log = form.log.checked && least > 0, axis = { gridcolor: shade("border", "#ddd"), zeroline: false };
     Plotly.react(chart, [line, ...points], {
       margin: { l: 62, r: 15, t: 10, b: 55 }, hovermode: "closest", paper_bgcolor: "#0000", plot_bgcolor: "#0000",
       dragmode: innerWidth < 640 ? false : "zoom", font: { size: 13, color: ink, family: getComputedStyle(root).fontFamily },
       hoverlabel: { bgcolor: paper, font: { color: ink }, align: "left" },
-      xaxis: { ...axis, title: { text: titles[0] }, type: log ? "log" : "linear", tickvals: log ? DECADES : undefined, rangemode: log ? "normal" : "tozero" },
+      xaxis: { ...axis, title: { text: titles[0] }, type: log ? "log" : "linear", tickvals: log && most > 5 * least ? DECADES : undefined, rangemode: log ? "normal" : "tozero" },
       yaxis: { ...axis, title: { text: titles[1] } },
       annotations: named.map((row, place) => ({
         x: log ? Math.log10(x[row]) : x[row], y: y[row], text: roles(row).join(", "), xanchor: "left",
