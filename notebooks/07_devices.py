@@ -38,6 +38,7 @@ finetune_epochs = 2
 finetune_patience = None
 learning_rate = 0.003
 channel_multiple = None
+threads = 1
 
 # %%
 import pandas as pd
@@ -115,7 +116,8 @@ display(sweep.groupby("runtime", sort=False)[["call_floor_ms"]].first(), calls)
 store, images = folder.path(STORE), study.role("validation")
 shapes = {model: (1, *split.shape) for model, split in images.items()}
 files = [artifact_of(r, store, input_shape=shapes[r.model]) for r in frontier.itertuples()]
-folder.write_table("call_floor.csv", calls.assign(runtime_ms=[*map(runtime_ms, files)]))
+inside = [runtime_ms(file, threads=config.threads) for file in files]
+folder.write_table("call_floor.csv", calls.assign(runtime_ms=inside))
 
 # %% [markdown]
 # ## How they start, scale and stutter
@@ -124,16 +126,15 @@ folder.write_table("call_floor.csv", calls.assign(runtime_ms=[*map(runtime_ms, f
 # hundred. More threads help where there is work for them; a batch shares the call among its images.
 
 # %% tags=["nbval-ignore-output"]
-cores = study.device_facts[config.decides]["usable_cores"]
-decider = study.devices[config.decides]
+facts, decider = study.device_facts[config.decides], study.devices[config.decides]
+options = {"images": images, "store": store, "cores": facts["usable_cores"]}
 if len(frontier):
-    scaling = measure_scaling(frontier, decider, images=images, store=store, cores=cores)
-    display(folder.write_table("scaling.csv", scaling))
+    scaling = folder.write_table("scaling.csv", measure_scaling(frontier, decider, **options))
 
 # %% tags=["nbval-ignore-output"]
 if len(frontier):
     ax, alt = plots.scaling(scaling), readings.scaling(scaling)
-    display(folder.save_figure("scaling", ax, alt=alt, numbers=scaling))
+    display(scaling, folder.save_figure("scaling", ax, alt=alt, numbers=scaling))
 
 # %% [markdown]
 # ## Conclusion

@@ -138,8 +138,8 @@ def decide(
     if sweep.empty:
         raise ValueError("the sweep has no rows; allowed: one candidate or more")
     baseline = baseline or _baseline(sweep, answers)
-    intervals = None
-    if answers is not None and gates.gate_confidence and baseline in answers.correct:
+    intervals, by_intervals = None, answers is not None and gates.gate_confidence > 0
+    if by_intervals and baseline in answers.correct:
         intervals = gate_intervals(answers, baseline=baseline, confidence=gates.gate_confidence)
     recalls = answers.recalls() if recalls is None and answers else recalls
     table = gate_table(
@@ -156,6 +156,8 @@ def decide(
     pick = choose(fitting, **tie)
     runner_up = None if pick is None else choose(fitting.drop(pick.name), **tie)
     reason = _nothing_fits(rejected) if pick is None else _reason(pick, fitting, table, baseline)
+    if by_intervals and intervals is None:
+        reason += f" {baseline} did not run with every seed: estimates decide, not intervals."
     return Decision(
         pick=_plain(pick),
         runner_up=_plain(runner_up),

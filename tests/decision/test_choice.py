@@ -587,6 +587,17 @@ class TestThreeVerdicts:
         assert decision.pick["candidate"] == "whole"
         assert "did not run with every seed" in decision.runner_up["not_settled"]
 
+    def test_decide_says_that_estimates_decide_where_no_baseline_has_every_seed(self):
+        frame = sweep(row("whole", 0.979, 0.2, 0.02))
+        names = ("base", "whole")
+        table = recalls(**{name: {"healthy": 0.98, "defect": 0.95} for name in names})
+        options = {"gates": Gates(), "recalls": table}
+        said = "base did not run with every seed: estimates decide, not intervals."
+        partial = Answers({"whole": right(4800, 95)}, LABELS, ["healthy", "defect"])
+        assert decide(frame, answers=partial, **options).reason.endswith(said)
+        both = Answers(dict.fromkeys(names, right(4800, 95)), LABELS, ["healthy", "defect"])
+        assert said not in decide(frame, answers=both, **options).reason
+
     def test_decide_uses_all_seeds(self):
         # the first seed alone proves 6.4 points, the mean of the three does not
         base = np.stack([right(4800, 95)] * 3)

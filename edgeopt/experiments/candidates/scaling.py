@@ -79,10 +79,10 @@ def _tasks(
             yield Task(f"{row.candidate}@batch{size}", larger, row.model)
 
 
-def runtime_ms(artifact: Artifact) -> float:
+def runtime_ms(artifact: Artifact, *, threads: int) -> float:
     """Time of one call by the runtime's own profiler, on this machine; NaN where it has none."""
     try:
-        times = runtime_named(artifact.runtime).layer_times(artifact, threads=1)
+        times = runtime_named(artifact.runtime).layer_times(artifact, threads=threads)
     except RuntimeUnavailable:
         return math.nan
     return float(times["measured_ms"].sum())
