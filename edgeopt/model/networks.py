@@ -3,7 +3,9 @@
 import copy
 import hashlib
 import importlib
+import inspect
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -255,13 +257,17 @@ def network_digest(model: nn.Module) -> str:
 
 
 def _own_source(model: nn.Module) -> str:
-    """Digests of the modules of a user's network, of whose ``forward`` its ``repr`` says nothing.
+    """Source of the modules of a network, of whose ``forward`` its ``repr`` says nothing.
 
-    What they import of the user's own is in them.
+    Of a user's own that is the digest of all that they import of the user's own.
     """
     names = {type(module).__module__ for module in model.modules()}
     own = sorted(n for n in names if n.partition(".")[0] not in (torch.__name__, "torchvision"))
-    return "".join(source_digest(name) for name in own if name.partition(".")[0] != "edgeopt")
+    ours = __name__.partition(".")[0] + "."
+    return "".join(
+        inspect.getsource(sys.modules[name]) if name.startswith(ours) else source_digest(name)
+        for name in own
+    )
 
 
 def factory_digest(name: str) -> str:

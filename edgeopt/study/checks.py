@@ -3,9 +3,12 @@
 import os
 from pathlib import Path
 
-from edgeopt.config import ConfigError, ExperimentConfig
+from torch import nn
+
+from edgeopt.config import ConfigError, ExperimentConfig, SearchSpec
 from edgeopt.experiments import Recipe, grid
-from edgeopt.pruning import channel_widths, checked_choices, width_steps
+from edgeopt.pruning import channel_widths, checked_choices, prune_to_widths, width_steps
+from edgeopt.schema import MIB, PRECISIONS
 from edgeopt.study.folder import RunFolder, open_run
 from edgeopt.study.layout import NEEDS
 from edgeopt.study.resources import estimate, require_resources, subset_sizes
@@ -86,9 +89,23 @@ def _check_search(study: Study) -> None:
         whole = channel_widths(network, example_input=plan.example)
         steps = width_steps(network, example_input=plan.example)
         own = study.search.channels or {name: [width] for name, width in whole.items()}
-        checked_choices(own, whole, steps=steps)
+        choices = checked_choices(own, whole, steps=steps)
     except ValueError as error:
         raise ConfigError(f"{plan.model} cannot be searched: {error}") from error
+    if study.search.channels and study.search.max_weights_mb:
+        smallest = {name: min(widths) for name, widths in choices.items()}
+        _check_weights(study.search, prune_to_widths(network, smallest, example_input=plan.example))
+
+
+def _check_weights(search: SearchSpec, smallest: nn.Module) -> None:
+    """Hold the weights of the smallest network that was asked for against the most allowed."""
+    weights = sum(own.numel() for own in smallest.parameters() if own.dim() > 1)
+    least = weights * PRECISIONS[search.precision].weight_bytes / MIB
+    if least > search.max_weights_mb:
+        raise ConfigError(
+            f"search: max_weights_mb is {search.max_weights_mb:g}; allowed: {least:.3g} or more, "
+            f"which {search.model} holds with the smallest widths that channels give"
+        )
 
 
 def _check_writable(folder: Path) -> None:

@@ -64,6 +64,15 @@ def test_widths_that_a_search_cannot_choose_are_told_before_anything_is_trained(
         check_run(ExperimentConfig(**own))
 
 
+def test_fewer_weights_than_the_smallest_network_has_are_told_at_once(tmp_path) -> None:
+    search = {"channels": {"conv1": [4, 16], "conv2": [8, 32]}, "max_weights_mb": 0.01}
+    config = ExperimentConfig(data_dir=str(tmp_path), search=search)
+    # 4 x 9 weights, 8 x 4 x 9, and 10 x 8 x 49 of the classifier, four bytes each
+    least = (36 + 288 + 3920) * 4 / 2**20
+    with pytest.raises(ConfigError, match=f"max_weights_mb is 0.01; allowed: {least:.3g} or more"):
+        check_run(config)
+
+
 def test_a_network_that_cannot_be_pruned_is_named(tmp_path) -> None:
     own = {"data_dir": str(tmp_path), "models": ["tests.networks:Loose"], "channels": 1}
     told = (

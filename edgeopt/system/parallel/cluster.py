@@ -29,7 +29,7 @@ from edgeopt.system.parallel.scheduler import SchedulerError, ssh_hosts
 logger = logging.getLogger(__name__)
 
 SECONDS = 20  # for a scheduler to answer, and for its first worker to come
-START_SECONDS = 120  # for a scheduler and its workers to start or to end
+START_SECONDS = 300  # for a scheduler and its workers to start or to end
 SETTINGS = {
     # A call holds one network; Dask warns of calls of more than 10 MB.
     "distributed.admin.large-graph-warning-threshold": "1 GiB",
