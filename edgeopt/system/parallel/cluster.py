@@ -1,10 +1,12 @@
 """A Dask cluster as one more executor. Source: https://distributed.dask.org."""
 
 import atexit
+import gc
 import importlib.util
 import logging
 import sysconfig
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future
 from concurrent.futures import wait as wait_for_all
@@ -144,6 +146,10 @@ def connected(address: str) -> tuple[Client, ExitStack]:
             raise
         except Exception as error:  # of Dask, ssh, TLS and their files
             reason = f"{type(error).__name__}: {error}"
+            # A client that could not connect is left open, and its finalizer takes a lock of Dask:
+            # run by the collector as a next one starts, which holds it, both would wait for ever.
+            traceback.clear_frames(error.__traceback__)
+            gc.collect()
             raise SchedulerError(f"scheduler {address} cannot be used: {reason}") from error
         tqdm.write(f"scheduler {address}: {workers} worker(s), dashboard {client.dashboard_link}")
         return client, opened.pop_all()
