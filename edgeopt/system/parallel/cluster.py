@@ -1,7 +1,6 @@
 """A Dask cluster as one more executor. Source: https://distributed.dask.org."""
 
 import atexit
-import gc
 import importlib.util
 import logging
 import sysconfig
@@ -146,13 +145,21 @@ def connected(address: str) -> tuple[Client, ExitStack]:
             raise
         except Exception as error:  # of Dask, ssh, TLS and their files
             reason = f"{type(error).__name__}: {error}"
-            # A client that could not connect is left open, and its finalizer takes a lock of Dask:
-            # run by the collector as a next one starts, which holds it, both would wait for ever.
-            traceback.clear_frames(error.__traceback__)
-            gc.collect()
+            _close_clients(error)
             raise SchedulerError(f"scheduler {address} cannot be used: {reason}") from error
         tqdm.write(f"scheduler {address}: {workers} worker(s), dashboard {client.dashboard_link}")
         return client, opened.pop_all()
+
+
+def _close_clients(error: Exception) -> None:
+    """Close the client that could not connect, which Dask leaves to the garbage collector.
+
+    Its finalizer takes a lock: run as the next cluster starts, which holds it, both would wait for
+    ever.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if isinstance(left := frame.f_locals.get("self"), Client):
+            left.close()
 
 
 def _within(seconds: float, make: Callable[[], Any]) -> Any:

@@ -253,12 +253,3 @@ def test_what_hangs_while_it_starts_is_one_error(monkeypatch) -> None:
     monkeypatch.setattr(clusters, "SSHCluster", lambda *_, **__: time.sleep(30))
     with pytest.raises(SchedulerError, match=r"ssh:\[a\] cannot be used: .* within 0.2 s"):
         open_scheduler("ssh:[a]")
-
-
-def test_a_client_that_could_not_connect_is_not_left_to_the_collector(monkeypatch) -> None:
-    monkeypatch.setattr(clusters, "SECONDS", 1)
-    before = {*clusters.Client._instances}
-    with pytest.raises(SchedulerError, match="cannot be used") as refused:
-        open_scheduler("tcp://127.0.0.1:9")
-    assert refused.value.__cause__ is not None
-    assert not {*clusters.Client._instances} - before
