@@ -253,3 +253,18 @@ def test_what_hangs_while_it_starts_is_one_error(monkeypatch) -> None:
     monkeypatch.setattr(clusters, "SSHCluster", lambda *_, **__: time.sleep(30))
     with pytest.raises(SchedulerError, match=r"ssh:\[a\] cannot be used: .* within 0.2 s"):
         open_scheduler("ssh:[a]")
+
+
+def test_a_client_that_could_not_connect_is_not_left_open(monkeypatch) -> None:
+    monkeypatch.setattr(clusters, "SECONDS", 1)
+    made = []
+
+    class Kept(clusters.Client):
+        def __init__(self, *args, **options) -> None:
+            made.append(self)
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(clusters, "Client", Kept)
+    with pytest.raises(SchedulerError, match="cannot be used"):
+        open_scheduler("tcp://127.0.0.1:9")
+    assert [own.status for own in made] == ["closed"]
