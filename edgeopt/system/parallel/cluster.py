@@ -152,7 +152,7 @@ def connected(address: str) -> tuple[Client, ExitStack]:
 
 
 def _close_clients(error: Exception) -> None:
-    """Close the client that could not connect, which Dask leaves to the garbage collector.
+    """Close the client that an error, as of TLS, has left open to the garbage collector.
 
     Its finalizer takes a lock: run as the next cluster starts, which holds it, both would wait for
     ever.

@@ -255,7 +255,8 @@ def test_what_hangs_while_it_starts_is_one_error(monkeypatch) -> None:
         open_scheduler("ssh:[a]")
 
 
-def test_a_client_that_could_not_connect_is_not_left_open(monkeypatch) -> None:
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "tls://a:1"])
+def test_a_client_that_could_not_connect_is_not_left_open(address, monkeypatch) -> None:
     monkeypatch.setattr(clusters, "SECONDS", 1)
     made = []
 
@@ -266,5 +267,5 @@ def test_a_client_that_could_not_connect_is_not_left_open(monkeypatch) -> None:
 
     monkeypatch.setattr(clusters, "Client", Kept)
     with pytest.raises(SchedulerError, match="cannot be used"):
-        open_scheduler("tcp://127.0.0.1:9")
+        open_scheduler(address)
     assert [own.status for own in made] == ["closed"]
