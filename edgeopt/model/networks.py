@@ -140,7 +140,9 @@ def _total_stride(model: nn.Module, *, input_shape: tuple[int, ...]) -> int:
     whole = {
         module
         for module, before, after in _strided_sides(model, input_shape)
-        if isinstance(module, _POOLS) and after == 1 and before == _side(module.kernel_size)
+        if isinstance(module, _POOLS)
+        and after == 1
+        and module.kernel_size in (before, (before, before))
     }
     probed = _strided_sides(model, (1, channels, _PROBE, _PROBE))
     return _PROBE // min([_PROBE, *(after for module, _, after in probed if module not in whole)])
@@ -155,7 +157,9 @@ def _strided_sides(
     def note(module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
         found.append((module, min(given[0].shape[-2:]), min(out.shape[-2:])))
 
-    strided = [m for m in model.modules() if isinstance(m, _STRIDED) and _side(m.stride) != 1]
+    strided = [
+        m for m in model.modules() if isinstance(m, _STRIDED) and m.stride not in (1, (1, 1))
+    ]
     hooks = [module.register_forward_hook(note) for module in strided]
     # A head for one image size fails, after all strided maps were made.
     with suppress(Exception, SystemExit), torch.no_grad():
@@ -163,10 +167,6 @@ def _strided_sides(
     for hook in hooks:
         hook.remove()
     return found
-
-
-def _side(size: int | tuple[int, int]) -> int:
-    return size if isinstance(size, int) else min(size)
 
 
 def input_channels(model: nn.Module) -> int | None:
